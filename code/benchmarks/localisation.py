@@ -1,0 +1,129 @@
+"""What makes a map that marks the tumour? ADL, the high-frequency channel, the layer, rotations; over several seeds.
+
+    python benchmarks/localisation.py --root /tmp/study [--config demo] [--source TOP] [--variants ...] [--seeds 1 2 3]
+                                      [--bf16] [section.key=value ...]
+
+Patches come from dataset/<name> of --source, where the stage preprocess was run (the project's top level by default).
+Each variant and seed is trained in a folder of its own under --root; then the maps of the test split's positive
+patches are measured against their masks, which nothing was trained or chosen by. Run again, it goes on where it
+stopped; the table shows what is there. --bf16 trains in bfloat16, much faster on a CPU made for it.
+"""
+
+import argparse
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from epsam.cam import ROTATIONS, compute_maps, resize_map
+from epsam.classifier import load_classifier
+from epsam.classifier.data import PatchImages, as_float, split_batches
+from epsam.classifier.training import train_classifier
+from epsam.config import Config, find_config, load_config
+from epsam.evaluation.metrics import MapCurve
+from epsam.patches import patches_for_sam
+from epsam.results import read_results
+from epsam.runtime.device import Hardware, choose_hardware
+from epsam.runtime.files import read_json, read_mask, write_json
+from epsam.runtime.log import progress, set_up_logging
+from epsam.workspace import Workspace
+
+VARIANTS = {
+    "RGB": {"adl": False, "high_frequency": False},
+    "RGB + ADL": {"adl": True, "high_frequency": False},
+    "RGB + HF": {"adl": False, "high_frequency": True},
+    "RGB + ADL + HF": {"adl": True, "high_frequency": True},
+}
+LAYERS = ("layer4.0", "layer4")
+TURNS = {"1": (0,), "4": ROTATIONS}
+RESAMPLES = 500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--source", type=Path, default=Path(__file__).parents[2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    set_up_logging()
+    config = load_config(find_config(arguments.config), tuple(arguments.overrides))
+    hardware = choose_hardware(config.profile)
+    if arguments.bf16:
+        hardware = dataclasses.replace(hardware, precision=torch.bfloat16)
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            settings = config.classifier.model_copy(update=VARIANTS[variant] | {"seed": seed})
+            measure(config.model_copy(update={"classifier": settings}), variant, hardware, arguments)
+    print_table(arguments.root, config.name)
+
+
+def measure(config: Config, variant: str, hardware: Hardware, arguments: argparse.Namespace) -> None:
+    """Train one classifier and write what its maps are worth to measures.json, unless that is there."""
+    folder = arguments.root / config.name / f"{variant.replace(' ', '')}_{config.classifier.seed}"
+    if (folder / "measures.json").is_file():
+        return
+    workspace = Workspace(folder, config.name)
+    workspace.dataset.parent.mkdir(parents=True, exist_ok=True)
+    if not workspace.dataset.exists():
+        workspace.dataset.symlink_to(Workspace(arguments.source.resolve(), config.name).dataset)
+    train_classifier(config, workspace, hardware)
+    curves = map_curves(config, workspace, hardware)
+    measures = [
+        {"layer": layer, "turns": turns, "pxap": curve.average_precision(RESAMPLES, "study"),
+         "dice": curve.best_dice(RESAMPLES, "study"), "ones": curve.whole_patch_dice()}
+        for (layer, turns), curve in curves.items()
+    ]
+    auc = next(float(row["auc"]) for row in read_results(workspace) if row["split"] == "test")
+    write_json(folder / "measures.json", {"variant": variant, "seed": config.classifier.seed, "auc": auc,
+                                          "maps": measures})
+
+
+def map_curves(config: Config, workspace: Workspace, hardware: Hardware) -> dict[tuple[str, str], MapCurve]:
+    """Precision and recall of the test patches' maps, by layer and number of rotations."""
+    model = load_classifier(config.classifier, workspace.classifier, hardware.device)
+    patches = patches_for_sam(workspace, "test")
+    images = PatchImages(patches, config.worker_count)
+    curves: dict[tuple[str, str], MapCurve] = defaultdict(MapCurve)
+    batches = split_batches(len(patches), hardware.cam_batch)
+    for indices, batch in progress(images.batches(batches, config.worker_count), total=len(batches), desc="maps"):
+        truths = [read_mask(patches[index].mask) for index in indices]
+        for layer in LAYERS:
+            for turns, rotations in TURNS.items():
+                with hardware.autocast():
+                    maps = compute_maps(model, as_float(batch, hardware.device), rotations, layer).cpu().numpy()
+                for cam, truth in zip(maps, truths, strict=True):
+                    curves[layer, turns].add(resize_map(cam, truth.shape), truth)
+    return dict(curves)
+
+
+def print_table(root: Path, name: str) -> None:
+    """One row per variant, layer and number of rotations: mean over seeds, with the lowest and highest."""
+    rows = defaultdict(list)
+    for path in sorted((root / name).glob("*/measures.json")):
+        saved = read_json(path)
+        for row in saved["maps"]:
+            rows[saved["variant"], row["layer"], row["turns"]].append(row | {"auc": saved["auc"]})
+    print("| variant | layer | rotations | seeds | AUC | PxAP | best Dice | all of the patch |")
+    print("|---|---|---|---|---|---|---|---|")
+    for variant in VARIANTS:
+        for layer in LAYERS:
+            for turns in TURNS:
+                found = rows.get((variant, layer, turns))
+                if found:
+                    print(f"| {variant} | {layer} | {turns} | {len(found)} | {spread([r['auc'] for r in found])} | "
+                          f"{spread([r['pxap'][0] for r in found])} | {spread([r['dice'][0] for r in found])} | "
+                          f"{found[0]['ones']:.3f} |")
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The command line: one command per stage, and those beside the pipeline."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from epsam.config import Config, config_from, find_config, load_config
+from epsam.errors import CheckpointError, ConfigError, EpsamError
+from epsam.pipeline import STAGES, Stage, reset, run_stage
+from epsam.runtime.checkpoints import settings_file
+from epsam.runtime.files import read_json
+from epsam.runtime.log import logger, set_up_logging
+from epsam.workspace import Workspace
+
+INTERRUPTED = 130
+
+config_option = click.option(
+    "--config", "config_name", required=True, metavar="FILE",
+    help="YAML file of settings, or the name of a shipped one: demo, camelyon16, camelyon17.",
+)
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
+root_option = click.option(
+    "--root", type=click.Path(path_type=Path, file_okay=False), default=Path(), show_default="here",
+    help="Folder of dataset/, checkpoints/ and runs/.",
+)
+
+
+class InOrder(click.Group):
+    """Lists the commands in the order of the method, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def cli() -> None:
+    """EP-SAM: tumour segmentation of H&E slides from patch labels. ./train.sh runs the stages in order."""
+
+
+def _open_run(config_name: str, overrides: tuple[str, ...], root: Path) -> tuple[Config, Workspace]:
+    set_up_logging()
+    config = load_config(find_config(config_name), overrides)
+    workspace = Workspace(root, config.name)
+    set_up_logging(workspace.log)
+    return config, workspace
+
+
+def _stage_command(stage: Stage) -> click.Command:
+    @config_option
+    @root_option
+    @overrides_argument
+    def command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
+        run_stage(stage, *_open_run(config_name, overrides, root))
+
+    return click.command(stage.name, help=f"{stage.does[0].upper()}{stage.does[1:]}.")(command)
+
+
+for _stage in STAGES:
+    cli.add_command(_stage_command(_stage))
+
+
+@cli.command("reset")
+@config_option
+@root_option
+@click.option("--from", "first", default=STAGES[0].name, show_default=True, metavar="STAGE",
+              help="First stage to run anew.")
+@overrides_argument
+def reset_command(config_name: str, root: Path, first: str, overrides: tuple[str, ...]) -> None:
+    """Forget a stage and all after it, so that they run anew."""
+    reset(*_open_run(config_name, overrides, root), first)
+
+
+@cli.command("demo")
+@config_option
+@root_option
+@overrides_argument
+def demo_command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
+    """Draw the demo slides."""
+    from epsam.demo.slides import make_demo
+
+    _, workspace = _open_run(config_name, overrides, root)
+    make_demo(workspace.dataset)
+
+
+@cli.command("doctor")
+@config_option
+@root_option
+@click.option("--json", "as_json_", is_flag=True, help="Print the checks as JSON on stdout instead.")
+@overrides_argument
+def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tuple[str, ...]) -> None:
+    """Look whether everything is there that a run needs, and say how to mend what is not."""
+    from epsam.doctor import as_json, report
+    from epsam.doctor.run import examine
+
+    if as_json_:
+        config = load_config(find_config(config_name), overrides)
+        click.echo(as_json(examine(config, Workspace(root, config.name))))
+    else:
+        config, workspace = _open_run(config_name, overrides, root)
+        report(examine(config, workspace))
+
+
+@cli.command("infer")
+@click.option("--test-dataset-dir", type=click.Path(path_type=Path), required=True,
+              help="A patch folder (image/, with or without mask/), a slide, or a folder of slides.")
+@click.option("--resnet-checkpoint", type=click.Path(path_type=Path), required=True)
+@click.option("--sam-model-type", type=click.Choice(["vit_b", "vit_l", "vit_h", "demo"]), required=True)
+@click.option("--sam-checkpoint", default="", help="Weights of SAM; empty: looked for in checkpoints/ and fetched.")
+@click.option("--sam-decoder-checkpoint", type=click.Path(path_type=Path), required=True)
+@click.option("--output-dir", type=click.Path(path_type=Path), required=True)
+@click.option("--config", "config_name", metavar="FILE",
+              help="Settings of the run that made the checkpoints; needed only where no .json lies beside them.")
+@click.option("--fresh", is_flag=True, help="Replace what an earlier call wrote to OUTPUT_DIR.")
+@root_option
+@overrides_argument
+def infer_command(test_dataset_dir: Path, resnet_checkpoint: Path, sam_model_type: str, sam_checkpoint: str,
+                  sam_decoder_checkpoint: Path, output_dir: Path, config_name: str | None, fresh: bool, root: Path,
+                  overrides: tuple[str, ...]) -> None:
+    """Segment patches, a slide or a folder of slides with trained checkpoints."""
+    set_up_logging(root / "logging_inference.txt")
+    config = settings_of(resnet_checkpoint, sam_decoder_checkpoint, config_name, overrides)
+    from epsam.inference import InferenceSettings, infer
+    from epsam.runtime.device import choose_hardware
+
+    settings = InferenceSettings(
+        test_dataset_dir=root / test_dataset_dir,
+        resnet_checkpoint=root / resnet_checkpoint,
+        sam_model_type=sam_model_type,
+        sam_checkpoint=root / sam_checkpoint if sam_checkpoint else None,
+        sam_decoder_checkpoint=root / sam_decoder_checkpoint,
+        output_dir=root / output_dir,
+        weights_dir=root / "checkpoints",
+        config=config,
+        fresh=fresh,
+    )
+    infer(settings, choose_hardware(config.profile))
+
+
+def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides: tuple[str, ...]) -> Config:
+    """Settings that the checkpoints were trained with: `config_name`, or what lies beside them.
+
+    Raises CheckpointError when a checkpoint is missing, ConfigError when no settings are found.
+    """
+    for path in (resnet, decoder):
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint; ./train.sh makes it, or set the path in infer.sh")
+    if config_name:
+        return load_config(find_config(config_name), overrides)
+    for path in (decoder, resnet):
+        if settings_file(path).is_file():
+            return config_from(read_json(settings_file(path))["settings"], str(settings_file(path)), overrides)
+    raise ConfigError(f"{decoder}: no settings beside it ({settings_file(decoder).name}); name those it was trained "
+                      "with, e.g. ./infer.sh --config camelyon17")
+
+
+@cli.command("fetch")
+@click.argument("model_types", nargs=-1, required=True, metavar="vit_b|vit_l|vit_h|resnet18|resnet34|resnet50...")
+@root_option
+def fetch_command(model_types: tuple[str, ...], root: Path) -> None:
+    """Fetch weights into checkpoints/, e.g. on a machine with a network for one without."""
+    from epsam.runtime.weights import fetch
+
+    set_up_logging()
+    for model_type in model_types:
+        logger.info(f"{model_type}: {fetch(model_type, root / 'checkpoints')}")
+
+
+def main() -> None:
+    """Run the command line; known errors end as one line with status 1, Ctrl-C and SIGTERM with 130."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        cli.main(prog_name="epsam", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except EpsamError as error:
+        logger.error(f"error: {error}")
+        sys.exit(1)
+    except OSError as error:
+        logger.error(f"error: {error.filename or ''}: {error.strerror or error}. What was finished is kept; "
+                     "run the same command again when this is mended")
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        logger.error("stopped. What was finished is kept; run the same command again to go on")
+        os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write

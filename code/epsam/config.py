@@ -1,0 +1,372 @@
+"""Typed settings of a run, one class per stage; a YAML file and `section.key=value` overrides fill them.
+
+The defaults are the published figures (Camelyon17, where the two datasets differ). Every unknown key or
+wrong value raises ConfigError naming the key and the closest right one.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from epsam.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Common behaviour of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Slides(Section):
+    """Where slides come from and how they are read."""
+
+    reader: Literal["auto", "asap", "openslide"] = "auto"
+    asap_path: Path | None = None
+    """Folder of ASAP's multiresolutionimageinterface, when it lies neither on the path nor in /opt/ASAP/bin."""
+    collection: Literal["camelyon16", "camelyon17", "own"] = "own"
+    """Whose naming, published splits and table of known trouble apply."""
+    groups: dict[Literal["tumour", "hole"], list[str]] = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
+    """Annotation groups (ASAP's PartOfGroup), in paint order: later ones are painted over earlier ones."""
+    split: Literal["published", "patient-disjoint", "random"] = "random"
+    split_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
+    """Shares of slides for train, val and test with `split: random`."""
+    overrides: Path | None = None
+    """CSV with one line per slide that needs other settings than the rest."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.groups.get("tumour"):
+            raise ValueError("groups.tumour names no annotation group")
+        if self.split == "published" and self.collection == "own":
+            raise ValueError("split: published needs collection: camelyon16 or camelyon17; use split: random")
+        if abs(sum(self.split_shares) - 1) > 1e-6:
+            raise ValueError("split_shares must add up to 1")
+        return self
+
+
+class Tissue(Section):
+    """Tissue mask: saturation, Otsu, closing, median, at about `downsample` (method.md, section 0)."""
+
+    downsample: Rate = 16
+    close_px: Positive = 7
+    close_iterations: Count = 2
+    median_px: Positive = 15
+
+
+class Selection(Section):
+    """How many patches one split takes. Positives of SAM come per bin of tumour share or at random."""
+
+    per_bin: Count | None = None
+    """Positives from each bin of tumour share; bins that hold fewer give all."""
+    top_up: Count | None = None
+    """After `per_bin`, fill up at random to this many, before the cut to `patches.positive_share`."""
+    at_random: Count | None = None
+    """Positives at random, no bins."""
+    negatives: Count = 0
+    classifier_extra: Count = 0
+    """Further positives for the classifier alone, from `classifier.positive_share` outside
+    `patches.positive_share`."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if (self.per_bin is None) == (self.at_random is None):
+            raise ValueError("set either per_bin or at_random")
+        if self.top_up is not None and self.per_bin is None:
+            raise ValueError("top_up needs per_bin")
+        return self
+
+
+class Patches(Section):
+    """Windows cut from the slides."""
+
+    size_px: Positive = 512
+    target_mpp: Rate | None = None
+    """Cut at this resolution (um/px) instead of level 0; needs slides that know theirs, or an override."""
+    centre: Share = 0.25
+    """Half-width of the central part that must hold tissue, as a share of the window."""
+    border: Share = 0.01
+    """Share of the slide's width and height left out on every side."""
+    bin_width: Rate = 0.05
+    positive_share: tuple[Share, Share] = (0.2, 0.9)
+    """Range of tumour share of the positives that SAM works on."""
+    train: Selection = Selection(per_bin=500, negatives=6000)
+    val: Selection = Selection(per_bin=50, top_up=1000, negatives=700)
+    test: Selection = Selection(at_random=2000, negatives=2000)
+    seed: int = 42
+    tissue: Tissue = Tissue()
+
+
+class Augment(Section):
+    """Augmentation of the classifier's training patches."""
+
+    flips: bool = True
+    rotation_degrees: Annotated[float, Field(ge=0, le=360)] = 360
+    jitter: Share = 0.2
+    """Strength of the jitter of brightness, contrast, saturation and hue."""
+    grey: Share = 0.1
+
+
+class Classifier(Section):
+    """ResNet with enhanced ADL (method.md, section 1)."""
+
+    depth: Literal[18, 34, 50] = 50
+    layer3_stride: Literal[1, 2] = 2
+    init: Literal["random", "imagenet"] | Path = "random"
+    """`imagenet` fetches torchvision's weights; a path names such a file."""
+    high_frequency: bool = True
+    frequency_block_px: Count = 2
+    """Side of the block of low frequencies that is removed."""
+    adl: bool = True
+    adl_drop_rate: Share = 0.75
+    adl_threshold: Share = 0.8
+    positive_share: tuple[Share, Share] = (0.2, 0.9)
+    """Range of tumour share of the positives that the classifier learns from."""
+    lr: Rate = 1e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    batch: Positive = 16
+    epochs: Positive = 50
+    lr_step: Positive = 10
+    lr_gamma: Rate = 0.9
+    early_stop: Positive = 25
+    settle_batches: Count = 0
+    """After each epoch, take the statistics of batch normalisation anew from this many training batches, without
+    ADL, as the network is used afterwards. 0 keeps the running averages of training, which lag behind in short
+    trainings and have seen ADL."""
+    balance: bool = False
+    """Weigh the positives by negatives / positives in the loss."""
+    seed: int = 22
+    augment: Augment = Augment()
+
+
+class Cam(Section):
+    """Class activation maps and the masks cut from them (method.md, section 2)."""
+
+    layer: Literal["layer4.0", "layer4"] = "layer4.0"
+    rotations: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
+    mask_px: Positive = 32
+    """Side to which the map is resized before threshold and opening."""
+    percentile: Annotated[float, Field(ge=0, lt=100)] | None = 30
+    """Threshold: this percentile of the map's non-zero values..."""
+    threshold: Share | None = None
+    """...or this value of the map; exactly one of the two."""
+    opening_px: Count = 5
+    """Side of the opening's structuring element at `mask_px`; 0 for none."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if (self.percentile is None) == (self.threshold is None):
+            raise ValueError("set exactly one of percentile and threshold (the other to null)")
+        if not self.rotations:
+            raise ValueError("rotations is empty; [0] is the map of the patch as it is")
+        return self
+
+
+class Prompts(Section):
+    """What SAM is told (method.md, section 3)."""
+
+    kind: Literal["points", "boxes", "both"] = "points"
+    points: Positive = 50
+    min_box_px: Count = 100
+    """Components of fewer patch pixels give no box."""
+
+
+class Sam(Section):
+    """The Segment Anything model and the store of its embeddings."""
+
+    model_type: Literal["vit_b", "vit_l", "vit_h", "demo"] = "vit_b"
+    checkpoint: Path | None = None
+    """Weights by path; without it those of `model_type` are looked for in checkpoints/ and fetched."""
+    embeddings: Literal["on", "off"] = "on"
+    views: Annotated[int, Field(ge=1, le=8)] = 4
+    """Dihedral views of each training patch that are kept: the augmentation."""
+
+
+class Finetune(Section):
+    """Fine-tuning of SAM's mask decoder, the same in every round (method.md, section 4)."""
+
+    lr: Rate = 5e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    batch: Positive = 4
+    epochs: Positive = 20
+    early_stop: Positive = 10
+    smooth: Rate = 1e-3
+    prompts_from: Literal["mask", "cam"] = "mask"
+    """Where training prompts come from: uniform in the pseudo mask, or by the CAM as in evaluation."""
+    select_on: Literal["pseudo", "val_masks"] = "pseudo"
+    """What the best epoch is chosen by: pseudo masks of the val split, or its true masks."""
+    seed: int = 21
+
+
+class Retrain(Section):
+    """Pseudo-labels and the rounds trained on them."""
+
+    rounds: Count = 3
+    ids: Share = 0.9
+    """Least share of SAM's mask inside the CAM mask for a pseudo-label to be kept."""
+
+
+class Evaluate(Section):
+    """The table on the test split (method.md, section 5)."""
+
+    bootstrap: Count = 1000
+    """Resamples behind the 95 % intervals."""
+    supervised: bool = False
+    """Also train a decoder on the true masks of the train split: the upper bound."""
+
+
+class Inference(Section):
+    """Prediction for whole slides (./infer.sh)."""
+
+    overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.5
+    """Share of a tile's side that it has in common with the next one."""
+    classifier_probability: Share = 0.5
+    """Tiles that the classifier gives less than this are taken to hold no tumour; SAM does not see them."""
+    map_downsample: Positive = 4
+    """Patch pixels per pixel of the probability map, about: a patch becomes a whole number of map pixels."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability from which a place counts as tumour."""
+    min_focus_px: Count = 10_000
+    """Smaller foci are dropped and smaller holes filled; area in patch pixels."""
+
+
+class Config(Section):
+    """All settings of one run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names dataset/<name>, runs/<name>, checkpoints/<name>_*.pth and logging_<name>.txt."""
+    profile: Literal["auto", "cpu", "8gb", "12gb", "24gb"] = "auto"
+    workers: Count | None = None
+    """Worker processes for slides and loading; null takes the number of cores."""
+    slides: Slides = Slides()
+    patches: Patches = Patches()
+    classifier: Classifier = Classifier()
+    cam: Cam = Cam()
+    prompts: Prompts = Prompts()
+    sam: Sam = Sam()
+    finetune: Finetune = Finetune()
+    retrain: Retrain = Retrain()
+    evaluate: Evaluate = Evaluate()
+    inference: Inference = Inference()
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes: `workers`, or the cores this process may use, 16 at most."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers if self.workers is not None else min(cores, 16)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name in {"inference"}:
+            raise ValueError("this name is taken by the log of ./infer.sh; choose another")
+        return name
+
+    @model_validator(mode="after")
+    def _check(self):
+        for section in ("patches", "classifier"):
+            low, high = getattr(self, section).positive_share
+            if low >= high:
+                raise ValueError(f"{section}.positive_share must rise, not {low} to {high}")
+        return self
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and apply overrides of the form `section.key=value` (value in YAML).
+
+    Raises ConfigError for a missing or malformed file, an unknown key or a wrong value.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+        raise ConfigError(f"{path}: no such settings file; give the path of a YAML file or one of {shipped}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected settings such as `name: mine`, found {type(settings).__name__}")
+    settings.setdefault("name", Path(path).stem)
+    return config_from(settings, str(path), overrides)
+
+
+def config_from(settings: dict[str, Any], source: str, overrides: tuple[str, ...] = ()) -> Config:
+    """Check settings, nested or with dotted keys, after applying overrides; errors name `source`."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        _put(nested, str(key), value)
+    for override in overrides:
+        _apply(nested, override)
+    try:
+        return Config.model_validate(nested)
+    except (ValidationError, RecursionError) as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from None
+
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+def find_config(name_or_path: str) -> Path:
+    """Path of a shipped config by its name (`demo`), or the path itself."""
+    shipped = SHIPPED / f"{name_or_path}.yaml"
+    return shipped if shipped.is_file() else Path(name_or_path)
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"`{override}`: an override reads section.key=value, e.g. retrain.rounds=2")
+    try:
+        _put(settings, key, yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`{override}`: the value is not YAML: {_one_line(error)}") from None
+
+
+def _put(settings: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"`{dotted}`: `{section}` is a value, not a section")
+    settings[key] = value
+
+
+def _explain(error: ValidationError | RecursionError) -> str:
+    """One line for all complaints, with the closest right key for unknown ones."""
+    if isinstance(error, RecursionError):
+        return "settings are nested too deeply"
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-")))
+        if item["type"] == "extra_forbidden":
+            keys = _keys_beside(item["loc"])
+            close = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1, cutoff=0.5)
+            hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(keys)}"
+            lines.append(f"unknown setting `{where}`; {hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = item["input"]
+            shown = f" (given: {given!r})" if isinstance(given, str | int | float | list | None) else ""
+            lines.append(f"`{where or 'settings'}`: {message}{shown}")
+    return "; ".join(lines)
+
+
+def _keys_beside(location: tuple) -> list[str]:
+    model = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

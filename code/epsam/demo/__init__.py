@@ -1,0 +1,1 @@
+"""The embedded demo: drawn slides in Camelyon's format and the small SAM that goes with them."""

@@ -1,0 +1,113 @@
+"""Write the demo's slides: drawn tissue as tiled pyramidal TIFFs with ASAP XML, as Camelyon16 has them."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import tifffile
+
+from epsam.demo.tissue import draw_stain, draw_tissue
+from epsam.runtime.files import atomic
+from epsam.runtime.log import logger, progress
+from epsam.runtime.seeds import generator
+
+MPP = 0.5
+TILE = 256
+DRAWING = 1
+"""Raise when the drawing changes, so that slides of before are drawn again."""
+
+
+def make_demo(dataset: Path, seed: int = 0, *, tumour: int = 10, normal: int = 4, size_px: int = 2560,
+              workers: int | None = None) -> None:
+    """Draw images/{tumor,normal}_NNN.tif and annotations/tumor_NNN.xml under `dataset`.
+
+    Slides are about `size_px` wide and high at 0.5 um/px. The same arguments give the same pixels, whatever
+    the number of `workers` (processes; by default one per core, and none besides this one for 1). Slides that
+    are whole and were drawn with the same arguments are left as they are.
+    """
+    dataset = Path(dataset)
+    names = [f"tumor_{n:03d}" for n in range(1, tumour + 1)] + [f"normal_{n:03d}" for n in range(1, normal + 1)]
+    missing = [name for name in names if not _is_whole(dataset, name, _describe(name, seed, size_px))]
+    logger.info(f"demo: {len(names)} slides, {len(names) - len(missing)} of them there already")
+    jobs = [(dataset, name, seed, size_px) for name in missing]
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    with progress(total=len(jobs), desc="demo slides", unit="slide") as bar:
+        if workers <= 1:
+            for job in jobs:
+                make_slide(*job)
+                bar.update()
+            return
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(make_slide, *job) for job in jobs]):
+                done.result()
+                bar.update()
+
+
+def make_slide(dataset: Path, name: str, seed: int, size_px: int) -> None:
+    """Draw one slide; its XML is written first, so that a slide that exists is whole."""
+    cv2.setNumThreads(1)
+    rng = generator("demo", seed, name, size_px)
+    shape = tuple(int(n) for n in np.rint(size_px * rng.uniform(0.92, 1.08, 2)))
+    stain = draw_stain(rng)
+    picture, mask = draw_tissue(shape, name.startswith("tumor"), stain, rng)
+    if name.startswith("tumor"):
+        write_annotation(dataset / "annotations" / f"{name}.xml", mask)
+    write_slide(dataset / "images" / f"{name}.tif", picture, _describe(name, seed, size_px))
+
+
+def write_slide(path: Path, picture: np.ndarray, description: str) -> None:
+    """Write RGB uint8 (H, W, 3) as a tiled JPEG pyramid of top-level pages, halved down to under 512 px."""
+    levels = [picture]
+    while min(levels[-1].shape[:2]) > 512:
+        height, width = levels[-1].shape[:2]
+        levels.append(cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA))
+    with atomic(path) as temporary, tifffile.TiffWriter(temporary) as tif:
+        for number, level in enumerate(levels):
+            per_cm = 1e4 / (MPP * picture.shape[1] / level.shape[1])
+            tif.write(level, tile=(TILE, TILE), photometric="rgb", compression="jpeg",
+                      compressionargs={"level": 88}, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+                      subfiletype=1 if number else 0, description=None if number else description,
+                      metadata=None, software=False)
+
+
+def write_annotation(path: Path, mask: np.ndarray) -> None:
+    """Outline a bool mask (H, W) in ASAP's XML: regions in group Tumor, the holes in them in Exclusion.
+
+    Vertices lie on the outermost pixels' centres, in level-0 px.
+    """
+    root = ElementTree.Element("ASAP_Annotations")
+    annotations = ElementTree.SubElement(root, "Annotations")
+    contours, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    order = sorted(range(len(contours)), key=lambda k: tree[0][k][3] >= 0)
+    for number, k in enumerate(order):
+        hole = tree[0][k][3] >= 0
+        outline = cv2.approxPolyDP(contours[k], 0.8, closed=True)[:, 0]
+        node = ElementTree.SubElement(
+            annotations, "Annotation", Name=f"Annotation {number}", Type="Polygon",
+            PartOfGroup="Exclusion" if hole else "Tumor", Color="#64FE2E" if hole else "#F4FA58")
+        coordinates = ElementTree.SubElement(node, "Coordinates")
+        for position, (x, y) in enumerate(outline):
+            ElementTree.SubElement(coordinates, "Coordinate", Order=str(position), X=str(x), Y=str(y))
+    groups = ElementTree.SubElement(root, "AnnotationGroups")
+    for name, color in (("Tumor", "#F4FA58"), ("Exclusion", "#64FE2E")):
+        group = ElementTree.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color=color)
+        ElementTree.SubElement(group, "Attributes")
+    ElementTree.indent(root)
+    with atomic(path) as temporary:
+        ElementTree.ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True)
+
+
+def _describe(name: str, seed: int, size_px: int) -> str:
+    return f"EP-SAM demo slide {name}, seed {seed}, {size_px} px, drawing {DRAWING}"
+
+
+def _is_whole(dataset: Path, name: str, description: str) -> bool:
+    path = dataset / "images" / f"{name}.tif"
+    if not path.is_file() or (name.startswith("tumor") and not (dataset / "annotations" / f"{name}.xml").is_file()):
+        return False
+    with tifffile.TiffFile(path) as tif:
+        return tif.pages[0].description == description

@@ -1,0 +1,1 @@
+"""Figures on the test split, and the page that shows a run."""

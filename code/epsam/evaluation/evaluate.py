@@ -1,0 +1,185 @@
+"""Stage evaluate: all methods side by side on the test split."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from epsam.cam import cam_mask, load_cams, resize_map
+from epsam.classifier import load_classifier
+from epsam.config import Config
+from epsam.errors import DataError
+from epsam.evaluation import metrics
+from epsam.evaluation.methods import Figures, Method, figures_csv, methods_of, predictions, read_figures, write_figures
+from epsam.inference.models import Models
+from epsam.patches import Patch, patches_for_classifier, patches_for_sam
+from epsam.results import Value, record_results
+from epsam.runtime.device import Hardware
+from epsam.runtime.files import read_image, read_mask, write_png
+from epsam.runtime.log import logger, progress
+from epsam.sam import load_decoder, load_sam, predict_split
+from epsam.sam.retraining import train_supervised
+from epsam.workspace import Workspace
+
+
+def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
+    """Stage: predict the test split with every method, compare with the true masks, record and log the table.
+
+    Two sets of figures. On patches that hold tumour, as published: each is predicted whatever the classifier says.
+    On all patches (`all_...`), as a slide is predicted: one that the classifier gives less than
+    `inference.classifier_probability` is predicted empty, tumour or not; a normal one above it goes the same way
+    as the others. Without true masks nothing is measured, which is said. Masks predicted for the test split and
+    figures patch by patch lie in runs/<name>/state/predictions/; a second call goes on after the last whole method.
+    """
+    known = [patch for patch in patches_for_sam(workspace, "test") if patch.has_mask]
+    _say_what_is_missing(workspace, known)
+    if not known:
+        record_results(workspace, "evaluate", [])
+        return
+    if config.evaluate.supervised:
+        train_supervised(config, workspace, hardware)
+    methods = methods_of(config, workspace)
+    negatives = [patch for patch in patches_for_classifier(workspace, "test") if patch.label == 0]
+    todo = [method for method in methods if not _is_measured(workspace, method, [*known, *negatives])]
+    if todo:
+        _measure(config, workspace, hardware, todo, known, negatives)
+    rows = [result_row(config, method.name, read_figures(figures_csv(workspace, method.name))) for method in methods]
+    rows[0] |= _map_figures(config, cam_curve(workspace, known))
+    record_results(workspace, "evaluate", rows)
+    _log_table(methods, rows)
+
+
+def _say_what_is_missing(workspace: Workspace, known: Sequence[Patch]) -> None:
+    folder, positives = workspace.split("test") / "mask", patches_for_sam(workspace, "test")
+    if not known:
+        found = any(folder.glob("*.png"))
+        why = "the masks there match no patch by name" if found else "there are no masks"
+        logger.warning(f"evaluate: {folder}: {why}; nothing is measured. A mask has the name of its patch")
+    elif len(known) < len(positives):
+        logger.warning(f"evaluate: {len(positives) - len(known)} of {len(positives)} test patches with tumour have no "
+                       f"mask in {folder}; they are left out")
+
+
+def _is_measured(workspace: Workspace, method: Method, patches: Sequence[Patch]) -> bool:
+    path = figures_csv(workspace, method.name)
+    return path.is_file() and read_figures(path).names == [patch.name for patch in patches]
+
+
+def _measure(config: Config, workspace: Workspace, hardware: Hardware, methods: Sequence[Method],
+             known: Sequence[Patch], negatives: Sequence[Patch]) -> None:
+    """Predict the patches with each method and keep masks and figures."""
+    sam = load_sam(config.sam.model_type, config.sam.checkpoint, workspace.checkpoints, hardware.device)
+    models = Models(load_classifier(config.classifier, workspace.classifier, hardware.device), sam, config, hardware)
+    patches = [*known, *negatives]
+    probabilities = _classify(models, patches)
+    gate = config.inference.classifier_probability
+    alarms = [patch for patch in negatives if probabilities[patch.name] >= gate]
+    logger.info(f"evaluate: {len(known)} test patches with tumour, {len(negatives)} normal ones, of which the "
+                f"classifier takes {len(alarms)} for tumour")
+    for method in methods:
+        if method.decoder:
+            load_decoder(sam, method.decoder)
+        overlaps = {patch.name: (0, 0, 0) for patch in negatives}
+        for patch, mask in _masks(config, workspace, hardware, models, method, known, alarms):
+            write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
+            overlaps[patch.name] = _overlap(patch, mask)
+        write_figures(figures_csv(workspace, method.name), Figures(
+            names=[patch.name for patch in patches],
+            labels=np.array([patch.label for patch in patches]),
+            probabilities=np.array([probabilities[patch.name] for patch in patches]),
+            overlaps=np.array([overlaps[patch.name] for patch in patches]),
+        ))
+
+
+def _classify(models: Models, patches: Sequence[Patch]) -> dict[str, float]:
+    """Probability of tumour of each patch, by name."""
+    step = models.hardware.classifier_batch
+    probabilities: dict[str, float] = {}
+    with progress(total=len(patches), desc="classify test", unit="patch") as bar:
+        for start in range(0, len(patches), step):
+            batch = patches[start:start + step]
+            images = np.stack([read_image(patch.path) for patch in batch])
+            probabilities |= dict(zip((p.name for p in batch), models.classify(images).tolist(), strict=True))
+            bar.update(len(batch))
+    return probabilities
+
+
+def _masks(config: Config, workspace: Workspace, hardware: Hardware, models: Models, method: Method,
+           known: Sequence[Patch], alarms: Sequence[Patch]) -> Iterator[tuple[Patch, np.ndarray]]:
+    """Predicted masks (H, W) bool of the patches with tumour and of the false alarms."""
+    if method.name == "cam":
+        cams = load_cams(workspace.cams("test"))
+        for patch in known:
+            yield patch, cam_mask(cams[patch.name], config.cam, read_mask(patch.mask).shape)
+    else:
+        by_name = {patch.name: patch for patch in known}
+        for name, mask in predict_split(config, workspace, hardware, "test", method.decoder):
+            if name in by_name:
+                yield by_name[name], mask
+    for patch in progress(alarms, desc=f"{method.name}: false alarms", unit="patch") if alarms else ():
+        image = read_image(patch.path)[None]
+        if method.name == "cam":
+            yield patch, models.cam_masks(image)[1][0]
+        else:
+            yield patch, models.segment(image, [patch.name])[0] > 0.5
+
+
+def _overlap(patch: Patch, mask: np.ndarray) -> tuple[int, int, int]:
+    """Overlap of a predicted mask with the true one, which is empty for a normal patch."""
+    if patch.label == 0:
+        return 0, int(mask.sum()), 0
+    try:
+        return metrics.overlap(mask, read_mask(patch.mask))
+    except DataError as error:
+        raise DataError(f"{patch.mask}: {error}") from None
+
+
+def cam_curve(workspace: Workspace, patches: Sequence[Patch]) -> metrics.MapCurve:
+    """Precision and recall of the CAMs of test patches over all thresholds."""
+    cams, curve = load_cams(workspace.cams("test")), metrics.MapCurve()
+    for patch in progress(patches, desc="PxAP", unit="patch"):
+        truth = read_mask(patch.mask)
+        curve.add(resize_map(cams[patch.name], truth.shape), truth)
+    return curve
+
+
+def result_row(config: Config, method: str, figures: Figures) -> dict[str, Value]:
+    """One row of the table: dice, iou and pooled_dice with `_low` and `_high`, then the same as `all_...`."""
+    row: dict[str, Value] = {"split": "test", "method": method}
+    sets = (("", figures.positives()), ("all_", figures.gated(config.inference.classifier_probability)))
+    resamples, seed = config.evaluate.bootstrap, metrics.BOOTSTRAP_SEED
+    intervals: dict[str, float] = {}
+    for prefix, chosen in sets:
+        measures = {
+            "dice": metrics.mean_with_interval(chosen.dice, resamples, seed),
+            "iou": metrics.mean_with_interval(chosen.iou, resamples, seed),
+            "pooled_dice": metrics.with_interval(chosen.overlaps, metrics.pooled_dice, resamples, seed),
+        }
+        for key, (value, low, high) in measures.items():
+            intervals |= {prefix + key: value, f"{prefix}{key}_low": low, f"{prefix}{key}_high": high}
+        intervals[f"{prefix}patches"] = len(chosen.names)
+    return row | {key: intervals.pop(key) for key in ("dice", "iou", "patches")} | intervals
+
+
+def _map_figures(config: Config, curve: metrics.MapCurve) -> dict[str, float]:
+    """Figures of the CAM that need no threshold, or choose it on true masks."""
+    resamples, seed = config.evaluate.bootstrap, metrics.BOOTSTRAP_SEED
+    found = {"pxap": curve.average_precision(resamples, seed), "best_threshold_dice": curve.best_dice(resamples, seed)}
+    figures = {key + end: value for key, values in found.items()
+               for end, value in zip(("", "_low", "_high"), values, strict=True)}
+    return figures | {"whole_patch_dice": curve.whole_patch_dice()}
+
+
+def _log_table(methods: Sequence[Method], rows: Sequence[dict[str, Value]]) -> None:
+    """The table as aligned lines."""
+    def cell(row: dict[str, Value], key: str) -> str:
+        return f"{row[key]:.3f} [{row[key + '_low']:.3f}, {row[key + '_high']:.3f}]"
+
+    columns = {"Dice": "dice", "IoU": "iou", "pooled Dice": "pooled_dice", "Dice, all patches": "all_dice"}
+    lines = [["method", *columns]]
+    lines += [[m.title, *(cell(row, key) for key in columns.values())] for m, row in zip(methods, rows, strict=True)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    logger.info(f"Test split, {rows[0]['patches']} patches with tumour of {rows[0]['all_patches']}; "
+                "95 % bootstrap intervals over patches. Masks of whole patches have a Dice of "
+                f"{rows[0]['whole_patch_dice']:.3f}")
+    for line in lines:
+        logger.info("  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,120 @@
+"""The methods that are compared, in the order of the table, and their figures patch by patch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from epsam.config import Config
+from epsam.evaluation import metrics
+from epsam.runtime.files import read_csv, write_csv
+from epsam.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table."""
+
+    name: str
+    """cam, sam, round0 ... roundN or supervised, as in the log and in metrics.csv."""
+    decoder: Path | None = None
+    """Decoder that takes the place of SAM's own."""
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        if self.name.startswith("round"):
+            return f"Round {self.name.removeprefix('round')}"
+        return {"cam": "CAM mask", "sam": "SAM, untuned", "supervised": "Supervised"}[self.name]
+
+    @property
+    def note(self) -> str:
+        """What it is, in one sentence."""
+        if self.name == "round0":
+            return "SAM's decoder trained on the CAM masks"
+        if self.name.startswith("round"):
+            return f"SAM's decoder trained on what round {int(self.name.removeprefix('round')) - 1} predicted"
+        return {
+            "cam": "the class activation map above its threshold, no SAM",
+            "sam": "SAM as published, with the same prompts",
+            "supervised": "SAM's decoder trained on true masks: what the labels alone cannot know",
+        }[self.name]
+
+
+def methods_of(config: Config, workspace: Workspace) -> list[Method]:
+    """All methods of a run, the last round being the model that the run is for."""
+    rounds = [Method(f"round{n}", workspace.decoder(n)) for n in range(config.retrain.rounds + 1)]
+    supervised = [Method("supervised", workspace.decoder("supervised"))] if config.evaluate.supervised else []
+    return [Method("cam"), Method("sam"), *rounds, *supervised]
+
+
+def final_method(config: Config) -> str:
+    """Name of the method that the run is for: the last round."""
+    return f"round{config.retrain.rounds}"
+
+
+def predictions(workspace: Workspace, method: str) -> Path:
+    """Folder of the masks that a method predicts for test patches, <patch name>.png."""
+    return workspace.state / "predictions" / method
+
+
+def figures_csv(workspace: Workspace, method: str) -> Path:
+    """Figures of a method patch by patch; written when all its masks are there."""
+    return workspace.state / "predictions" / f"{method}.csv"
+
+
+COLUMNS = ["name", "label", "probability", "both", "predicted", "true", "dice", "iou"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Overlap of one method with the truth on N test patches."""
+
+    names: list[str]
+    labels: np.ndarray
+    """(N,) int, 1 where the patch holds tumour."""
+    probabilities: np.ndarray
+    """(N,) float in [0, 1] by the classifier."""
+    overlaps: np.ndarray
+    """(N, 3) px: in both masks, in the predicted, in the true one."""
+
+    @property
+    def dice(self) -> np.ndarray:
+        """(N,) per patch, in [0, 1]."""
+        return metrics.pooled_dice(self.overlaps)
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(N,) per patch, in [0, 1]."""
+        return metrics.pooled_iou(self.overlaps)
+
+    def positives(self) -> "Figures":
+        """The patches that hold tumour."""
+        return self._rows(self.labels == 1)
+
+    def gated(self, threshold: float) -> "Figures":
+        """All patches, with an empty prediction where the classifier stays below `threshold`."""
+        open_ = (self.probabilities >= threshold)[:, None]
+        gated = self.overlaps * np.hstack([open_, open_, np.ones_like(open_)])
+        return Figures(self.names, self.labels, self.probabilities, gated)
+
+    def _rows(self, chosen: np.ndarray) -> "Figures":
+        names = [name for name, keep in zip(self.names, chosen, strict=True) if keep]
+        return Figures(names, self.labels[chosen], self.probabilities[chosen], self.overlaps[chosen])
+
+
+def write_figures(path: Path, figures: Figures) -> None:
+    """Write figures as CSV."""
+    columns = (figures.names, figures.labels, figures.probabilities, *figures.overlaps.T, figures.dice, figures.iou)
+    write_csv(path, (dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)), COLUMNS)
+
+
+def read_figures(path: Path) -> Figures:
+    """Read what `write_figures` wrote; raises DataError when the file is missing or damaged."""
+    rows = read_csv(path, COLUMNS)
+    return Figures(
+        [row["name"] for row in rows],
+        np.array([int(row["label"]) for row in rows]),
+        np.array([float(row["probability"]) for row in rows]),
+        np.array([[int(row[key]) for key in ("both", "predicted", "true")] for row in rows]).reshape(-1, 3),
+    )

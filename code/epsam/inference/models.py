@@ -1,0 +1,129 @@
+"""The trained models together: patches in, tumour probability out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+
+from epsam.cam import cam_mask, compute_maps, resize_map
+from epsam.classifier import ResNetADL, load_classifier
+from epsam.config import Config
+from epsam.errors import CheckpointError
+from epsam.prompts import prompts_for
+from epsam.runtime.device import Hardware
+from epsam.runtime.fitting import load_tensors
+from epsam.runtime.memory import BatchSize
+from epsam.runtime.seeds import generator
+from epsam.sam import load_decoder, load_sam, predict_masks
+from epsam.sam.encoder import encode, to_input
+
+Model = TypeVar("Model")
+
+CPU_PIXELS = 2**19
+"""Most input pixels of one call of a model on the CPU, where larger batches cost memory and gain no time."""
+
+
+class Models:
+    """Classifier and SAM with its trained decoder, on the device; `config` is that of the run that trained them."""
+
+    def __init__(self, classifier: ResNetADL, sam: Sam, config: Config, hardware: Hardware):
+        self.classifier, self.sam, self.config, self.hardware = classifier, sam, config, hardware
+        self._classified = BatchSize("classifier", hardware.classifier_batch)
+        self._segmented = BatchSize("SAM", hardware.decoder_batch)
+
+    @torch.inference_mode()
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """Probability that a patch holds tumour, float32 (N,), for RGB uint8 (N, H, W, 3)."""
+        def step(size: int) -> np.ndarray:
+            parts = [torch.sigmoid(self.classifier(self._as_input(batch)).float()).reshape(-1).cpu()
+                     for batch in self._batches(images, size, images[0, ..., 0].size)]
+            return torch.cat(parts).numpy()
+
+        return self._classified.run(step)
+
+    @torch.inference_mode()
+    def segment(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Tumour probability of each pixel, float32 (N, H, W), for patches RGB uint8 (N, H, W, 3) said to hold it.
+
+        `names` seed the prompts, so the answer for a patch does not depend on the others. A patch whose CAM gives
+        no prompt is 0 everywhere.
+        """
+        def step(size: int) -> np.ndarray:
+            return np.concatenate([self._segment_batch(images[start : start + size], names[start : start + size])
+                                   for start in range(0, len(images), size)])
+
+        return self._segmented.run(step)
+
+    def cam_masks(self, images: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """CAM, float [0, 1] (H, W), and CAM mask, bool (H, W), of each patch."""
+        size, settings = images.shape[1:3], self.config.cam
+        turned_px = size[0] * size[1] * len(settings.rotations)
+        maps = [m for batch in self._batches(images, self.hardware.cam_batch, turned_px)
+                for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
+                .float().cpu().numpy()]
+        return [resize_map(m, size) for m in maps], [cam_mask(m, settings, size) for m in maps]
+
+    def _segment_batch(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        cams, masks = self.cam_masks(images)
+        prompts = [prompts_for(mask, cam, self.config.prompts, generator(self.config.finetune.seed, name, "predict", 0))
+                   for name, cam, mask in zip(names, cams, masks, strict=True)]
+        side = self.sam.image_encoder.img_size
+        inputs = [to_input(image, side) for image in images]
+        embeddings = torch.cat([encode(self.sam, batch, self.hardware)
+                                for batch in self._batches(inputs, self.hardware.encoder_batch, side**2)])
+        logits = predict_masks(self.sam, embeddings.float(), prompts, images.shape[1:3])
+        return torch.sigmoid(logits.float()).cpu().numpy()
+
+    def _batches(self, items: Sequence | np.ndarray, size: int, pixels: int) -> list:
+        """Runs of at most `size` items, of `pixels` each."""
+        if self.hardware.device.type == "cpu":
+            size = max(1, min(size, CPU_PIXELS // pixels))
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _as_input(self, images: np.ndarray) -> torch.Tensor:
+        """RGB uint8 (N, H, W, 3) to float [0, 1] (N, 3, H, W) on the device."""
+        tensor = torch.from_numpy(images).to(self.hardware.device).permute(0, 3, 1, 2).float() / 255
+        return tensor.contiguous(memory_format=self.hardware.memory_format)
+
+
+CLASSIFIER, WHOLE_SAM, DECODER = "a ResNet classifier", "a whole SAM", "a SAM mask decoder"
+BELONGS = {CLASSIFIER: "RESNET_CHECKPOINT", WHOLE_SAM: "SAM_CHECKPOINT", DECODER: "SAM_DECODER_CHECKPOINT"}
+
+
+def load_models(
+    config: Config, hardware: Hardware, *, resnet: Path, sam: Path | None, decoder: Path, weights_dir: Path
+) -> Models:
+    """Load all three; raises CheckpointError, saying which belongs where when they were swapped."""
+    classifier = _load(CLASSIFIER, resnet, lambda: load_classifier(config.classifier, resnet, hardware.device))
+    model = _load(WHOLE_SAM, sam, lambda: load_sam(config.sam.model_type, sam, weights_dir, hardware.device))
+    _load(DECODER, decoder, lambda: load_decoder(model, decoder))
+    return Models(classifier, model, config, hardware)
+
+
+def _load(wanted: str, path: Path | None, load: Callable[[], Model]) -> Model:
+    try:
+        return load()
+    except CheckpointError as error:
+        if path is None or not Path(path).is_file():
+            raise
+        found = kind_of(load_tensors(path))
+        if found in (None, wanted):
+            raise
+        raise CheckpointError(f"{BELONGS[wanted]}={path} holds {found}, not {wanted}; set {BELONGS[found]} to it "
+                              f"and {BELONGS[wanted]} to the other file") from error
+
+
+def kind_of(weights: Mapping) -> str | None:
+    """What a file of weights holds, by its names; None when it is none of ours."""
+    for value in weights.values():
+        if isinstance(value, Mapping):
+            return kind_of(value)
+    names = [str(name) for name in weights]
+    if any("image_encoder." in name for name in names):
+        return WHOLE_SAM
+    if any("mask_decoder." in name for name in names):
+        return DECODER
+    return CLASSIFIER if any(name.endswith("conv1.weight") for name in names) else None

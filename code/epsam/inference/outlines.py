@@ -1,0 +1,116 @@
+"""Outlines of the tumour foci: polygons with holes, cut from the probability map at one threshold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import contourpy
+import cv2
+import numpy as np
+import shapely
+from shapely.geometry import MultiPolygon, Polygon, box
+from shapely.geometry.polygon import orient
+
+from epsam.inference.probability import ProbabilityMap
+
+GRID = 0.25
+"""Vertices lie on multiples of this many level-0 px: exact in binary and in the text of the exports."""
+SIMPLIFY = 0.25
+"""An outline may move by this many map pixels when vertices are left out."""
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Focus:
+    """One connected region of tumour."""
+
+    polygon: Polygon
+    """Level-0 px, valid; exterior anticlockwise and holes clockwise as RFC 7946 counts (y up)."""
+    probability: float
+    """Mean of the map inside, in [0, 1]."""
+
+
+def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> list[Focus]:
+    """Regions where the map, interpolated between its pixel centres, exceeds `threshold`; top to bottom.
+
+    `min_area` (level-0 px2): smaller foci are dropped, smaller holes filled. Works block by block; memory grows
+    with the length of the outlines only.
+    """
+    region = shapely.unary_union([p for block in source.blocks(BLOCK) for p in _polygons_of(source, block, threshold)])
+    region = _tidy(region, min_area)
+    region = shapely.simplify(region, SIMPLIFY * source.step, preserve_topology=True)
+    region = shapely.set_precision(shapely.make_valid(region), GRID)
+    region = region.intersection(box(0, 0, *source.slide_size))
+    polygons = sorted((orient(p) for p in _tidy(region, min_area).geoms), key=lambda p: (p.bounds[1], p.bounds[0]))
+    return [Focus(polygon, _mean_inside(source, polygon)) for polygon in polygons]
+
+
+def _polygons_of(source: ProbabilityMap, block: tuple[int, int, int, int], threshold: float) -> list[Polygon]:
+    """Polygons between the centres of the first pixels of `block` and of the next blocks: they tile the slide."""
+    row0, row1, column0, column1 = block
+    rows, columns = source.shape
+    y, top, bottom = _centres(row0, row1, rows, source.step, source.slide_size[1])
+    x, left, right = _centres(column0, column1, columns, source.step, source.slide_size[0])
+    values = source.read(row0, row1 + 1, column0, column1 + 1)
+    level = threshold * 255 - 1e-6  # a map pixel of just the threshold counts as tumour
+    if values.max() <= level:
+        return []
+    values = np.pad(values, ((top, bottom), (left, right)), mode="edge")
+    lines = contourpy.contour_generator(x, y, values.astype(np.float64), fill_type=contourpy.FillType.OuterOffset)
+    points, offsets = lines.filled(level, 256)
+    polygons = []
+    for vertices, cuts in zip(points, offsets, strict=True):
+        rings = [vertices[a:b] for a, b in pairwise(cuts)]
+        polygons += _parts(shapely.make_valid(Polygon(rings[0], rings[1:])))
+    return polygons
+
+
+def _centres(first: int, last: int, count: int, step: float, length: int) -> tuple[np.ndarray, int, int]:
+    """Centres of pixels first..last (last included where it exists) in level-0 px, with the slide's edges added.
+
+    Returns them and how many were added in front and behind (0 or 1 each).
+    """
+    before, behind = int(first == 0), int(last == count)
+    stop = last + 1 - behind
+    centres = (np.arange(first, stop) + 0.5) * step
+    if behind:
+        centres = np.append(np.minimum(centres, length - GRID), length)
+    return np.insert(centres, 0, [0.0] * before), before, behind
+
+
+def _tidy(region: shapely.Geometry, min_area: float) -> MultiPolygon:
+    """Without holes and then without polygons smaller than `min_area`."""
+    filled = [Polygon(p.exterior, [h for h in p.interiors if Polygon(h).area >= min_area]) for p in _parts(region)]
+    # A filled hole may have held a polygon of its own.
+    return MultiPolygon([p for p in _parts(shapely.unary_union(filled)) if p.area >= min_area])
+
+
+def _parts(geometry: shapely.Geometry) -> list[Polygon]:
+    """The polygons of any geometry; points and lines that validation left over are dropped."""
+    return [p for p in shapely.get_parts(shapely.get_parts(geometry)) if isinstance(p, Polygon) and not p.is_empty]
+
+
+def _mean_inside(source: ProbabilityMap, polygon: Polygon) -> float:
+    """Mean probability of the map pixels in `polygon`, to a pixel at its border; of its middle if there is none."""
+    total = count = 0
+    for row0, row1, column0, column1 in _blocks_in(source, polygon):
+        part = shapely.clip_by_rect(polygon, *(np.array([column0, row0, column1, row1]) * source.step))
+        inside = np.zeros((row1 - row0, column1 - column0), np.uint8)
+        for piece in _parts(part):
+            rings = [np.asarray(ring.coords) / source.step - (column0 + 0.5, row0 + 0.5)
+                     for ring in (piece.exterior, *piece.interiors)]
+            cv2.fillPoly(inside, [np.rint(ring).astype(np.int32) for ring in rings], 1)
+        total += int(source.read(row0, row1, column0, column1)[inside > 0].sum(dtype=np.int64))
+        count += int(inside.sum())
+    if not count:
+        point = polygon.representative_point()
+        return float(source.sample(point.x - 0.5, point.y - 0.5, 1, 1, 1)[0, 0]) / 255
+    return total / count / 255
+
+
+def _blocks_in(source: ProbabilityMap, polygon: Polygon, side: int = 1024) -> Iterator[tuple[int, int, int, int]]:
+    x0, y0, x1, y1 = (int(v / source.step) for v in polygon.bounds)
+    rows, columns = source.shape
+    for row in range(y0, min(y1 + 1, rows), side):
+        for column in range(x0, min(x1 + 1, columns), side):
+            yield row, min(row + side, y1 + 1, rows), column, min(column + side, x1 + 1, columns)

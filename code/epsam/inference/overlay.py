@@ -1,0 +1,110 @@
+"""One picture of a slide to look at: tissue, probability in colour, outlines, scale bar, figures."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from epsam.inference.outlines import Focus
+from epsam.inference.probability import ProbabilityMap
+from epsam.runtime.files import atomic
+from epsam.slides import Slide, overview
+
+LONG_SIDE = 1800
+"""Pixels of the longer side of the slide in the picture."""
+COLOURS = colormaps["viridis"]
+OPACITY = 0.5
+"""Of the colour where the probability is 1."""
+DPI = 100
+
+
+def write_overlay(
+    path: Path, slide: Slide, source: ProbabilityMap, foci: list[Focus], title: str, caption: str
+) -> None:
+    """Write the picture as PNG."""
+    width, height = slide.size
+    downsample = max(width, height) / min(LONG_SIDE, max(width, height))
+    image = overview(slide, downsample)
+    rows, columns = image.shape[:2]
+    probability = source.sample(0, 0, columns, rows, downsample).astype(np.float32) / 255
+    figure, axes = _canvas(columns, rows)
+    axes.imshow(_tint(image, probability), interpolation="none", extent=(0, width, height, 0))
+    _draw_outlines(axes, foci)
+    if slide.mpp is not None:
+        _draw_scale_bar(axes, width, height, slide.mpp[0])
+    _add_text(figure, axes, title, caption)
+    with atomic(path) as temporary:
+        # No software and version in the file: the same run gives the same bytes.
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _tint(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """`image` RGB uint8 with the colours of `probability` [0, 1] over it, the more opaque the surer."""
+    opacity = (OPACITY * np.clip(probability * 1.5, 0, 1))[..., None]
+    colours = COLOURS(probability)[..., :3] * 255
+    return (image * (1 - opacity) + colours * opacity).astype(np.uint8)
+
+
+def _canvas(columns: int, rows: int) -> tuple[Figure, Axes]:
+    """A figure that shows `columns` x `rows` pixels one to one, with room above and below."""
+    margin, above, below = 40, 90, 90
+    # Narrow slides still need room for the text.
+    full = (max(columns, 900) + 2 * margin, rows + above + below)
+    figure = Figure(figsize=(full[0] / DPI, full[1] / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    left = (full[0] - columns) / 2
+    axes = figure.add_axes((left / full[0], below / full[1], columns / full[0], rows / full[1]))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("0.8")
+    return figure, axes
+
+
+def _draw_outlines(axes: Axes, foci: list[Focus]) -> None:
+    rings = [np.asarray(ring.coords) for f in foci for ring in (f.polygon.exterior, *f.polygon.interiors)]
+    lines = LineCollection(rings, colors="black", linewidths=1.2, capstyle="round")
+    lines.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+    axes.add_collection(lines, autolim=False)
+
+
+def _draw_scale_bar(axes: Axes, width: int, height: int, mpp: float) -> None:
+    """A bar of a round length, about a sixth of the slide's width, in the lower left corner."""
+    length = round_length(width * mpp / 6)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    bar, pad = length / mpp, 0.012 * max(width, height)
+    pixels = axes.get_window_extent().width / width
+    axes.add_patch(Rectangle((pad, height - pad - 52 / pixels), bar + 2 * pad, 52 / pixels,
+                             facecolor="white", edgecolor="none", alpha=0.85, zorder=3))
+    axes.plot([2 * pad, 2 * pad + bar], [height - pad - 12 / pixels] * 2, color="black", linewidth=4,
+              solid_capstyle="butt", zorder=4)
+    axes.text(2 * pad + bar / 2, height - pad - 18 / pixels, label, ha="center", va="bottom", fontsize=15, zorder=4)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+
+
+def round_length(length: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `length`."""
+    power = 10 ** math.floor(math.log10(length))
+    return max(step * power for step in (1, 2, 5) if step * power <= length * (1 + 1e-9))
+
+
+def _add_text(figure: Figure, axes: Axes, title: str, caption: str) -> None:
+    box = axes.get_position()
+    height = figure.get_figheight() * DPI
+    left = 40 / (figure.get_figwidth() * DPI)
+    figure.text(left, 1 - 40 / height, title, fontsize=20, weight="bold", ha="left", va="center")
+    figure.text(left, 1 - 72 / height, caption, fontsize=14, color="0.3", ha="left", va="center")
+    bar = figure.add_axes((left, box.y0 - 40 / height, 300 / (figure.get_figwidth() * DPI), 16 / height))
+    colour_bar = figure.colorbar(ScalarMappable(cmap=COLOURS), cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
+    colour_bar.outline.set_visible(False)
+    colour_bar.ax.tick_params(labelsize=12, length=0)
+    figure.text(left + 320 / (figure.get_figwidth() * DPI), box.y0 - 32 / height,
+                "probability of tumour; lines: outline of the foci", fontsize=13, va="center")

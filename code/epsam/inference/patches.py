@@ -1,0 +1,167 @@
+"""A folder of patches in, their masks and overlays out; with true masks, the figures of the method as well."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from epsam.errors import DataError
+from epsam.evaluation.metrics import dice, iou
+from epsam.inference.models import Models
+from epsam.results import result_line
+from epsam.runtime.files import read_image, read_mask, write_csv, write_png, write_text
+from epsam.runtime.log import logger, progress
+
+COLUMNS = ["patch", "classifier_probability", "segmented", "tumour_fraction", "dice", "iou"]
+PREDICTED, TRUE = (255, 215, 0), (0, 150, 80)
+"""Colours of the outlines in the overlays."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A patch to predict."""
+
+    name: str
+    image: Path
+    known_positive: bool
+    """Its name ends in _1: SAM sees it whatever the classifier says, as in training and evaluation."""
+    mask: Path | None
+    """Its true mask, where there is one."""
+
+
+def find_inputs(folder: Path) -> list[Input]:
+    """PNGs of `folder`/image with the masks of the same name in `folder`/mask.
+
+    Raises DataError when there is no patch, or when there are masks but none has the name of a patch.
+    """
+    images = sorted(p for p in (folder / "image").glob("*.png") if not p.name.startswith("."))
+    if not images:
+        raise DataError(f"{folder / 'image'}: no PNG in it; patches lie there as PNG, their masks in mask/")
+    masks = {p.name: p for p in (folder / "mask").glob("*.png") if not p.name.startswith(".")}
+    inputs = [Input(p.stem, p, p.stem.endswith("_1"), masks.pop(p.name, None)) for p in images]
+    if masks and all(patch.mask is None for patch in inputs):
+        raise DataError(f"{folder / 'mask'}: none of its {len(masks)} masks has the name of a patch (e.g. mask "
+                        f"{min(masks)}, patch {images[0].name}); give them the same names, or take mask/ away")
+    if masks:
+        logger.warning(f"{folder / 'mask'}: {len(masks)} masks have no patch of their name, e.g. {min(masks)}")
+    without = [p.name for p in inputs if p.known_positive and p.mask is None]
+    if without and len(without) < len(inputs) and any(p.mask for p in inputs):
+        logger.warning(f"{folder / 'mask'}: {len(without)} patches named _1 have no mask, e.g. {without[0]}; they are "
+                       "predicted and left out of the figures")
+    return inputs
+
+
+def check_masks(inputs: list[Input]) -> None:
+    """Raise DataError when a mask has another size than its patch; only the files' headers are read."""
+    for patch in inputs:
+        if patch.mask is not None and _size(patch.mask) != _size(patch.image):
+            raise DataError(f"{patch.mask}: {_shown(patch.mask)} px, but its patch has {_shown(patch.image)} px; cut "
+                            "both at the same size")
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from None
+
+
+def _shown(path: Path) -> str:
+    return " x ".join(str(side) for side in _size(path))
+
+
+def predict_patches(folder: Path, output: Path, models: Models) -> None:
+    """Write mask/<name>.png, overlay/<name>.png and predictions.csv to `output`; log the figures if masks exist.
+
+    Goes on after the patches that state/patches.jsonl names. Figures are means over the patches whose true mask
+    holds tumour, as in the evaluation of a run.
+    """
+    inputs, done = find_inputs(folder), Notes(output / "state" / "patches.jsonl")
+    left = [patch for patch in inputs if patch.name not in done.rows]
+    with progress(total=len(inputs), initial=len(inputs) - len(left), desc=folder.name, unit="patch") as bar:
+        for batch, images in _read_batches(left, models.hardware.decoder_batch):
+            done.add(_predict_batch(batch, images, output, models))
+            bar.update(len(batch))
+    rows = [done.rows[patch.name] | _score(patch, output) for patch in inputs]
+    write_csv(output / "predictions.csv", rows, COLUMNS)
+    logger.info(f"{len(rows)} patches: masks, overlays and predictions.csv are in {output}")
+    scored = [row for row in rows if row["dice"] != ""]
+    if scored:
+        means = {key: float(np.mean([row[key] for row in scored])) for key in ("dice", "iou")}
+        logger.info(result_line({"split": folder.name, "method": "final"} | means | {"patches": len(scored)}))
+
+
+class Notes:
+    """Rows of finished patches, one JSON object a line; a line that an interruption cut short does not count."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            write_text(path, text[: text.rfind("\n") + 1])
+            self.rows = {row["patch"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Note patches whose files are written."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows))
+        self.rows |= {row["patch"]: row for row in rows}
+
+
+def _read_batches(inputs: list[Input], size: int) -> Iterator[tuple[list[Input], np.ndarray]]:
+    """Patches of one size together, in order, at most `size` of them."""
+    waiting: list[tuple[Input, np.ndarray]] = []
+    for patch in inputs:
+        image = read_image(patch.image)
+        if waiting and (len(waiting) == size or waiting[0][1].shape != image.shape):
+            yield [p for p, _ in waiting], np.stack([i for _, i in waiting])
+            waiting = []
+        waiting.append((patch, image))
+    if waiting:
+        yield [p for p, _ in waiting], np.stack([i for _, i in waiting])
+
+
+def _predict_batch(batch: list[Input], images: np.ndarray, output: Path, models: Models) -> list[dict[str, Any]]:
+    probabilities = models.classify(images)
+    chosen = probabilities >= models.config.inference.classifier_probability
+    chosen |= np.array([patch.known_positive for patch in batch])
+    masks = np.zeros(images.shape[:3], bool)
+    if chosen.any():
+        names = [patch.name for patch, seen in zip(batch, chosen, strict=True) if seen]
+        masks[chosen] = models.segment(images[chosen], names) > 0.5
+    rows = []
+    for patch, image, mask, probability, seen in zip(batch, images, masks, probabilities, chosen, strict=True):
+        write_png(output / "mask" / f"{patch.name}.png", mask)
+        truth = None if patch.mask is None else read_mask(patch.mask)
+        write_png(output / "overlay" / f"{patch.name}.png", draw_overlay(image, mask, truth))
+        rows.append({"patch": patch.name, "classifier_probability": round(float(probability), 4),
+                     "segmented": int(seen), "tumour_fraction": round(float(mask.mean()), 4)})
+    return rows
+
+
+def _score(patch: Input, output: Path) -> dict[str, float | str]:
+    """Dice and IoU of what was predicted; empty where no true mask holds tumour."""
+    truth = None if patch.mask is None else read_mask(patch.mask)
+    if truth is None or not truth.any():
+        return {"dice": "", "iou": ""}
+    predicted = read_mask(output / "mask" / f"{patch.name}.png")
+    return {"dice": dice(predicted, truth), "iou": iou(predicted, truth)}
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """The patch with what is predicted outlined in yellow and lit, and the true outline, if known, in green."""
+    drawn = image.copy()
+    drawn[~mask] = (drawn[~mask] * 0.75).astype(np.uint8)
+    for outlined, colour in ((truth, TRUE), (mask, PREDICTED)):
+        if outlined is not None:
+            lines, _ = cv2.findContours(outlined.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(drawn, lines, -1, (0, 0, 0), 4, cv2.LINE_AA)
+            cv2.drawContours(drawn, lines, -1, colour, 2, cv2.LINE_AA)
+    return drawn

@@ -1,0 +1,144 @@
+"""What ./infer.sh does: patches or slides, found and predicted, each once."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from epsam.config import Config
+from epsam.errors import DataError, SlideError, StateError
+from epsam.inference.models import Models, load_models
+from epsam.inference.output import check_place, open_output
+from epsam.inference.patches import check_masks, find_inputs, predict_patches
+from epsam.inference.slide import OUTPUTS, predict_slide
+from epsam.results import result_line
+from epsam.runtime.device import Hardware
+from epsam.runtime.files import read_csv, read_json, sha256, write_csv, write_json
+from epsam.runtime.log import logger
+from epsam.runtime.state import lock
+
+SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
+"""Of files that are taken for slides in a folder."""
+COLUMNS = ["slide", "status", "reason", "path", "reader", "vendor", "width", "height", "mpp_x", "mpp_y",
+           "tumour_mm2", "tissue_mm2", "tumour_fraction", "foci", "largest_focus_mm", "tumour_px2",
+           "largest_focus_px"]
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """The settings at the top of infer.sh."""
+
+    test_dataset_dir: Path
+    """A patch folder (image/, perhaps mask/), a slide, or a folder of slides."""
+    resnet_checkpoint: Path
+    sam_model_type: str
+    sam_checkpoint: Path | None
+    """None: looked for in `weights_dir`, and fetched into it."""
+    sam_decoder_checkpoint: Path
+    output_dir: Path
+    config: Config
+    """Of the run that trained the checkpoints."""
+    fresh: bool = False
+    """Replace what an earlier call wrote to `output_dir`, instead of keeping it and going on."""
+    weights_dir: Path = Path("checkpoints")
+
+
+def infer(settings: InferenceSettings, hardware: Hardware) -> None:
+    """Predict what `test_dataset_dir` holds and write it to `output_dir`.
+
+    Raises DataError when there is nothing to predict or, at the end, when slides of a folder had to be set aside;
+    SlideError for a single slide that cannot be read; CheckpointError for weights that do not fit; StateError
+    when `output_dir` holds what was made with other settings or not by this program.
+    """
+    data, output = settings.test_dataset_dir, settings.output_dir
+    slides = None if (data / "image").is_dir() else find_slides(data)
+    if slides is None:
+        check_masks(find_inputs(data))
+    check_place(data, output)
+    config = settings.config.model_copy(
+        update={"sam": settings.config.sam.model_copy(update={"model_type": settings.sam_model_type})}
+    )
+    models = load_models(config, hardware, resnet=settings.resnet_checkpoint, sam=settings.sam_checkpoint,
+                         decoder=settings.sam_decoder_checkpoint, weights_dir=settings.weights_dir)
+    with lock(output / "state"):
+        names = ["mask", "overlay", "predictions.csv"] if slides is None else [
+            "slides.csv", *(name + suffix for name in slides for suffix in OUTPUTS)]
+        open_output(output, names, signature_of(settings, config), fresh=settings.fresh)
+        if slides is None:
+            predict_patches(data, output, models)
+        else:
+            _predict_slides(slides, output, models, alone=data.is_file())
+
+
+def find_slides(data: Path) -> dict[str, Path]:
+    """Slides by the name of their outputs; raises DataError when there are none."""
+    if data.is_file():
+        return {data.stem: data}
+    if not data.is_dir():
+        raise DataError(f"{data}: no such file or folder; give a patch folder, a slide or a folder of slides")
+    paths = sorted(p for p in data.iterdir()
+                   if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+    if not paths:
+        raise DataError(f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file ending in "
+                        f"{', '.join(SUFFIXES)})")
+    stems = [p.stem for p in paths]
+    return {p.stem if stems.count(p.stem) == 1 else p.name: p for p in paths}
+
+
+def signature_of(settings: InferenceSettings, config: Config) -> dict[str, Any]:
+    """What predictions depend on: the weights and the settings that are used here."""
+    dump = config.model_dump(mode="json")
+    patches = {key: dump["patches"][key] for key in ("size_px", "target_mpp", "tissue")}
+    return {
+        "RESNET_CHECKPOINT": sha256(settings.resnet_checkpoint),
+        "SAM_CHECKPOINT": sha256(settings.sam_checkpoint) if settings.sam_checkpoint else settings.sam_model_type,
+        "SAM_DECODER_CHECKPOINT": sha256(settings.sam_decoder_checkpoint),
+        "patches": patches,
+        "seed": config.finetune.seed,
+    } | {section: dump[section] for section in ("cam", "prompts", "inference")}
+
+
+def _predict_slides(slides: dict[str, Path], output: Path, models: Models, *, alone: bool) -> None:
+    """One slide after the other; those that cannot be read are set aside, and named at the end.
+
+    slides.csv keeps the rows of slides that earlier calls wrote to the same folder.
+    """
+    table = output / "slides.csv"
+    rows = {row["slide"]: row for row in read_csv(table, COLUMNS)} if table.is_file() else {}
+    for number, (name, path) in enumerate(slides.items(), 1):
+        logger.info(f"--- {name} ({number} of {len(slides)})")
+        try:
+            row = {"status": "ok", "reason": ""} | _predict_once(name, path, output, models)
+        except SlideError as error:
+            if alone:
+                raise
+            logger.warning(f"{name}: set aside: {error}")
+            row = {"slide": name, "status": "set aside", "reason": str(error), "path": str(path)}
+        rows[name] = row
+        write_csv(table, [rows[key] for key in sorted(rows)], COLUMNS)
+        if row["status"] == "ok":
+            figures = {key: row[key] for key in ("slide", "tumour_mm2", "tumour_fraction", "foci", "largest_focus_mm")}
+            logger.info(result_line({key: value for key, value in figures.items() if value is not None}))
+    aside = [name for name in slides if rows[name]["status"] != "ok"]
+    if aside:
+        raise DataError(f"{len(aside)} of {len(slides)} slides could not be predicted ({', '.join(aside)}): see the "
+                        f"reasons in {table}; the others are done")
+
+
+def _predict_once(name: str, path: Path, output: Path, models: Models) -> dict[str, Any]:
+    """The row of a slide: kept when its outputs are there, else predicted, going on where it stopped."""
+    record, work = output / "state" / "slides" / f"{name}.json", output / "state" / "work" / name
+    identity = {"path": str(path.resolve()), "bytes": path.stat().st_size}
+    saved = read_json(record) if record.is_file() else {"of": identity, "row": None}
+    if saved["of"] != identity:
+        raise StateError(f"{output}: its {name} was made from {saved['of']['path']} ({saved['of']['bytes']} bytes), "
+                         f"now it is {path} ({identity['bytes']} bytes); start over with --fresh, or choose another "
+                         "OUTPUT_DIR")
+    if saved["row"] is None or any(not (output / (name + suffix)).is_file() for suffix in OUTPUTS):
+        write_json(record, {"of": identity, "row": None})
+        saved["row"] = predict_slide(path, name, output, work, models)
+        write_json(record, {"of": identity, "row": saved["row"]})
+    else:
+        logger.info(f"{name}: done already")
+    shutil.rmtree(work, ignore_errors=True)
+    return saved["row"]

@@ -1,0 +1,122 @@
+"""Reading and writing files: what is written goes to a temporary name first, so a file that exists is whole."""
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from epsam.errors import DataError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, else remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, sorted and indented."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises DataError when the file is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); delete it and run the stage again") from None
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
+    """Write rows as CSV atomically, with a header."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    """Read CSV rows; raises DataError when the file or one of `columns` is missing."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+            header = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(f"{path}: column {', '.join(missing)} is missing; found {', '.join(header) or 'nothing'}")
+    return rows
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """Write RGB uint8 (H, W, 3), grey uint8 (H, W) or a boolean mask (H, W, as 0/255) as PNG, atomically."""
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise DataError(f"{path}: an array of shape {array.shape} and type {array.dtype} is no PNG")
+    with atomic(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image as RGB uint8 (H, W, 3); raises DataError when it cannot be decoded."""
+    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask as bool (H, W): any non-zero value is tumour; raises DataError when it cannot be decoded."""
+    return _decode(path, cv2.IMREAD_GRAYSCALE) > 0
+
+
+def _decode(path: Path, mode: int) -> np.ndarray:
+    try:
+        array = cv2.imdecode(np.fromfile(path, np.uint8), mode)
+    except (OSError, cv2.error) as error:
+        raise DataError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from None
+    if array is None:
+        raise DataError(f"{path}: cannot be decoded as an image; delete it and make it again")
+    return array
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,44 @@
+"""Logging: plain lines on stdout and in the log file; progress bars go to stderr alone."""
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+logger = logging.getLogger("epsam")
+
+
+class BesideBars(logging.Handler):
+    """Lines on stdout that do not run into a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def set_up_logging(file: Path | None = None) -> None:
+    """Send the package's log to stdout and, appended, to `file`; warnings of libraries go there too."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [BesideBars()]
+    handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handlers.append(to_file)
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logger.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def progress(iterable=None, *, total: int | None = None, desc: str, unit: str = "it", initial: int = 0) -> tqdm:
+    """A tqdm bar on stderr, the same everywhere."""
+    return tqdm(iterable, total=total, desc=desc, unit=unit, initial=initial, file=sys.stderr,
+                dynamic_ncols=True, smoothing=0.05, mininterval=0.5)
+

@@ -1,0 +1,48 @@
+"""Peak memory, and going on with smaller batches when the GPU's runs out."""
+
+import resource
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from epsam.errors import EpsamError
+from epsam.runtime.log import logger
+
+Result = TypeVar("Result")
+
+
+def peak_memory_mib(device: str) -> float:
+    """Peak memory of this process in MiB: reserved on a GPU (`cuda...`), or resident."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_reserved() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+class BatchSize:
+    """A batch size that is halved each time it turns out too large for the GPU."""
+
+    def __init__(self, what: str, size: int) -> None:
+        self.what = what
+        self.size = size
+
+    def run(self, step: Callable[[int], Result]) -> Result:
+        """`step(size)`, again with half the size while it runs out of GPU memory.
+
+        `step` must be safe to repeat from its beginning. Raises EpsamError when a batch of one does not fit.
+        """
+        while True:
+            try:
+                return step(self.size)
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise EpsamError(
+                        f"{self.what}: the GPU's memory does not hold a single patch; free it (nvidia-smi lists what "
+                        "uses it), choose a smaller model or patch size, or set profile: cpu"
+                    ) from None
+            # Outside the except block: the traceback would keep the tensors of the failed step alive.
+            self.size //= 2
+            torch.cuda.empty_cache()
+            logger.warning(f"{self.what}: out of GPU memory; going on with {self.size} at a time")

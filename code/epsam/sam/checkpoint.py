@@ -1,0 +1,106 @@
+"""SAM and its decoders from files: where the weights come from and whether they fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+
+from epsam.errors import CheckpointError
+from epsam.runtime.files import sha256
+from epsam.runtime.fitting import load_tensors
+from epsam.runtime.weights import WEIGHTS, fetch
+from epsam.sam.demo_model import build_sam_demo
+
+ModelType = Literal["vit_b", "vit_l", "vit_h", "demo"]
+
+DEMO_FILE = "sam_demo.pth"
+WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model")
+PREFIXES = ("module.", "sam.", "model.")
+DECODER = "mask_decoder."
+
+
+def load_sam(
+    model_type: ModelType,
+    checkpoint: Path | None,
+    folder: Path = Path("checkpoints"),
+    device: torch.device | str = "cpu",
+) -> Sam:
+    """A Segment Anything model with its weights, in evaluation mode, no parameter requiring a gradient.
+
+    `checkpoint` is a file of SAM's architecture (also MedSAM's or PathoSAM's, also with the weights wrapped
+    under a key such as `model_state`); without it the published weights are looked for in `folder` and fetched
+    into it. Raises CheckpointError when they cannot be had, are damaged or belong to another model type.
+    """
+    path = Path(checkpoint) if checkpoint is not None else find_weights(model_type, folder)
+    sam = build_sam(model_type)
+    weights = _unwrap(load_tensors(path))
+    _check_fit(path, weights, sam.state_dict(), f"SAM {model_type}")
+    sam.load_state_dict(weights)
+    return sam.requires_grad_(False).eval().to(device)
+
+
+def build_sam(model_type: ModelType) -> Sam:
+    """The model with random weights, in evaluation mode."""
+    return build_sam_demo().eval() if model_type == "demo" else sam_model_registry[model_type]()
+
+
+def find_weights(model_type: ModelType, folder: Path) -> Path:
+    """The weights of `model_type` in `folder`; published ones are fetched into it when they are not there.
+
+    Raises CheckpointError when they cannot be had, or the file there does not have the published hash.
+    """
+    if model_type != "demo":
+        path = fetch(model_type, Path(folder))
+        if sha256(path) != WEIGHTS[model_type].sha256:
+            raise CheckpointError(f"{path}: the SHA-256 is not that of the published {model_type}; delete the file to "
+                                  "fetch it anew, or name it in sam.checkpoint if it is meant to be another SAM")
+        return path
+    path = Path(folder) / DEMO_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the demo's SAM is missing; it is part of the repository, so bring it back with "
+                              f"`git checkout checkpoints/{DEMO_FILE}`")
+    return path
+
+
+def load_decoder(sam: Sam, path: Path) -> Sam:
+    """Put a trained mask decoder into `sam`, in place, and return `sam`.
+
+    The file holds `mask_decoder.*`, perhaps after `module.`. Raises CheckpointError when it is missing, damaged
+    or the decoder of another SAM.
+    """
+    weights = _unwrap(load_tensors(path))
+    _check_fit(path, weights, decoder_weights(sam), "this SAM's mask decoder")
+    sam.load_state_dict(weights, strict=False)
+    return sam
+
+
+def decoder_weights(sam: Sam) -> dict[str, torch.Tensor]:
+    """State dict of the mask decoder, keys as in the whole model (`mask_decoder.*`), a copy on the CPU."""
+    return {DECODER + name: tensor.detach().cpu().clone() for name, tensor in sam.mask_decoder.state_dict().items()}
+
+
+def _unwrap(weights: Mapping) -> dict[str, torch.Tensor]:
+    for key in WRAPPERS:
+        if isinstance(weights.get(key), Mapping):
+            weights = weights[key]
+            break
+    for prefix in PREFIXES:
+        if weights and all(str(name).startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return dict(weights)
+
+
+def _check_fit(path: Path, weights: Mapping, expected: Mapping[str, torch.Tensor], model: str) -> None:
+    missing = sorted(expected.keys() - weights.keys())
+    unknown = sorted(weights.keys() - expected.keys())
+    shapes = [f"{name} is {tuple(getattr(weights[name], 'shape', ()))} there, {tuple(tensor.shape)} here"
+              for name, tensor in expected.items()
+              if name in weights and getattr(weights[name], "shape", None) != tensor.shape]
+    complaints = [f"{what}: {', '.join(names[:2])}" + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+                  for what, names in (("other shapes", shapes), ("missing", missing), ("unknown", unknown)) if names]
+    if complaints:
+        raise CheckpointError(f"{path} does not fit {model}: {'; '.join(complaints)}. Set sam.model_type (vit_b, "
+                              "vit_l, vit_h, demo) to the one these weights were made for")

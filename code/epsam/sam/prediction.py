@@ -1,0 +1,60 @@
+"""Masks predicted by SAM from CAM prompts, on patches as they are."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from epsam.config import Config
+from epsam.runtime.device import Hardware
+from epsam.runtime.log import logger, progress
+from epsam.sam.context import Context
+from epsam.sam.decoding import predict_masks
+from epsam.sam.embeddings import loader_workers
+from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, loader
+from epsam.workspace import Workspace
+
+
+def predict_split(
+    config: Config, workspace: Workspace, hardware: Hardware, split: str, decoder: Path | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and predicted mask (H, W) bool of every positive patch of a split, prompted by its CAM.
+
+    `decoder` is a file of decoder weights; None takes SAM's own, untuned.
+    """
+    context = Context(config, workspace, hardware)
+    context.use_decoder(decoder)
+    unprompted = []
+    for sample, mask in predict(context, split, context.examples(split)):
+        unprompted += [sample.example.patch.name] * sample.prompts.is_empty
+        yield sample.example.patch.name, mask
+    warn_of_unprompted(split, unprompted)
+
+
+def predict(
+    context: Context, split: str, examples: Sequence[Example], draw: int = 0
+) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Each example as a sample, with the mask (H, W) bool that the context's decoder predicts for it.
+
+    `draw` numbers the draw of prompts. Samples come in order unless patch sizes differ within a batch. A sample
+    without prompts has an empty mask.
+    """
+    hardware, embeddings = context.hardware, context.embeddings(split)
+    samples = Samples(examples, embeddings, context.config, "predict")
+    batches = Batches(len(examples), hardware.decoder_batch, draw=draw)
+    with progress(total=len(examples), desc=f"predict {split}", unit="patch") as bar:
+        for batch in loader(samples, batches, loader_workers(context.config, hardware)):
+            for size, group in by_size(batch):
+                with torch.no_grad():
+                    inputs = embeddings.batch([sample.item for sample in group])
+                    logits = predict_masks(context.sam, inputs, [sample.prompts for sample in group], size)
+                yield from zip(group, (logits > context.sam.mask_threshold).cpu().numpy(), strict=True)
+            bar.update(len(batch))
+
+
+def warn_of_unprompted(split: str, names: Sequence[str]) -> None:
+    """Warn of patches that are predicted empty because their CAM mask gives no prompt."""
+    if names:
+        logger.warning(f"{split}: {len(names)} patches have no prompt, as their CAM mask is empty, and are predicted "
+                       f"empty: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")

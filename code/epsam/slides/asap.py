@@ -1,0 +1,123 @@
+"""Slides through ASAP's `multiresolutionimageinterface`, versions 1.8 to 2.2, where it is installed."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import openslide
+import tifffile
+
+from epsam.errors import SlideError
+from epsam.runtime.log import logger
+from epsam.slides.openslide import OpenSlideSlide
+from epsam.slides.reader import Slide, plausible_mpp
+
+MODULE = "multiresolutionimageinterface"
+INSTALLED = Path("/opt/ASAP/bin")
+CACHE_BYTES = 64 * 2**20
+_told: set[str] = set()
+
+
+def find_asap(folder: Path | None = None) -> ModuleType | None:
+    """ASAP's module from `folder`, Python's path or /opt/ASAP/bin; None (said once, with why) without one."""
+    for place in (folder, None, INSTALLED):
+        if place is not None and not Path(place).is_dir():
+            continue
+        extra = [] if place is None or MODULE in sys.modules else [str(place)]
+        sys.path.extend(extra)
+        try:
+            return importlib.import_module(MODULE)
+        except ImportError as error:
+            if getattr(error, "name", None) != MODULE:
+                _tell(f"ASAP's Python module is there but cannot be imported ({error}); it was built for another "
+                      "Python or NumPy. Reading with OpenSlide")
+        finally:
+            for entry in extra:
+                sys.path.remove(entry)
+    return None
+
+
+def _tell(message: str) -> None:
+    if message not in _told:
+        _told.add(message)
+        logger.warning(message)
+
+
+class AsapSlide(Slide):
+    """A slide that ASAP reads."""
+
+    reader = "asap"
+
+    def __init__(self, path: Path, folder: Path | None = None):
+        super().__init__(path)
+        self._folder = folder
+        image = self.handle()
+        module = self._module()
+        # No version attribute is known before 2.2; the names of its enums tell 2.1 from what came before.
+        since_21 = hasattr(module, "Compression_LZW")
+        self.reader_version = str(getattr(module, "__version__", "2.1 or later" if since_21 else "before 2.1"))
+        self.vendor = openslide.OpenSlide.detect_format(str(path)) or ""
+        sizes = (image.getLevelDimensions(level) for level in range(image.getNumberOfLevels()))
+        self.level_sizes = tuple((int(size[0]), int(size[1])) for size in sizes)
+        if not self.level_sizes or min(self.size) < 1:
+            raise SlideError(f"{path}: ASAP finds no pixels in it; read it with slides.reader=openslide")
+        self.mpp = _mpp(path, image.getSpacing())
+
+    def _module(self) -> ModuleType:
+        module = find_asap(self._folder)
+        if module is None:
+            raise SlideError(f"{self.path}: ASAP's Python module was not found; install ASAP, give its folder as "
+                             "slides.asap_path, or use slides.reader=openslide")
+        return module
+
+    def _open(self) -> Any:
+        image = self._module().MultiResolutionImageReader().open(str(self.path))
+        if image is None:
+            raise SlideError(f"{self.path}: ASAP cannot open it (damaged, not tiled, or an extension it does not "
+                             "know, such as one in capitals); use slides.reader=openslide or download it again")
+        if hasattr(image, "setCacheSize"):
+            image.setCacheSize(CACHE_BYTES)
+        return image
+
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        raw = self.handle().getUCharPatch(x, y, width, height, level)
+        if raw is None or np.shape(raw)[:2] != (height, width):
+            raise SlideError(f"{self.path}: ASAP gives nothing at x={x} y={y}, level {level}; download it again")
+        pixels = _as_rgb(np.asarray(raw, np.uint8))
+        if pixels.any(axis=2).all():
+            return pixels
+        # Pure black may stand for a tile that is missing or cannot be decoded, on which OpenSlide is outspoken.
+        return self._second_opinion(x, y, width, height, level, pixels)
+
+    def _second_opinion(self, x: int, y: int, width: int, height: int, level: int, pixels: np.ndarray) -> np.ndarray:
+        try:
+            other = OpenSlideSlide(self.path)
+        except SlideError:
+            return pixels
+        return other.read(x, y, width, height, level) if other.level_sizes == self.level_sizes else pixels
+
+
+def _as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 1 grey | 3 RGB | 4 BGRA of ASAP 1.8 and 1.9) as (H, W, 3) RGB; where A is 0, the rest is black."""
+    channels = {1: [0, 0, 0], 3: [0, 1, 2], 4: [2, 1, 0]}[pixels.shape[2]]
+    return np.ascontiguousarray(pixels[..., channels])
+
+
+def _mpp(path: Path, spacing: tuple[float, ...]) -> tuple[float, float] | None:
+    """ASAP's spacing, put right where it took a TIFF's pixels per inch for pixels per centimetre."""
+    if len(spacing) < 2:
+        return None
+    x, y = spacing[:2]
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            tags = tiff.pages[0].tags
+            per_unit, unit = tags["XResolution"].value, tags["ResolutionUnit"].value
+    except (tifffile.TiffFileError, KeyError, IndexError):
+        return plausible_mpp(x, y)
+    raw = 1e4 * per_unit[1] / per_unit[0] if per_unit[0] else 0
+    if abs(x - raw) < 0.01 * raw and unit != 3:
+        return plausible_mpp(x * 2.54, y * 2.54) if unit == 2 else None
+    return plausible_mpp(x, y)

@@ -1,0 +1,150 @@
+"""Cutting chosen windows to PNG in worker processes."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+
+from epsam.config import Config
+from epsam.errors import EpsamError, SlideError
+from epsam.runtime.files import atomic, write_png
+from epsam.runtime.log import logger, progress
+from epsam.slides.annotation import Annotation, read_annotation
+from epsam.slides.found import SlideRecord, used
+from epsam.slides.reader import Slide, open_slide, read_window
+from epsam.slides.scan import Scan
+from epsam.slides.tables import patch_names
+from epsam.slides.workers import count_workers, run_tasks
+from epsam.workspace import Workspace
+
+CHUNK = 64
+"""Windows of one task: small enough to share a slide among workers, large enough to keep its tiles in the cache."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window to be cut: name of the patch and level-0 corner."""
+
+    name: str
+    x: int
+    y: int
+    has_tumour: bool
+
+
+@dataclass(frozen=True)
+class CutTask:
+    """Windows of one slide that lie close together."""
+
+    slide: str
+    path: Path
+    backend: str
+    asap_path: Path | None
+    annotation: Path | None
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    read_px: int
+    size_px: int
+    folder: Path
+    """Folder of the split."""
+    windows: tuple[Window, ...]
+
+
+def cut(records: list[SlideRecord], scans: Mapping[str, Scan], purposes: Mapping[str, np.ndarray], config: Config,
+        workspace: Workspace) -> None:
+    """Cut the chosen windows; what is on disk already stays.
+
+    Windows that cannot be read are struck from `purposes`; a slide of which none can be read is set aside.
+    """
+    tasks = [task for record in used(records)
+             for task in _tasks(record, scans[record.slide], purposes[record.slide], config, workspace)]
+    total = sum(len(task.windows) for task in tasks)
+    _check_room(total, config, workspace)
+    failed: dict[str, dict[str, str]] = {}
+    with progress(total=total, desc="patches", unit="patch") as bar:
+        for task, result in run_tasks(cut_windows, tasks, count_workers(config.workers)):
+            bar.update(len(task.windows))
+            if isinstance(result, EpsamError):
+                result = dict.fromkeys((window.name for window in task.windows), str(result))
+            if result:
+                failed.setdefault(task.slide, {}).update(result)
+    for record in used(records):
+        if record.slide in failed:
+            _leave_out(record, scans[record.slide], purposes[record.slide], failed[record.slide])
+
+
+def _tasks(record: SlideRecord, scan: Scan, purpose: np.ndarray, config: Config,
+           workspace: Workspace) -> Iterator[CutTask]:
+    names = patch_names(record, scan)
+    chosen = np.flatnonzero(purpose != "")
+    # Row by row of windows, so that neighbours find their common tiles in the reader's cache.
+    order = chosen[np.lexsort((scan.x[chosen], scan.y[chosen] // scan.read_px))]
+    windows = [Window(names[i], int(scan.x[i]), int(scan.y[i]), bool(scan.fraction[i] > 0)) for i in order]
+    groups = tuple((kind, tuple(found)) for kind, found in config.slides.groups.items())
+    for first in range(0, len(windows), CHUNK):
+        yield CutTask(record.slide, record.path, scan.reader, config.slides.asap_path, record.annotation, groups,
+                      scan.read_px, config.patches.size_px, workspace.split(record.split),
+                      tuple(windows[first:first + CHUNK]))
+
+
+def _check_room(patches: int, config: Config, workspace: Workspace) -> None:
+    needed = patches * config.patches.size_px**2 * 3
+    free = shutil.disk_usage(workspace.dataset).free
+    if free < needed:
+        logger.warning(f"{workspace.dataset}: {patches} patches take up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
+                       "are free; when the disk is full the stage stops, and goes on when it is called again")
+
+
+def _leave_out(record: SlideRecord, scan: Scan, purpose: np.ndarray, failed: Mapping[str, str]) -> None:
+    purpose[np.isin(patch_names(record, scan), list(failed))] = ""
+    why = next(iter(failed.values()))
+    if purpose.any():
+        record.reason = f"{len(failed)} windows cannot be read and are left out: {why}"
+        logger.warning(f"{record.slide}: {record.reason}")
+    else:
+        record.drop("set aside", f"none of its {len(failed)} windows can be read: {why}")
+        logger.warning(f"{record.slide} is set aside: {record.reason}")
+
+
+def cut_windows(task: CutTask) -> dict[str, str]:
+    """Write the image and, for windows with tumour, the mask of each window that has no image yet.
+
+    Gives the reason for each window that could not be read, by name.
+    """
+    failed: dict[str, str] = {}
+    for window in task.windows:
+        image, mask = (task.folder / kind / f"{window.name}.png" for kind in ("image", "mask"))
+        if image.is_file():
+            continue
+        try:
+            pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y,
+                                 task.read_px, task.size_px)
+        except SlideError as error:
+            failed[window.name] = str(error)
+            continue
+        if window.has_tumour:
+            write_png(mask, _annotation(task.annotation, task.groups).mask(
+                window.x, window.y, task.size_px, task.size_px, task.read_px / task.size_px))
+        write_stored_png(image, pixels)  # last: an image on disk means that the patch is whole
+    return failed
+
+
+def write_stored_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB as PNG without compression, atomically.
+
+    Deflating H&E takes longer than reading it from the slide and saves a third of the room.
+    """
+    with atomic(path) as temporary:
+        temporary.write_bytes(imagecodecs.spng_encode(pixels, level=0))
+
+
+@lru_cache(maxsize=2)
+def _slide(path: Path, backend: str, asap_path: Path | None) -> Slide:
+    return open_slide(path, backend, asap_path)
+
+
+@lru_cache(maxsize=2)
+def _annotation(path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...]) -> Annotation:
+    return read_annotation(path, dict(groups))

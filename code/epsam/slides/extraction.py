@@ -1,0 +1,113 @@
+"""The stage `preprocess`: slides and annotations in, patches, tables and QA sheets out."""
+
+import numpy as np
+
+from epsam.config import Config
+from epsam.errors import DataError, EpsamError
+from epsam.runtime.log import logger, progress
+from epsam.slides.cutting import cut
+from epsam.slides.found import SlideRecord, find_slides, used
+from epsam.slides.qa import write_index, write_sheet
+from epsam.slides.scan import Scan, ScanTask, scan_slide
+from epsam.slides.selection import Candidates, may_be_positive, select
+from epsam.slides.splits import apply_published, assign_random
+from epsam.slides.tables import remove_stale, write_patches, write_summary
+from epsam.slides.workers import count_workers, run_tasks
+from epsam.workspace import SPLITS, Workspace
+
+
+def preprocess(config: Config, workspace: Workspace) -> None:
+    """Cut the patches of all splits: dataset/<name>/{train,val,test}, patches.csv, slides.csv, runs/<name>/qa.
+
+    Slides that cannot be used are set aside with their reason. Killed and called again, it goes on with the slides
+    and patches that are whole. Raises DataError when there are no slides, when a split would have no positives, or
+    when a file cannot be written (a full disk).
+    """
+    try:
+        _preprocess(config, workspace)
+    except OSError as error:
+        raise DataError(f"{error.filename or workspace.dataset}: {error.strerror}; what is written stays, so mend it "
+                        "(free some room) and run the stage again") from None
+
+
+def _preprocess(config: Config, workspace: Workspace) -> None:
+    records = find_slides(workspace, config.slides)
+    try:
+        apply_published(records, config)
+        scans = scan_all(records, config, workspace)
+        if config.slides.split == "random":
+            assign_random(records, lambda record: may_be_positive(scans[record.slide].fraction, config), config)
+        purposes = choose(records, scans, config)
+        count_patches(records, scans, purposes, config)
+        remove_stale(records, scans, purposes, workspace)
+        cut(records, scans, purposes, config, workspace)
+        count_patches(records, scans, purposes, config)
+    except EpsamError:
+        write_summary(records, workspace)
+        raise
+    for record in used(records):
+        write_sheet(record, scans[record.slide], purposes[record.slide], config, workspace.qa)
+    write_index(records, workspace)
+    write_patches(records, scans, purposes, workspace)
+    write_summary(records, workspace)
+
+
+def scan_all(records: list[SlideRecord], config: Config, workspace: Workspace) -> dict[str, Scan]:
+    """Scan the slides in use, by slide name; those that cannot be read are set aside."""
+    by_name = {record.slide: record for record in used(records)}
+    tasks = [ScanTask(record, config, workspace) for record in by_name.values()]
+    scans = {}
+    with progress(total=len(tasks), desc="slides", unit="slide") as bar:
+        for task, result in run_tasks(scan_slide, tasks, count_workers(config.workers)):
+            record = by_name[task.record.slide]
+            bar.update()
+            if isinstance(result, EpsamError):
+                record.drop("set aside", str(result))
+                logger.warning(f"{record.slide} is set aside: {result}")
+            else:
+                scans[record.slide] = result
+                _note(record, result)
+    return scans
+
+
+def _note(record: SlideRecord, scan: Scan) -> None:
+    record.reader, record.reader_version, record.vendor = scan.reader, scan.reader_version, scan.vendor
+    record.width, record.height = scan.size
+    record.mpp_x, record.mpp_y = scan.mpp or (None, None)
+    resolution = f"{scan.mpp[0]:.4g} um/px" if scan.mpp else "resolution unknown"
+    logger.info(f"{record.slide}: {record.width} x {record.height} px, {resolution}, {scan.vendor} read by "
+                f"{scan.reader} {scan.reader_version}; {len(scan.x)} windows, {int((scan.fraction > 0).sum())} with "
+                f"tumour{'; ' + record.reason if record.reason else ''}")
+    for note in scan.notes:
+        logger.warning(f"{record.annotation}: {note}")
+
+
+def choose(records: list[SlideRecord], scans: dict[str, Scan], config: Config) -> dict[str, np.ndarray]:
+    """What each candidate window of each slide is cut for (see `select`), by slide name."""
+    purposes = {}
+    for split in SPLITS:
+        slides = sorted((r for r in used(records) if r.split == split), key=lambda record: record.slide)
+        if not slides:
+            continue
+        lengths = [len(scans[r.slide].x) for r in slides]
+        chosen = select(Candidates(np.concatenate([scans[r.slide].fraction for r in slides]),
+                                   np.repeat([r.negatives for r in slides], lengths)), split, config)
+        parts = np.split(chosen, np.cumsum(lengths)[:-1])
+        purposes |= {record.slide: part for record, part in zip(slides, parts, strict=True)}
+    return purposes
+
+
+def count_patches(records: list[SlideRecord], scans: dict[str, Scan], purposes: dict[str, np.ndarray],
+                  config: Config) -> None:
+    """Note each slide's patches; raises DataError when a split has no positive for SAM."""
+    found = dict.fromkeys(SPLITS, 0)
+    for record in used(records):
+        positive, purpose = scans[record.slide].fraction > 0, purposes[record.slide]
+        record.patches_positive = int(((purpose != "") & positive).sum())
+        record.patches_negative = int(((purpose != "") & ~positive).sum())
+        found[record.split] += int(((purpose == "all") & positive).sum())
+    if empty := [split for split, count in found.items() if not count]:
+        low, high = config.patches.positive_share
+        raise DataError(f"no positive patch for {', '.join(empty)}: no window there has {low:.0%} to {high:.0%} tumour. "
+                        "slides.csv says which slides were used and why others were not; mend those, add slides, or "
+                        "widen patches.positive_share")

@@ -1,0 +1,57 @@
+"""Slides through OpenSlide, the default reader."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import openslide
+
+from epsam.errors import SlideError
+from epsam.slides.reader import Slide, plausible_mpp
+
+CACHE_BYTES = 128 * 2**20
+"""Of decoded tiles; a tile of 512 px takes 1 MiB."""
+
+
+class OpenSlideSlide(Slide):
+    """A slide that OpenSlide reads."""
+
+    reader = "openslide"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        handle = self.handle()
+        self.reader_version = openslide.__library_version__
+        self.vendor = handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "")
+        self.level_sizes = tuple(handle.level_dimensions)
+        self.mpp = plausible_mpp(handle.properties.get(openslide.PROPERTY_NAME_MPP_X),
+                                 handle.properties.get(openslide.PROPERTY_NAME_MPP_Y))
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            handle = openslide.OpenSlide(self.path)
+            handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+            return handle
+        except openslide.OpenSlideUnsupportedFormatError:
+            raise SlideError(f"{self.path}: OpenSlide does not know this format (a TIFF must be tiled); download it "
+                             "again, or convert it to a tiled pyramidal TIFF") from None
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(f"{self.path}: OpenSlide cannot open it ({error}); download it again") from None
+
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        try:
+            pixels = np.asarray(self.handle().read_region((x, y), level, (width, height)))
+        except openslide.OpenSlideError as error:
+            self.close()  # OpenSlide answers nothing more on a handle that failed once
+            raise SlideError(f"{self.path}: cannot be decoded at x={x} y={y}, level {level} ({error}); "
+                             "download it again") from None
+        return over_white(pixels)
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """(H, W, 4) uint8 RGBA on white ground, as (H, W, 3) uint8: tiles that a file leaves out are transparent."""
+    rgb, alpha = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), rgba[..., 3]
+    if alpha.min() < 255:
+        share = alpha[..., None] / 255
+        rgb = np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
+    return rgb

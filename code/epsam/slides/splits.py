@@ -1,0 +1,98 @@
+"""Which slide belongs to train, val or test."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from epsam.config import Config
+from epsam.errors import ConfigError, DataError
+from epsam.runtime.log import logger
+from epsam.runtime.seeds import seed_of
+from epsam.slides.camelyon import PUBLISHED_SPLITS
+from epsam.slides.found import SlideRecord
+from epsam.workspace import SPLITS
+
+
+def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
+    """Give each slide its published split; slides outside it become unused. Random splits come later.
+
+    With `patient-disjoint`, val and test stay as published, and train loses the slides of their patients.
+    """
+    settings = config.slides
+    records = list(records)
+    for record in records:
+        record.split = record.override.split or ""
+    if settings.split == "random":
+        return
+    if settings.collection not in PUBLISHED_SPLITS:
+        raise ConfigError(f"slides.split: {settings.split} needs slides.collection: camelyon16 or camelyon17; use "
+                          "split: random, which keeps patients whole where slides.overrides names them")
+    published = PUBLISHED_SPLITS[settings.collection]
+    for record in records:
+        record.split = record.split or published.get(record.name, "")
+        if not record.split:
+            record.drop("unused", f"not in the published split of {settings.collection}")
+    if missing := sorted(set(published) - {record.name for record in records}):
+        logger.warning(f"{len(missing)} of {len(published)} slides of the published split are not here: "
+                       f"{', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}")
+    _treat_shared_patients(records, disjoint=settings.split == "patient-disjoint")
+
+
+def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:
+    splits = defaultdict(set)
+    for record in records:
+        if record.status == "ok":
+            splits[record.patient].add(record.split)
+    shared = {patient: found for patient, found in sorted(splits.items()) if len(found) > 1}
+    for patient, found in shared.items():
+        where = " and ".join(split for split in SPLITS if split in found)
+        if not disjoint:
+            logger.warning(f"{patient} has slides in {where} in the published split, so its figures flatter; "
+                           "slides.split=patient-disjoint avoids this")
+            continue
+        keep = next(split for split in reversed(SPLITS) if split in found)
+        for record in records:
+            if record.patient == patient and record.split != keep:
+                record.drop("unused", f"{patient} is in {keep} too (split: patient-disjoint)")
+
+
+def assign_random(records: Sequence[SlideRecord], usable: Callable[[SlideRecord], bool], config: Config) -> None:
+    """Assign whole patients to splits by `split_shares`, those with positives and the others each by themselves.
+
+    usable: whether a slide has positive windows that may be chosen. The assignment depends on names and seed alone.
+    Raises DataError when there are fewer patients with positives than splits.
+    """
+    free = [record for record in records if record.status == "ok" and not record.split]
+    fixed = {record.patient: record.split for record in records if record.status == "ok" and record.split}
+    patients = defaultdict(list)
+    for record in free:
+        if record.patient in fixed:
+            record.split = fixed[record.patient]
+        else:
+            patients[record.patient].append(record)
+    positive = [p for p, slides in patients.items() if any(usable(record) for record in slides)]
+    served = {record.split for record in records if record.status == "ok" and record.split and usable(record)}
+    wanting = [split for split in SPLITS if split not in served]
+    if len(positive) < len(wanting):
+        raise DataError(
+            f"{len(positive)} slides or patients have windows with a tumour share that may be chosen, but the splits "
+            f"{', '.join(wanting)} need one each; add annotated slides, widen patches.positive_share, or see why slides "
+            "were set aside in slides.csv")
+    for stratum in (positive, [p for p in patients if p not in set(positive)]):
+        order = sorted(stratum, key=lambda patient: seed_of(config.patches.seed, "split", patient))
+        least = {split: int(stratum is positive and split in wanting) for split in SPLITS}
+        counts = _apportion(len(order), config.slides.split_shares, [least[split] for split in SPLITS])
+        names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+        for patient, split in zip(order, names, strict=True):
+            for record in patients[patient]:
+                record.split = split
+
+
+def _apportion(total: int, shares: Sequence[float], least: Sequence[int]) -> list[int]:
+    """Whole numbers that add up to `total`, near total * shares (largest remainder), none below `least`."""
+    counts = [max(int(total * share), low) for share, low in zip(shares, least, strict=True)]
+    while sum(counts) < total:
+        counts[max(range(3), key=lambda i: total * shares[i] - counts[i])] += 1
+    while sum(counts) > total:
+        able = [i for i in range(3) if counts[i] > least[i]]
+        counts[min(able, key=lambda i: total * shares[i] - counts[i])] -= 1
+    return counts

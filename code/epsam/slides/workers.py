@@ -1,0 +1,85 @@
+"""Tasks in worker processes, so that a reader which crashes takes down its own task and no other."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import cv2
+
+from epsam.errors import SlideError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def count_workers(wanted: int | None) -> int:
+    """Worker processes to use: as wanted, else one per core that this process may use."""
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
+              workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+    """Yield (task, function(task)) as they are done; `function` is defined at the top of a module.
+
+    With no workers it runs in this process. A task whose process dies (a crash in a reader's C code, no memory) gives
+    a SlideError in place of a result. Exceptions of `function` end the whole run.
+    """
+    tasks = list(tasks)
+    if workers == 0:
+        for task in tasks:
+            yield task, function(task)
+    elif tasks:
+        yield from _run_halves(function, tasks, workers)
+
+
+def _run_halves(function: Callable[[Task], Result], tasks: list[Task],
+                workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+    """Run a pool; if one of its processes dies, halve what was not done until the guilty task is alone."""
+    lost = yield from _run_pool(function, tasks, workers)
+    if lost and len(tasks) == 1:
+        yield tasks[0], SlideError("the process that read it died (a crash of the reader, or no memory left); "
+                                   "download it again, or try another slides.reader")
+    elif lost:
+        middle = (len(lost) + 1) // 2
+        for half in filter(None, (lost[:middle], lost[middle:])):
+            yield from _run_halves(function, half, workers)
+
+
+def _run_pool(function: Callable[[Task], Result], tasks: list[Task],
+              workers: int) -> Iterator[tuple[Task, Result]]:
+    """Yield results; return the tasks that were not done when a process of the pool died."""
+    # Spawned, not forked: readers keep open files and threads that do not survive a fork.
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), _prepare)
+    lost: list[Task] = []
+    try:
+        futures: dict[Future, Task] = {pool.submit(function, task): task for task in tasks}
+        for future in as_completed(futures):
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                lost.append(futures[future])
+                continue
+            yield futures[future], result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return lost
+
+
+def _prepare() -> None:
+    """In each worker: one thread of OpenCV, leave Ctrl-C to the parent, and end when the parent is gone."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

@@ -1,0 +1,93 @@
+"""Where everything of a run lies, relative to the project's top level."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The files of the run `name` under `root`; nothing is made by asking."""
+
+    root: Path
+    name: str
+
+    @property
+    def dataset(self) -> Path:
+        """Slides, annotations and patches."""
+        return self.root / "dataset" / self.name
+
+    @property
+    def slides(self) -> Path:
+        return self.dataset / "images"
+
+    @property
+    def annotations(self) -> Path:
+        return self.dataset / "annotations"
+
+    @property
+    def patches_csv(self) -> Path:
+        """Every candidate window."""
+        return self.dataset / "patches.csv"
+
+    @property
+    def slides_csv(self) -> Path:
+        """Every slide: how it was read, or why it was set aside."""
+        return self.dataset / "slides.csv"
+
+    def split(self, split: str) -> Path:
+        """Patch folder of a split: image/, mask/."""
+        return self.dataset / split
+
+    def pseudo_labels(self, round_: int) -> Path:
+        """Masks that round `round_` of the decoder is trained on: initial_mask/ for 0, iter_<n>/ after."""
+        return self.split("train") / ("initial_mask" if round_ == 0 else f"iter_{round_}")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def classifier(self) -> Path:
+        return self.checkpoints / f"{self.name}_resnet_adl.pth"
+
+    def decoder(self, round_: int | str) -> Path:
+        """Decoder of a round (0 is the preliminary one), or `supervised`."""
+        if round_ == 0:
+            return self.checkpoints / f"{self.name}_sam_pre_decoder.pth"
+        if round_ == "supervised":
+            return self.checkpoints / f"{self.name}_decoder_supervised.pth"
+        return self.checkpoints / f"{self.name}_decoder_iter{round_}.pth"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "runs" / self.name
+
+    @property
+    def state(self) -> Path:
+        """What each stage knows of itself: done or not, and training states to resume from."""
+        return self.run / "state"
+
+    def cams(self, split: str) -> Path:
+        """Maps of a split: npz with `names` (N,) and `maps` (N, h, w) float32 in [0, 1]."""
+        return self.run / "cams" / f"{split}.npz"
+
+    def embeddings(self, split: str) -> Path:
+        return self.run / "embeddings" / split
+
+    @property
+    def metrics_csv(self) -> Path:
+        return self.run / "metrics.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.run / "report.html"
+
+    @property
+    def qa(self) -> Path:
+        return self.run / "qa"
+
+    @property
+    def log(self) -> Path:
+        return self.root / f"logging_{self.name}.txt"

@@ -1,0 +1,106 @@
+"""Small real slides and ASAP XML for tests: tiled pyramidal TIFF as scanners write it, drawn here."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import cv2
+import numpy as np
+import tifffile
+
+GLASS = (244, 243, 245)
+TISSUE = (205, 120, 180)
+TUMOUR = (120, 60, 150)
+GROUPS = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
+
+Box = tuple[int, int, int, int]
+
+
+def draw(size: tuple[int, int] = (768, 640), tissue: Box = (64, 64, 704, 576), tumour: Iterable[Box] = (),
+         seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8 RGB: glass, a box of tissue, boxes of tumour (x0, y0, x1, y1), some noise."""
+    image = np.full((size[1], size[0], 3), GLASS, np.uint8)
+    for box, colour in [(tissue, TISSUE), *((b, TUMOUR) for b in tumour)]:
+        x0, y0, x1, y1 = box
+        image[y0:y1, x0:x1] = colour
+    noise = np.random.default_rng(seed).integers(-6, 7, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def write_slide(path: Path, image: np.ndarray, *, mpp: float | None = 0.25, tile: int = 128, levels: int = 3,
+                compression: str = "jpeg", missing: Sequence[int] = (), unit: str = "CENTIMETER",
+                description: str | None = None, software: str | None = None) -> Path:
+    """Write RGB uint8 as a tiled TIFF whose levels are top-level pages, each half the one before.
+
+    missing: numbers of level-0 tiles that the file leaves out; mpp None: the file says no resolution.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tifffile.TiffWriter(path) as tiff:
+        for level in range(levels):
+            if level:
+                image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+            per_unit = {"CENTIMETER": 1e4, "INCH": 25400, "NONE": 1e4}[unit] / (mpp or 1) / 2**level
+            tiff.write(_tiles(image, tile, missing if level == 0 else ()), shape=image.shape, dtype=np.uint8,
+                       tile=(tile, tile), photometric="rgb",
+                       compression=compression, subfiletype=1 if level else 0, metadata=None, software=software,
+                       description=description if level == 0 else None,
+                       **({"resolution": (per_unit, per_unit), "resolutionunit": unit} if mpp else {}))
+    return path
+
+
+def _tiles(image: np.ndarray, tile: int, missing: Sequence[int]) -> Iterable[np.ndarray | None]:
+    height, width = image.shape[:2]
+    padded = cv2.copyMakeBorder(image, 0, -height % tile, 0, -width % tile, cv2.BORDER_REPLICATE)
+    places = [(y, x) for y in range(0, height, tile) for x in range(0, width, tile)]
+    for number, (y, x) in enumerate(places):
+        yield None if number in missing else np.ascontiguousarray(padded[y:y + tile, x:x + tile])
+
+
+def spoil_tile(path: Path, number: int) -> None:
+    """Overwrite a level-0 tile of a TIFF with bytes that no decoder understands."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offset, count = page.dataoffsets[number], page.databytecounts[number]
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\x00\xff\xd9" * (count // 3))
+
+
+def box_points(box: Box) -> list[tuple[float, float]]:
+    """Corners of x0, y0, x1, y1."""
+    x0, y0, x1, y1 = box
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def write_xml(path: Path, outlines: Iterable[tuple[str, Sequence[tuple[object, object]]]],
+              declared: Sequence[str] = ("Tumor", "Exclusion")) -> Path:
+    """Write ASAP XML: outlines are (group, points); coordinates go into the file as they print."""
+    root = ET.Element("ASAP_Annotations")
+    annotations = ET.SubElement(root, "Annotations")
+    for number, (group, points) in enumerate(outlines):
+        node = ET.SubElement(annotations, "Annotation", Name=f"Annotation {number}", Type="Polygon",
+                             PartOfGroup=group, Color="#F4FA58")
+        coordinates = ET.SubElement(node, "Coordinates")
+        for order, (x, y) in enumerate(points):
+            ET.SubElement(coordinates, "Coordinate", Order=str(order), X=str(x), Y=str(y))
+    groups = ET.SubElement(root, "AnnotationGroups")
+    for name in declared:
+        ET.SubElement(ET.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color="#00ff00"), "Attributes")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ET.ElementTree(root).write(path, xml_declaration=True, encoding="utf-8")
+    return path
+
+
+TUMOURS: tuple[Box, ...] = ((128, 112, 300, 260), (420, 330, 620, 500))
+
+
+def make_dataset(folder: Path, tumour: int = 4, normal: int = 1, first: int = 1) -> Path:
+    """Slides tumor_001.tif ... with XML and normal_001.tif ... in Camelyon's folders; gives `folder`."""
+    for number in range(first, first + tumour):
+        shift = 8 * number
+        boxes = [(x0 + shift, y0, x1 + shift, y1) for x0, y0, x1, y1 in TUMOURS]
+        write_slide(folder / "images" / f"tumor_{number:03d}.tif", draw(tumour=boxes, seed=number))
+        write_xml(folder / "annotations" / f"tumor_{number:03d}.xml", [("Tumor", box_points(b)) for b in boxes])
+    for number in range(first, first + normal):
+        write_slide(folder / "images" / f"normal_{number:03d}.tif", draw(seed=100 + number))
+    return folder

@@ -1,0 +1,59 @@
+"""./train.sh and ./infer.sh from slides to figures, at tiny size, as a user runs them."""
+
+import csv
+import re
+
+import pytest
+
+from epsam.runtime.files import sha256
+from tests.tiny import make_tiny
+
+RESULT = re.compile(r"\[result\] split=test method=(\w+) dice=([\d.]+) iou=([\d.]+) patches=(\d+)")
+
+
+def _files(top):
+    kept = (p for p in top.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != ".txt" and "lock" not in p.name)
+    return {p.relative_to(top).as_posix(): (sha256(p), p.stat().st_mtime_ns) for p in kept if "code" not in p.parts}
+
+
+@pytest.mark.timeout(1200)
+def test_train_infer_train_again(run_in, top):
+    make_tiny(top)
+    first = run_in("./train.sh", "tiny.yaml")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "%|" in first.stderr, "progress bars go to the terminal"
+    log = (top / "logging_tiny.txt").read_text()
+    assert "%|" not in log
+    methods = [m[1] for m in RESULT.finditer(log)]
+    assert methods == ["cam", "sam", "round0", "round1", "supervised"]
+
+    with (top / "runs/tiny/metrics.csv").open() as stream:
+        rows = {row["method"]: row for row in csv.DictReader(stream) if row["method"]}
+    for line in RESULT.finditer(log):
+        assert abs(float(rows[line[1]]["dice"]) - float(line[2])) < 1e-4
+
+    made = _files(top)
+    for wanted in ("checkpoints/tiny_resnet_adl.pth", "checkpoints/tiny_sam_pre_decoder.pth",
+                   "checkpoints/tiny_decoder_iter1.pth", "runs/tiny/report.html", "runs/tiny/config.yaml",
+                   "runs/tiny/environment.json", "dataset/tiny/patches.csv", "dataset/tiny/slides.csv"):
+        assert wanted in made
+    assert any(name.startswith("dataset/tiny/train/initial_mask/") for name in made)
+    assert any(name.startswith("dataset/tiny/train/iter_1/") for name in made)
+    assert not [name for name in made if ".tmp" in name]
+
+    second = run_in("./train.sh", "tiny.yaml")
+    assert second.returncode == 0
+    assert second.stdout.count("done already") == 8
+    assert _files(top) == made
+
+    changed = run_in("./train.sh", "tiny.yaml", "cam.threshold=0.6")
+    assert changed.returncode == 1
+    assert "stage initial-masks was run with something else: cam.threshold was 0.4, is 0.6" in changed.stdout
+    assert _files(top) == made
+
+    inferred = run_in("./infer.sh", TEST_DATASET_DIR="dataset/tiny/test", OUTPUT_DIR="out",
+                      RESNET_CHECKPOINT="checkpoints/tiny_resnet_adl.pth",
+                      SAM_DECODER_CHECKPOINT="checkpoints/tiny_decoder_iter1.pth")
+    assert inferred.returncode == 0, inferred.stdout + inferred.stderr
+    figures = re.search(r"\[result\].* dice=([\d.]+)", (top / "logging_inference.txt").read_text())
+    assert figures, inferred.stdout

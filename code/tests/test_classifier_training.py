@@ -1,0 +1,217 @@
+"""Training on patch labels: what it learns, how it goes on after a stop, and what it says of bad input."""
+
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from epsam.classifier import load_classifier, training
+from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches
+from epsam.classifier.learner import Learner
+from epsam.classifier.settling import settle
+from epsam.classifier.training import train_classifier
+from epsam.config import Augment, Classifier, Config
+from epsam.errors import DataError, EpsamError
+from epsam.results import read_results
+from epsam.runtime.device import choose_hardware
+from epsam.runtime.files import read_csv, write_png
+from epsam.runtime.fitting import load_tensors
+from epsam.workspace import Workspace
+from tests.patch_factory import make_patches, patch_list
+
+CPU = dataclasses.replace(choose_hardware("cpu"), precision=torch.float32)  # the same figures on every machine
+
+
+def _config(**classifier) -> Config:
+    defaults = {"depth": 18, "lr": 1e-3, "epochs": 2, "batch": 4}
+    return Config(name="few", workers=0, classifier=Classifier(**(defaults | classifier)))
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    workspace = Workspace(tmp_path, "few")
+    make_patches(workspace, {"train": 5, "val": 3, "test": 2})
+    return workspace
+
+
+def test_it_learns_to_tell_the_classes_apart_and_says_how_well(tmp_path, caplog):
+    caplog.set_level("INFO", logger="epsam")
+    workspace = Workspace(tmp_path, "few")
+    make_patches(workspace, {"train": 8, "val": 3, "test": 2}, size=48)
+    train_classifier(_config(epochs=12, adl=False, lr=3e-4), workspace, CPU)
+    results = {row["split"]: row for row in read_results(workspace)}
+    assert float(results["val"]["auc"]) > 0.85
+    assert set(results["test"]) >= {"auc", "accuracy", "sensitivity_at_90_specificity", "patches"}
+    assert "[result] split=test method=classifier auc=" in caplog.text
+    rows = read_csv(workspace.run / "classifier_curves.csv", ["epoch", "train_loss", "val_loss", "val_auc"])
+    assert float(rows[-1]["train_loss"]) < 0.5 * float(rows[0]["train_loss"])
+    assert cv2.imread(str(workspace.run / "classifier_curves.png")) is not None
+    saved = json.loads((workspace.checkpoints / "few_resnet_adl.pth.json").read_text())
+    assert saved["settings"]["classifier.depth"] == 18
+
+
+def test_the_kept_weights_are_those_of_the_least_validation_loss_on_logits(workspace):
+    config = _config(epochs=3)
+    train_classifier(config, workspace, CPU)
+    rows = read_csv(workspace.run / "classifier_curves.csv", ["val_loss"])
+    model = load_classifier(config.classifier, workspace.classifier)
+    val = training.load_labelled(workspace, "val", 0)
+    logits = training.predict_logits(model, val.images, CPU)
+    # Through probabilities, in double precision: a sigmoid applied twice would give another figure.
+    loss = torch.nn.functional.binary_cross_entropy(logits.double().sigmoid(), val.labels.double()).item()
+    assert loss == pytest.approx(min(float(row["val_loss"]) for row in rows), rel=1e-4)
+
+
+def test_stopped_and_going_on_ends_as_uninterrupted(tmp_path, monkeypatch):
+    config = _config(epochs=3, settle_batches=2)
+    workspaces = {how: Workspace(tmp_path / how, "few") for how in ("whole", "stopped")}
+    for workspace in workspaces.values():
+        make_patches(workspace, {"train": 4, "val": 2, "test": 2})
+    train_classifier(config, workspaces["whole"], CPU)
+
+    class Stop(Exception):
+        pass
+
+    taken = []
+
+    def stop_in_the_second_epoch(*arguments):
+        taken.append(1)
+        if len(taken) == 3:
+            raise Stop
+        return step(*arguments)
+
+    step = Learner.step
+    monkeypatch.setattr(Learner, "step", stop_in_the_second_epoch)
+    with pytest.raises(Stop):
+        train_classifier(config, workspaces["stopped"], CPU)
+    monkeypatch.setattr(Learner, "step", step)
+    train_classifier(config, workspaces["stopped"], CPU)
+    whole, stopped = (load_tensors(w.classifier) for w in workspaces.values())
+    for name, tensor in whole.items():
+        torch.testing.assert_close(stopped[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    hardware = dataclasses.replace(CPU, classifier_batch=2)
+    images, labels = torch.rand(6, 3, 32, 32), torch.tensor([0.0, 1, 0, 1, 1, 0])
+    gradients = []
+    for used in (CPU, hardware):
+        torch.manual_seed(0)
+        model = training.build_classifier(Classifier(depth=18, adl=False)).eval()  # no batch statistics
+        Learner(model, torch.optim.SGD(model.parameters(), lr=0), torch.tensor(3.0), used).step(images, labels)
+        gradients.append(model.conv1.weight.grad.clone())
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_settled_statistics_are_those_of_the_network_in_use(workspace):
+    as_they_are = Augment(flips=False, rotation_degrees=0, jitter=0, grey=0)
+    settings = Classifier(depth=18, settle_batches=4, augment=as_they_are)
+    images = training.load_labelled(workspace, "train", 0).images
+    torch.manual_seed(0)
+    model = training.build_classifier(settings)
+    settle(model, images, settings, CPU, 1, 0)
+    seen = []
+    model.layer4[2].bn1.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    with torch.inference_mode():
+        model.eval()(as_float(images.kept))
+    # All patches fit one batch: after settling, the features that follow ADL are normalised.
+    torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(512), atol=0.05, rtol=0)
+    torch.testing.assert_close(seen[0].var((0, 2, 3)), torch.ones(512), atol=0.1, rtol=0)
+
+
+def test_balance_weighs_the_rarer_class_up(workspace):
+    for path in (workspace.split("train") / "image").glob("*_1.png"):
+        if path.name != "slide_x0_y0_1.png":
+            path.unlink()
+    train = training.load_labelled(workspace, "train", 0)
+    assert training._positive_weight(train, Classifier(balance=True)) == 5
+    assert training._positive_weight(train, Classifier()) is None
+    train_classifier(_config(epochs=1, balance=True), workspace, CPU)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 33])
+def test_every_patch_is_in_one_batch_and_none_is_alone(count):
+    batches = shuffled_batches(count, 16, "seed", 1)
+    assert sorted(index for batch in batches for index in batch) == list(range(count))
+    assert count == 1 or min(len(batch) for batch in batches) > 1
+    assert batches == shuffled_batches(count, 16, "seed", 1)
+
+
+def test_a_nan_loss_names_the_batch_and_keeps_the_last_whole_epoch(workspace, monkeypatch):
+    config = _config(epochs=2)
+    train_classifier(_config(epochs=1), workspace, CPU)
+    before = load_tensors(workspace.state / "classifier.pth")
+
+    monkeypatch.setattr(training, "augment", lambda images, *rest: images * torch.nan)
+    with pytest.raises(EpsamError, match=r"epoch 2: the loss is nan on the batch slide_x\d_y0_[01], slide_x"):
+        train_classifier(config, workspace, CPU)
+    after = load_tensors(workspace.state / "classifier.pth")
+    assert after["history"] == before["history"]
+    assert torch.isfinite(after["parts"]["model"]["conv1.weight"]).all()
+
+
+@pytest.mark.parametrize(("label", "missing"), [(1, "_0.png"), (0, "_1.png")])
+def test_a_split_of_one_class_is_refused(workspace, label, missing):
+    for path in (workspace.split("val") / "image").glob(f"*_{1 - label}.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=f"both classes, so add patches whose names end in {missing}"):
+        train_classifier(_config(), workspace, CPU)
+
+
+def test_patches_of_unequal_size_are_refused_by_name(workspace):
+    odd = workspace.split("train") / "image" / "slide_x3_y0_0.png"
+    write_png(odd, np.zeros((32, 64, 3), np.uint8))
+    with pytest.raises(DataError, match=r"slide_x3_y0_0.png: 64 x 32 px, but slide_x0_y0_0.png has 64 x 64 px"):
+        train_classifier(_config(), workspace, CPU)
+
+
+def test_a_png_that_cannot_be_decoded_is_named(workspace):
+    bad = workspace.split("train") / "image" / "slide_x3_y0_0.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"slide_x3_y0_0.png: cannot be"):
+        train_classifier(_config(), workspace, CPU)
+
+
+def test_large_sets_are_read_by_workers_and_give_the_same(tmp_path, monkeypatch):
+    patches = patch_list(tmp_path, 5)
+    kept = PatchImages(patches)
+    monkeypatch.setattr("epsam.classifier.data.IN_MEMORY_BYTES", 0)
+    streamed = PatchImages(patches)
+    assert kept.kept is not None
+    assert streamed.kept is None
+    batches = [[3, 0, 7], [1, 2]]
+    for (a, x), (b, y) in zip(kept.batches(batches, 0), streamed.batches(batches, 2), strict=True):
+        assert a == b
+        assert torch.equal(x, y)
+
+
+def test_augmentation_depends_on_the_name_alone():
+    images = torch.rand(3, 3, 48, 48)
+    together = augment(images, ["a", "b", "c"], Augment(), 1, 2)
+    torch.testing.assert_close(augment(images[1:2], ["b"], Augment(), 1, 2), together[1:2], atol=1e-5, rtol=0)
+    assert not torch.allclose(augment(images[1:2], ["b"], Augment(), 1, 3), together[1:2])
+    assert together.min() >= 0
+    assert together.max() <= 1
+
+
+def test_augmentation_can_be_switched_off_part_by_part():
+    images = torch.rand(8, 3, 48, 48)
+    names = [str(n) for n in range(8)]
+    off = {"flips": False, "rotation_degrees": 0, "jitter": 0, "grey": 0}
+    torch.testing.assert_close(augment(images, names, Augment(**off), 1), images, atol=1e-4, rtol=0)
+    flipped = augment(images, names, Augment(**(off | {"flips": True})), 1)
+    mirrors = torch.stack([images, images.flip(2), images.flip(3), images.flip(2, 3)])
+    assert ((mirrors - flipped).abs().amax((2, 3, 4)) < 1e-4).any(dim=0).all()
+    grey = augment(images, names, Augment(**(off | {"grey": 1})), 1)
+    torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-3, rtol=0)
+
+
+def test_rotation_keeps_a_disc_in_its_place():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    disc = ((x**2 + y**2).sqrt() < 0.6).float().expand(4, 3, 64, 64)
+    off = Augment(flips=False, rotation_degrees=360, jitter=0, grey=0)
+    turned = augment(disc, list("abcd"), off, 1)
+    assert (turned - disc).abs().mean() < 0.02

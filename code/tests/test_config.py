@@ -1,0 +1,102 @@
+"""Settings: what is shipped is right, and what a user gets wrong is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from epsam.config import SHIPPED, Config, find_config, load_config
+from epsam.errors import ConfigError
+
+TOP = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["demo", "camelyon16", "camelyon17"])
+def test_shipped_configs_load_and_are_named_after_their_file(name):
+    assert load_config(find_config(name)).name == name
+
+
+def test_published_figures_of_camelyon16():
+    c = load_config(find_config("camelyon16"))
+    assert (c.patches.train.per_bin, c.patches.val.per_bin, c.patches.test.per_bin) == (430, 50, 143)
+    assert (c.cam.mask_px, c.cam.percentile, c.cam.opening_px) == (512, 10, 21)
+
+
+def test_published_figures_of_camelyon17():
+    c = load_config(find_config("camelyon17"))
+    assert (c.patches.train.per_bin, c.patches.val.top_up, c.patches.test.at_random) == (500, 1000, 2000)
+    assert (c.cam.mask_px, c.cam.percentile, c.cam.opening_px) == (32, 30, 5)
+    assert (c.finetune.lr, c.finetune.batch, c.finetune.epochs, c.retrain.rounds, c.retrain.ids) == (5e-6, 4, 20, 3, 0.9)
+    assert (c.classifier.lr, c.classifier.batch, c.classifier.epochs, c.classifier.seed) == (1e-5, 16, 50, 22)
+    assert (c.patches.seed, c.finetune.seed, c.prompts.points) == (42, 21, 50)
+
+
+def test_unknown_key_names_the_closest_right_one():
+    with pytest.raises(ConfigError, match=r"unknown setting `finetune.learning_rat`.*`retrain.round`; did you mean `rounds`"):
+        load_config(find_config("demo"), ("finetune.learning_rat=1", "retrain.round=2"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prompts.kind=dots", "prompts.kind.*points.*boxes.*both.*dots"),
+        ("sam.views=9", "sam.views.*8.*9"),
+        ("patches.positive_share=[0.9, 0.2]", "patches.positive_share must rise"),
+        ("cam.percentile=30", "exactly one of percentile and threshold"),
+        ("slides.split=published", "split: random"),
+        ("retrain=3", "retrain"),
+        ("retrain.rounds", "section.key=value"),
+        ("name.x=1", "`name` is a value, not a section"),
+        ("name=../up", "name"),
+        ("name=inference", "taken"),
+        ("retrain.rounds=[", "not YAML"),
+    ],
+)
+def test_wrong_values_are_named_in_one_line(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(find_config("demo"), (override,))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_malformed_files(tmp_path):
+    with pytest.raises(ConfigError, match="no such settings file.*camelyon16"):
+        load_config(tmp_path / "none.yaml")
+    for content in (b"a: [", b"\xff\xfe\x00", b"- 1\n", b"", b"a: &a [*a]\n"):
+        bad = tmp_path / "bad.yaml"
+        bad.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"bad\.yaml"):
+            load_config(bad)
+
+
+def test_an_own_file_needs_no_name_and_few_settings(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("patches: {size_px: 256}\n")
+    config = load_config(path, ("retrain.rounds=1",))
+    assert (config.name, config.patches.size_px, config.retrain.rounds) == ("mine", 256, 1)
+
+
+def test_requirements_and_package_agree():
+    listed = {line.split("#")[0].strip() for line in (TOP / "requirements.txt").read_text().splitlines()}
+    package = (TOP / "code" / "pyproject.toml").read_text()
+    block = re.search(r"^dependencies = \[(.*?)^\]", package, re.M | re.S).group(1)
+    assert set(re.findall(r'"(.+?)"', block)) == listed - {""}
+
+
+def test_every_key_of_the_shipped_files_is_read():
+    for path in SHIPPED.glob("*.yaml"):
+        written = yaml.safe_load(path.read_text())
+        loaded = load_config(path).model_dump(mode="json")
+        for section, values in written.items():
+            for key, value in values.items() if isinstance(values, dict) else ():
+                if not isinstance(value, dict):
+                    assert loaded[section][key] == value, f"{path.name}: {section}.{key}"
+
+
+def test_config_survives_the_file_beside_a_checkpoint():
+    from epsam.config import config_from
+    from epsam.runtime.checkpoints import flatten
+
+    config = load_config(find_config("camelyon17"))
+    assert config_from(flatten(config.model_dump(mode="json")), "x") == config
+    assert isinstance(config, Config)

@@ -1,0 +1,89 @@
+"""Panels and charts show what they were given."""
+
+import base64
+import xml.etree.ElementTree as ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from epsam.evaluation import panels, plots
+from epsam.evaluation.example_section import _choose
+
+PATCH = np.full((64, 96, 3), 200, np.uint8)
+
+
+def test_prompts_land_where_they_are_also_on_patches_that_are_not_square():
+    blank = np.zeros((256, 256, 3), np.uint8)
+    drawn = panels.draw_prompts(blank, np.array([[72.0, 16.0]]), np.zeros((0, 4)), (64, 96))
+    rows, columns = np.nonzero(drawn.any(2))
+    assert columns.mean() == pytest.approx(72 / 96 * 256, abs=1)
+    assert rows.mean() == pytest.approx(16 / 64 * 256, abs=1)
+    assert not blank.any()
+
+
+def test_boxes_are_drawn():
+    blank = np.zeros((256, 256, 3), np.uint8)
+    drawn = panels.draw_prompts(blank, np.zeros((0, 2)), np.array([[24.0, 16.0, 72.0, 48.0]]), (64, 96))
+    rows, columns = np.nonzero(drawn.any(2))
+    assert (columns.min(), columns.max()) == pytest.approx((64, 192), abs=4)
+    assert (rows.min(), rows.max()) == pytest.approx((64, 192), abs=4)
+
+
+def test_errors_differ_from_hits():
+    prediction, truth = np.zeros((64, 96), bool), np.zeros((64, 96), bool)
+    prediction[:, :60] = True
+    truth[:, 30:80] = True
+    drawn = panels.draw_errors(PATCH, prediction, truth).astype(int)
+    extra, hit, missed, neither = (drawn[128, column] for column in (20, 120, 190, 240))
+    assert hit[2] > hit[0]
+    assert extra[0] > extra[2]
+    assert missed[0] > missed[2]
+    assert missed[1] > extra[1]
+    assert (neither == 200).all()
+
+
+def test_a_mask_has_no_outline_along_the_border_of_the_patch():
+    drawn = panels.draw_mask(PATCH, np.ones((64, 96), bool))
+    assert (drawn == drawn[128, 128]).all()
+
+
+def test_maps_get_brighter_with_their_values():
+    ramp = np.tile(np.linspace(0, 1, 96, dtype=np.float32), (64, 1))
+    drawn = panels.draw_map(PATCH, ramp).sum(2)[128].astype(int)
+    assert drawn[10] < drawn[128] < drawn[250]
+
+
+def test_jpeg_is_shrunk_to_its_longest_side():
+    noise = np.random.default_rng(0).integers(0, 255, (400, 800, 3), np.uint8)
+    data = base64.b64decode(panels.as_jpeg(noise, 80).removeprefix("data:image/jpeg;base64,"))
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (40, 80, 3)
+
+
+def _svg(uri: str) -> str:
+    head, _, data = uri.partition(",")
+    assert head == "data:image/svg+xml;base64"
+    text = base64.b64decode(data).decode()
+    ElementTree.fromstring(text)
+    return text
+
+
+def test_charts_are_svg_in_the_colours_of_the_theme():
+    bars = plots.methods_chart([("CAM mask", 0.7, 0.68, 0.73), ("Round 1", 0.8, 0.8, 0.8)], "Dice", "Round 1")
+    lines = plots.curves_chart([1, 2, 3], {"train loss": [3, 2, 1], "val loss": [3, 2, float("nan")]}, 2)
+    for text, wanted in ((_svg(bars), ("CAM mask", "Round 1")), (_svg(lines), ("train loss", "kept: epoch 2"))):
+        assert all(word in text for word in wanted)
+        assert "prefers-color-scheme: dark" in text
+        assert not any(stand_in in text for stand_in in plots.THEME)
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_best_median_and_worst_hold_no_patch_twice(count):
+    dice = np.random.default_rng(count).random(count)
+    chosen = _choose(dice)
+    shown = np.concatenate(list(chosen.values()))
+    assert len(set(shown.tolist())) == len(shown)
+    assert chosen["Best"][0] == dice.argmax()
+    if count > 1:
+        assert chosen["Worst"][-1] == dice.argmin()
+    assert (np.diff(dice[shown]) <= 0).all()

@@ -1,0 +1,215 @@
+"""Files, seeds, the epoch loop, weights and state: what a stopped, broken or doubled run leads to."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from epsam.errors import CheckpointError, DataError, EpsamError, StateError
+from epsam.runtime import weights
+from epsam.runtime.checkpoints import load_weights, save_weights
+from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, write_png
+from epsam.runtime.fitting import fit, load_tensors
+from epsam.runtime.seeds import generator, seed_of
+from epsam.runtime.state import check_signature, lock
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_png_keeps_channel_order_and_masks(tmp_path):
+    rgb = np.zeros((4, 6, 3), np.uint8)
+    rgb[..., 0] = 200
+    write_png(tmp_path / "é ü.png", rgb)
+    assert (read_image(tmp_path / "é ü.png") == rgb).all()
+    mask = np.eye(5, dtype=bool)
+    write_png(tmp_path / "m.png", mask)
+    assert (read_mask(tmp_path / "m.png") == mask).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_undecodable_files_are_our_errors(tmp_path, content):
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    for read in (read_image, read_mask, read_json):
+        with pytest.raises(DataError, match=r"x\.png"):
+            read(path)
+    with pytest.raises(DataError, match=r"x\.png"):
+        read_csv(path, ["slide"])
+    with pytest.raises(CheckpointError, match=r"x\.png"):
+        load_tensors(path)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="evil"):
+        load_tensors(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_seeds_depend_on_names_alone():
+    assert generator(1, "a").random() == generator(1, "a").random()
+    assert len({seed_of(1, "a"), seed_of(1, "b"), seed_of(2, "a"), seed_of("1a")}) == 4
+
+
+class Counter(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+
+def _fit(folder, losses, *, epochs, early_stop=99, stop_after=None):
+    """Train a weight that is multiplied by the epoch; the validation losses are given."""
+    model = Counter()
+
+    def run_epoch(epoch):
+        if stop_after is not None and epoch > stop_after:
+            raise KeyboardInterrupt
+        with torch.no_grad():
+            model.weight *= epoch
+        return {"train_loss": 1.0, "val_loss": losses[epoch - 1]}
+
+    done = fit("test", run_epoch, {"model": model}, model.state_dict, epochs=epochs, early_stop=early_stop,
+               state=folder / "state.pth", best=folder / "best.pth", curves=folder / "curves.csv")
+    return model, done
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path):
+    losses = [3.0, 1.0, 2.0, 4.0]
+    whole, expected = _fit(tmp_path / "whole", losses, epochs=4)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "cut", losses, epochs=4, stop_after=2)
+    resumed, done = _fit(tmp_path / "cut", losses, epochs=4)
+    assert resumed.weight == whole.weight == 24
+    assert done == expected
+    assert load_tensors(tmp_path / "cut" / "best.pth")["weight"] == 2
+    assert (tmp_path / "cut" / "curves.csv").read_text() == (tmp_path / "whole" / "curves.csv").read_text()
+
+
+def test_early_stop_and_finished_training_do_nothing_more(tmp_path):
+    _, done = _fit(tmp_path, [1.0, 2.0, 3.0, 0.5], epochs=4, early_stop=2)
+    assert len(done.history) == 3
+    _, again = _fit(tmp_path, [], epochs=4, early_stop=2)
+    assert again == done
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_state(tmp_path):
+    with pytest.raises(EpsamError, match="epoch 2: val_loss is nan"):
+        _fit(tmp_path, [1.0, float("nan")], epochs=3)
+    assert len(load_tensors(tmp_path / "state.pth")["history"]) == 1
+
+
+def test_weights_of_other_settings_are_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    save_weights(path, {"a": torch.ones(2)}, {"classifier": {"depth": 18}})
+    assert load_weights(path, {"classifier.depth": 18})["a"].sum() == 2
+    with pytest.raises(CheckpointError, match="classifier.depth is 18 there, 50 here"):
+        load_weights(path, {"classifier": {"depth": 50}})
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_weights(tmp_path / "none.pth")
+
+
+def test_changed_settings_are_named():
+    check_signature("embed", {"sam.views": 4}, {"sam.views": 4})
+    with pytest.raises(StateError, match=r"stage embed .*sam.views was 4, is 8.*--from embed"):
+        check_signature("embed", {"sam.views": 4, "epsam": "1"}, {"sam.views": 8, "epsam": "1"})
+
+
+def test_second_run_is_refused_and_a_stale_lock_taken_over(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    os.environ["EPSAM_OWNER_PID"] = str(holder.pid)
+    try:
+        with lock(tmp_path):
+            pass
+        with lock(tmp_path):  # another stage of the same owner
+            pass
+    finally:
+        del os.environ["EPSAM_OWNER_PID"]
+    with pytest.raises(StateError, match=f"in use by process {holder.pid}"), lock(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with lock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lock").exists()
+
+
+def test_lock_of_another_host_is_respected(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "process_started": "1"}))
+    with pytest.raises(StateError, match=r"on elsewhere.*delete"), lock(tmp_path):
+        pass
+
+
+class OneFile(http.server.BaseHTTPRequestHandler):
+    """Serves 100,000 bytes, from where a Range header says."""
+
+    content = bytes(range(250)) * 400
+
+    def do_GET(self):
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        self.wfile.write(self.content[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """A server on this machine stands for the place of publication."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneFile)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}/"
+
+    def publish(sha256):
+        monkeypatch.setitem(weights.WEIGHTS, "vit_b", weights.Weights(base, "w.pth", sha256))
+
+    yield publish
+    server.shutdown()
+    server.server_close()
+
+
+def test_download_goes_on_after_a_break_and_is_checked(tmp_path, published):
+    from hashlib import sha256
+
+    published(sha256(OneFile.content).hexdigest())
+    (tmp_path / "w.pth.part").write_bytes(OneFile.content[:777])
+    path = weights.fetch("vit_b", tmp_path)
+    assert path.read_bytes() == OneFile.content
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_bytes(b"mine")
+    assert weights.fetch("vit_b", tmp_path).read_bytes() == b"mine"  # what is there is not fetched again
+
+
+def test_wrong_hash_deletes_and_explains(tmp_path, published):
+    published("0" * 64)
+    with pytest.raises(CheckpointError, match=r"SHA-256 is .* deleted"):
+        weights.fetch("vit_b", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_network_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(weights.WEIGHTS, "vit_b", weights.Weights("http://127.0.0.1:9/", "w.pth", "0"))
+    with pytest.raises(CheckpointError, match=r"could not be fetched.*put it at .*w\.pth"):
+        weights.fetch("vit_b", tmp_path)
+    with pytest.raises(CheckpointError, match="no weights called `vit_x`"):
+        weights.fetch("vit_x", tmp_path)

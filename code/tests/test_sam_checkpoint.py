@@ -1,0 +1,93 @@
+"""SAM and decoder files: what loads, and what is refused with a reason."""
+
+import pytest
+import torch
+
+from epsam.errors import CheckpointError
+from epsam.runtime.fitting import save_tensors
+from epsam.sam import load_decoder, load_sam
+from epsam.sam.checkpoint import build_sam, decoder_weights
+from epsam.sam.demo_model import build_sam_demo
+from tests.sam_factory import small_sam
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return build_sam_demo().state_dict()
+
+
+def test_a_checkpoint_by_path_is_loaded_frozen(tmp_path, weights):
+    save_tensors(tmp_path / "sam.pth", weights)
+    sam = load_sam("demo", tmp_path / "sam.pth")
+    assert not sam.training
+    assert not any(parameter.requires_grad for parameter in sam.parameters())
+    for name, tensor in sam.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name])
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda w: {"model_state": w, "epoch": 3},
+    lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
+    lambda w: {f"sam.{k}": v for k, v in w.items()},
+], ids=["model_state", "parallel", "prefix"])
+def test_wrapped_weights_are_unwrapped(tmp_path, weights, wrap):
+    save_tensors(tmp_path / "sam.pth", wrap(weights))
+    sam = load_sam("demo", tmp_path / "sam.pth")
+    torch.testing.assert_close(sam.state_dict(), weights, check_device=False)
+
+
+def test_incomplete_or_foreign_weights_are_named(tmp_path, weights):
+    partial = {name: tensor for name, tensor in weights.items() if name != "mask_decoder.iou_token.weight"}
+    save_tensors(tmp_path / "partial.pth", partial | {"head.bias": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"partial.pth .*missing: mask_decoder.iou_token.weight; unknown: head"):
+        load_sam("demo", tmp_path / "partial.pth")
+
+
+def test_weights_of_another_model_type_are_refused(tmp_path, weights):
+    save_tensors(tmp_path / "demo.pth", weights)
+    with pytest.raises(CheckpointError, match=r"does not fit SAM vit_b: other shapes: .*Set sam.model_type"):
+        load_sam("vit_b", tmp_path / "demo.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_damaged_or_missing_files_are_named(tmp_path, content):
+    path = tmp_path / "sam.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"sam\.pth"):
+        load_sam("demo", path)
+
+
+def test_published_weights_with_a_wrong_hash_are_refused_and_kept(tmp_path):
+    path = tmp_path / "sam_vit_b_01ec64.pth"
+    path.write_bytes(b"somebody's own weights under the published name")
+    with pytest.raises(CheckpointError, match=r"sam_vit_b_01ec64.pth: the SHA-256 is not that of the published vit_b"):
+        load_sam("vit_b", None, tmp_path)
+    assert path.is_file()
+
+
+def test_the_missing_demo_sam_says_how_to_bring_it_back(tmp_path):
+    with pytest.raises(CheckpointError, match="git checkout checkpoints/sam_demo.pth"):
+        load_sam("demo", None, tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_decoder_goes_where_it_belongs(tmp_path, prefix):
+    trained, sam = build_sam("demo"), build_sam("demo")
+    encoder = {name: tensor.clone() for name, tensor in sam.image_encoder.state_dict().items()}
+    save_tensors(tmp_path / "decoder.pth", {prefix + name: value for name, value in decoder_weights(trained).items()})
+    assert load_decoder(sam, tmp_path / "decoder.pth") is sam
+    torch.testing.assert_close(sam.mask_decoder.state_dict(), trained.mask_decoder.state_dict())
+    torch.testing.assert_close(sam.image_encoder.state_dict(), encoder)
+
+
+def test_a_decoder_of_another_sam_is_refused_and_changes_nothing(tmp_path):
+    sam, other = build_sam("demo"), small_sam()
+    before = decoder_weights(sam)
+    save_tensors(tmp_path / "decoder.pth", decoder_weights(other))
+    with pytest.raises(CheckpointError, match=r"decoder.pth does not fit this SAM's mask decoder: other shapes"):
+        load_decoder(sam, tmp_path / "decoder.pth")
+    save_tensors(tmp_path / "whole.pth", sam.state_dict())
+    with pytest.raises(CheckpointError, match="unknown: image_encoder"):
+        load_decoder(sam, tmp_path / "whole.pth")
+    torch.testing.assert_close(decoder_weights(sam), before)

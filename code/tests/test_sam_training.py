@@ -1,0 +1,259 @@
+"""The decoder's training and its rounds: what is learned, from what, and when it stops with advice."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from epsam.cam import load_cams, save_cams
+from epsam.errors import DataError
+from epsam.patches import patches_for_sam
+from epsam.runtime.files import read_csv, read_image, read_mask, write_png
+from epsam.runtime.fitting import load_tensors
+from epsam.sam import predict_split
+from epsam.sam.context import Context
+from epsam.sam.embeddings import embed
+from epsam.sam.finetuning import finetune, train_decoder, validation_examples, with_labels
+from epsam.sam.losses import dice_loss, iou_loss
+from epsam.sam.pseudo_labels import ids_score, warn_of_drift
+from epsam.sam.retraining import retrain, train_supervised
+from epsam.workspace import Workspace
+from tests.sam_factory import CPU, SIZE, make_config, make_patches
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "reference.npz")
+
+
+def _trained(root, **sections):
+    workspace, config = make_patches(root), make_config(root, **sections)
+    embed(config, workspace, CPU)
+    finetune(config, workspace, CPU)
+    return workspace, config
+
+
+def _weights(workspace: Workspace, round_: int | str):
+    return load_tensors(workspace.decoder(round_))
+
+
+def _mean_dice(config, workspace, split, decoder):
+    true = {patch.name: read_mask(patch.mask) for patch in patches_for_sam(workspace, split)}
+    predicted = dict(predict_split(config, workspace, CPU, split, decoder))
+    assert predicted.keys() == true.keys()
+    return np.mean([2 * (true[n] & predicted[n]).sum() / (true[n].sum() + predicted[n].sum()) for n in true])
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory):
+    """Rounds 0 and 1 and the supervised decoder, trained long enough to see a difference."""
+    workspace, config = _trained(tmp_path_factory.mktemp("rounds"), finetune={"epochs": 8, "lr": 3e-3, "batch": 2})
+    retrain(config, workspace, CPU)
+    train_supervised(config, workspace, CPU)
+    return workspace, config
+
+
+def test_losses_equal_the_golden_arrays():
+    probability, target = (torch.from_numpy(GOLDEN[f"loss_{name}"]) for name in ("prediction", "target"))
+    for loss, name in ((dice_loss, "dice"), (iou_loss, "iou")):
+        assert loss(probability, target).item() == pytest.approx(GOLDEN[f"{name}_loss"].item(), abs=1e-4)
+        hard = 1 - loss((probability > 0.5).float(), target)
+        assert hard.item() == pytest.approx(GOLDEN[f"{name}_metric"].item(), abs=1e-4)
+
+
+def test_training_finds_the_tumour(rounds):
+    workspace, config = rounds
+    untuned = _mean_dice(config, workspace, "test", None)
+    for round_ in (0, 1, "supervised"):
+        assert _mean_dice(config, workspace, "test", workspace.decoder(round_)) > untuned + 0.2
+    supervised = _mean_dice(config, workspace, "test", workspace.decoder("supervised"))
+    assert supervised > 0.75
+
+
+def test_decoder_files_hold_the_decoder_and_what_it_was_trained_with(rounds):
+    workspace, _ = rounds
+    for round_ in (0, 1, "supervised"):
+        assert all(name.startswith("mask_decoder.") for name in _weights(workspace, round_))
+        assert workspace.decoder(round_).with_name(workspace.decoder(round_).name + ".json").is_file()
+    assert not list(workspace.state.glob("*.pth"))
+
+
+def test_a_round_leaves_curves_a_summary_and_a_contact_sheet(rounds):
+    workspace, config = rounds
+    for name in ("round0", "round1", "supervised"):
+        curves = read_csv(workspace.run / f"{name}_curves.csv", ["epoch", "train_loss", "val_loss", "val_dice", "lr"])
+        rates = [float(row["lr"]) for row in curves]
+        assert rates[0] == config.finetune.lr
+        assert rates == sorted(rates, reverse=True)
+        assert rates[4] == pytest.approx(config.finetune.lr / 2)  # cosine: half the rate in the middle of the 8 epochs
+    row, = read_csv(workspace.run / "pseudo_labels.csv", ["round", "kept", "mean_ids", "cam_share", "sam_share",
+                                                          "kept_share", "sensitivity"])
+    kept = sorted(path.stem for path in workspace.pseudo_labels(1).glob("*.png"))
+    assert (row["round"], row["patches"], int(row["kept"])) == ("1", "8", len(kept))
+    shares = [read_mask(workspace.pseudo_labels(1) / f"{name}.png").mean() for name in kept]
+    assert float(row["kept_share"]) == pytest.approx(np.mean(shares))
+    assert 0 <= float(row["sensitivity"]) < 0.5
+    for round_ in (0, 1):
+        sheet = read_image(workspace.run / f"labels_round{round_}.png")
+        assert sheet.shape[0] > 8 * 200
+        assert sheet.std() > 20
+
+
+def test_pseudo_labels_are_the_predictions_for_the_patches_as_they_are(rounds):
+    workspace, config = rounds
+    predicted = dict(predict_split(config, workspace, CPU, "train", workspace.decoder(0)))
+    for path in workspace.pseudo_labels(1).glob("*.png"):
+        np.testing.assert_array_equal(read_mask(path), predicted[path.stem])
+
+
+def test_predictions_do_not_depend_on_the_batch(rounds):
+    workspace, config = rounds
+    together = dict(predict_split(config, workspace, CPU, "test", workspace.decoder(1)))
+    single = dict(predict_split(config, workspace, replace(CPU, decoder_batch=1), "test", workspace.decoder(1)))
+    assert together.keys() == single.keys()
+    for name, mask in together.items():
+        assert mask.shape == SIZE
+        assert (mask != single[name]).mean() < 1e-3
+
+
+def test_a_training_starts_from_the_original_decoder_whatever_was_in_place(tmp_path):
+    workspace, config = _trained(tmp_path, finetune={"epochs": 1})
+    context = Context(config, workspace, CPU)
+    train = with_labels(context.examples("train"), workspace.pseudo_labels(0))
+    context.use_decoder(workspace.decoder(0))
+    train_decoder(context, "again", train, validation_examples(context, 0), workspace.decoder(9))
+    torch.testing.assert_close(_weights(workspace, 9), _weights(workspace, 0), rtol=0, atol=0)
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    whole, _ = _trained(tmp_path / "whole")
+    workspace, config = make_patches(tmp_path / "stopped"), make_config(tmp_path / "stopped")
+    embed(config, workspace, CPU)
+    schedule, steps = torch.optim.lr_scheduler.CosineAnnealingLR.step, []
+
+    def stop_in_second_epoch(self, *args):
+        steps.append(self)
+        if len(steps) == 3:  # the first is taken when the schedule is made
+            raise KeyboardInterrupt
+        return schedule(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.optim.lr_scheduler.CosineAnnealingLR, "step", stop_in_second_epoch)
+        finetune(config, workspace, CPU)
+    assert not workspace.decoder(0).exists()
+    finetune(config, workspace, CPU)
+    assert len(read_csv(workspace.run / "round0_curves.csv", ["epoch"])) == 3
+    torch.testing.assert_close(_weights(workspace, 0), _weights(whole, 0), rtol=0, atol=0)
+
+
+def test_without_a_store_the_same_decoder_comes_out(tmp_path):
+    kept, _ = _trained(tmp_path / "on")
+    anew, config = _trained(tmp_path / "off", sam={"embeddings": "off"})
+    assert not anew.embeddings("train").exists()
+    losses = [[float(row["val_loss"]) for row in read_csv(w.run / "round0_curves.csv", ["val_loss"])]
+              for w in (kept, anew)]
+    np.testing.assert_allclose(*losses, atol=5e-3)
+    masks = [dict(predict_split(c, w, CPU, "test", w.decoder(0)))
+             for w, c in ((kept, make_config(kept.root)), (anew, config))]
+    assert np.mean([(masks[0][name] == masks[1][name]).mean() for name in masks[0]]) > 0.99
+
+
+def test_patches_of_several_sizes_train_together(tmp_path):
+    workspace = make_patches(tmp_path, sizes=(SIZE, (64, 64), (300, 200)))
+    config = make_config(tmp_path, sam={"embeddings": "off", "views": 8}, finetune={"epochs": 1})
+    finetune(config, workspace, CPU)
+    for name, mask in predict_split(config, workspace, CPU, "test", workspace.decoder(0)):
+        assert mask.shape == read_image(workspace.split("test") / "image" / f"{name}.png").shape[:2]
+
+
+def test_select_on_true_masks_is_said_and_needs_them(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    workspace, _ = _trained(tmp_path, finetune={"select_on": "val_masks", "epochs": 1})
+    assert "chosen by true masks of the val split" in caplog.text
+    caplog.clear()
+    finetune(make_config(tmp_path, finetune={"epochs": 1}), workspace, CPU)
+    assert "chosen by pseudo masks of the val split" in caplog.text
+    for path in (workspace.split("val") / "mask").glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"val: no mask/ to choose by; set finetune.select_on=pseudo"):
+        finetune(make_config(tmp_path, finetune={"select_on": "val_masks"}), workspace, CPU)
+
+
+def test_empty_initial_masks_stop_with_advice(tmp_path, caplog):
+    workspace, config = make_patches(tmp_path), make_config(tmp_path, finetune={"epochs": 1})
+    embed(config, workspace, CPU)
+    masks = sorted(workspace.pseudo_labels(0).glob("*.png"))
+    write_png(masks[0], np.zeros(SIZE, bool))
+    finetune(config, workspace, CPU)
+    assert "1 of 8 masks are empty and are left out" in caplog.text
+    for path in masks:
+        write_png(path, np.zeros(SIZE, bool))
+    with pytest.raises(DataError, match=r"initial_mask: all 8 masks are empty.*lower cam.percentile, cam.threshold"):
+        finetune(config, workspace, CPU)
+    masks[3].unlink()
+    with pytest.raises(DataError, match=r"is missing \(1 of 8 masks\); initial masks are made by"):
+        finetune(config, workspace, CPU)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    workspace, config = make_patches(tmp_path), make_config(tmp_path, sam={"embeddings": "off"})
+    write_png(next(workspace.pseudo_labels(0).glob("*.png")), np.ones((50, 60), bool))
+    with pytest.raises(DataError, match=r"is 60 x 50 px, its patch 128 x 96"):
+        finetune(config, workspace, CPU)
+
+
+def test_a_round_that_keeps_nothing_stops_with_advice(tmp_path):
+    workspace, config = _trained(tmp_path, finetune={"epochs": 1}, retrain={"ids": 1.0})
+    with pytest.raises(DataError, match=r"round 1 keeps none of 8 pseudo-labels: the best IDS is .*Lower retrain.ids"):
+        retrain(config, workspace, CPU)
+    assert not list(workspace.pseudo_labels(1).glob("*.png"))
+    assert (workspace.run / "labels_round1.png").is_file()
+
+
+def test_retraining_goes_on_after_the_last_finished_round(tmp_path):
+    workspace, config = _trained(tmp_path, finetune={"epochs": 1}, retrain={"rounds": 2, "ids": 0.0})
+    retrain(config, workspace, CPU)
+    times = {n: workspace.decoder(n).stat().st_mtime_ns for n in (1, 2)}
+    second = _weights(workspace, 2)
+    workspace.decoder(2).unlink()
+    retrain(config, workspace, CPU)
+    assert workspace.decoder(1).stat().st_mtime_ns == times[1]
+    torch.testing.assert_close(_weights(workspace, 2), second, rtol=0, atol=0)
+    assert [row["round"] for row in read_csv(workspace.run / "pseudo_labels.csv", ["round"])] == ["1", "2"]
+
+
+def test_a_patch_without_prompts_is_predicted_empty_and_reported(tmp_path, caplog):
+    workspace, config = make_patches(tmp_path), make_config(tmp_path, sam={"embeddings": "off"})
+    maps = load_cams(workspace.cams("test"))
+    blank = list(maps)[1]
+    save_cams(workspace.cams("test"), maps | {blank: np.zeros_like(maps[blank])})
+    masks = dict(predict_split(config, workspace, CPU, "test", None))
+    assert list(masks) == list(maps)
+    assert not masks[blank].any()
+    text = caplog.text
+    assert f"test: 1 patches have no prompt, as their CAM mask is empty, and are predicted empty: {blank}" in text
+
+
+def test_a_patch_without_a_map_is_named(tmp_path):
+    workspace, config = make_patches(tmp_path), make_config(tmp_path, sam={"embeddings": "off"})
+    maps = load_cams(workspace.cams("test"))
+    missing = list(maps)[2]
+    save_cams(workspace.cams("test"), {name: cam for name, cam in maps.items() if name != missing})
+    with pytest.raises(DataError, match=rf"no CAM of {missing} \(1 of 3 patches\); run the stage initial-masks"):
+        list(predict_split(config, workspace, CPU, "test", None))
+
+
+def test_ids_is_the_share_of_sam_inside_the_cam():
+    cam, sam = np.zeros((2, 10, 10), bool)
+    cam[:, :5], sam[:2] = True, True
+    assert ids_score(cam, sam) == pytest.approx(10 / 21)
+    assert ids_score(cam, np.zeros_like(sam)) == 0
+
+
+def test_masks_that_shrink_or_grow_are_warned_of(caplog):
+    warn_of_drift(1.0, 0.9, 2)
+    assert not caplog.records
+    warn_of_drift(1.0, 0.7, 2)
+    warn_of_drift(0.7, 1.1, 3)
+    assert "round 2: SAM's masks shrink, from 1.00 to 0.70" in caplog.text
+    assert "round 3: SAM's masks grow, from 0.70 to 1.10" in caplog.text

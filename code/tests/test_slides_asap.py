@@ -1,0 +1,126 @@
+"""Through ASAP, of any version, slides read as they do through OpenSlide."""
+
+import multiprocessing
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from epsam.errors import SlideError
+from epsam.slides import open_slide
+from epsam.slides.asap import MODULE
+from tests.slide_factory import draw, spoil_tile, write_slide
+
+
+@pytest.fixture(params=["2.2", "1.9"])
+def asap(request, tmp_path, monkeypatch):
+    """A folder that holds a module which behaves as ASAP's."""
+    folder = tmp_path / "ASAP" / "bin"
+    folder.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("asap_stand_in.py"), folder / f"{MODULE}.py")
+    if request.param == "1.9":
+        monkeypatch.setenv("ASAP_STAND_IN_OLD", "1")
+    yield folder
+    sys.modules.pop(MODULE, None)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_slide(tmp_path / "a.tif", draw())
+
+
+def test_auto_takes_asap_where_its_folder_is_named_and_openslide_elsewhere(asap, path):
+    assert open_slide(path, "auto", asap).reader == "asap"
+    sys.modules.pop(MODULE)
+    assert open_slide(path, "auto").reader == "openslide"
+
+
+def test_asap_on_the_path_is_found(asap, path, monkeypatch):
+    monkeypatch.syspath_prepend(asap)
+    assert open_slide(path).reader == "asap"
+
+
+def test_asap_that_is_not_there_is_named_with_what_to_do(path):
+    with pytest.raises(SlideError, match="slides.asap_path"):
+        open_slide(path, "asap")
+
+
+def test_module_of_another_python_is_said_and_openslide_reads(tmp_path, path, caplog):
+    (tmp_path / f"{MODULE}.py").write_text("raise ImportError('DLL load failed: module use of python38.dll')")
+    assert open_slide(path, "auto", tmp_path).reader == "openslide"
+    assert "python38" in caplog.text
+
+
+def test_same_answers_as_openslide(asap, path):
+    ours, theirs = open_slide(path, "asap", asap), open_slide(path, "openslide")
+    assert ours.size == theirs.size
+    assert ours.level_downsamples == theirs.level_downsamples
+    assert ours.mpp == pytest.approx(theirs.mpp)
+    assert ours.vendor == theirs.vendor
+    assert ours.reader_version
+    for where in [(70, 50, 100, 90, 0), (-30, -20, 900, 700, 0), (700, 600, 90, 90, 1), (-64, 560, 60, 50, 2)]:
+        np.testing.assert_array_equal(ours.read(*where), theirs.read(*where))
+    np.testing.assert_array_equal(ours.read(*np.array([70, 50, 9, 9])), theirs.read(70, 50, 9, 9))
+
+
+@pytest.mark.parametrize(("mpp", "unit", "expected"), [
+    (0.25, "CENTIMETER", 0.25), (0.25, "INCH", 0.25), (None, "CENTIMETER", None), (0.25, "NONE", None)])
+def test_resolution_heeds_the_unit_that_asap_ignores(asap, tmp_path, mpp, unit, expected):
+    path = write_slide(tmp_path / "b.tif", draw(), mpp=mpp, unit=unit)
+    assert open_slide(path, "asap", asap).mpp == (expected and pytest.approx((expected,) * 2, rel=1e-4))
+
+
+def test_missing_tiles_are_white(asap, tmp_path):
+    slide = open_slide(write_slide(tmp_path / "b.tif", draw(), missing=[7]), "asap", asap)
+    assert (slide.read(128, 128, 128, 128) == 255).all()
+
+
+def test_black_in_the_slide_stays_black(asap, tmp_path):
+    image = draw()
+    image[200:400, 200:400] = 0
+    slide = open_slide(write_slide(tmp_path / "b.tif", image, compression="lzw"), "asap", asap)
+    np.testing.assert_array_equal(slide.read(150, 150, 100, 100), image[150:250, 150:250])
+
+
+def test_tile_that_asap_paints_black_is_an_error(asap, path):
+    slide = open_slide(path, "asap", asap)
+    spoil_tile(path, 7)
+    with pytest.raises(SlideError, match="cannot be decoded"):
+        slide.read(130, 130, 64, 64)
+
+
+def test_what_asap_does_not_open_is_an_error_and_auto_goes_on_with_openslide(asap, tmp_path):
+    path = write_slide(tmp_path / "b.TIF", draw())
+    with pytest.raises(SlideError, match="ASAP cannot open"):
+        open_slide(path, "asap", asap)
+    assert open_slide(path, "auto", asap).reader == "openslide"
+    path.write_bytes(b"II*\0garbage")
+    with pytest.raises(SlideError, match=r"b\.TIF"):
+        open_slide(path, "auto", asap)
+
+
+def test_level_that_is_not_there_is_an_error(asap, path):
+    slide = open_slide(path, "asap", asap)
+    for level in (-1, 3):
+        with pytest.raises(SlideError, match="no level"):
+            slide.read(0, 0, 8, 8, level)
+
+
+def test_a_slide_is_pickled_without_its_handle(asap, path):
+    slide = open_slide(path, "asap", asap)
+    expected = slide.read(70, 50, 64, 64)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(slide)).read(70, 50, 64, 64), expected)
+
+
+def test_a_handle_is_never_shared_over_a_fork(asap, path):
+    slide = open_slide(path, "asap", asap)
+    expected = slide.read(70, 50, 64, 64)
+    receive, send = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=lambda: send.send(slide.read(70, 50, 64, 64)))
+    child.start()
+    assert receive.poll(30)
+    np.testing.assert_array_equal(receive.recv(), expected)
+    child.join()

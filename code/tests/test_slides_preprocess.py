@@ -1,0 +1,438 @@
+"""The stage as a whole, on data sets as people have them."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from epsam.config import Config
+from epsam.errors import ConfigError, DataError
+from epsam.patches import list_patches, patches_for_sam
+from epsam.slides import load_annotation, open_slide
+from epsam.slides.extraction import preprocess
+from epsam.workspace import SPLITS, Workspace
+from tests.slide_factory import GROUPS, box_points, draw, make_dataset, spoil_tile, write_slide, write_xml
+from tests.test_slides_reader import philips
+
+WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"
+PATCHES = {"size_px": 64, "tissue": {"downsample": 4, "close_px": 3, "median_px": 3},
+           "train": {"at_random": 12, "negatives": 8, "classifier_extra": 5},
+           "val": {"per_bin": 2, "negatives": 4}, "test": {"per_bin": 2, "top_up": 30, "negatives": 4}}
+
+
+def config(**more) -> Config:
+    patches = PATCHES | more.pop("patches", {})
+    return Config(**({"name": "mine", "workers": 0, "patches": patches, "classifier": {"positive_share": (0.1, 1)}}
+                     | more))
+
+
+@pytest.fixture
+def ws(tmp_path):
+    workspace = Workspace(tmp_path, "mine")
+    make_dataset(workspace.dataset)
+    return workspace
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def slides(ws) -> dict[str, dict[str, str]]:
+    return {row["slide"]: row for row in table(ws.slides_csv)}
+
+
+def written(ws) -> dict[str, bytes]:
+    return {f"{split}/{kind}/{p.name}": p.read_bytes() for split in SPLITS for kind in ("image", "mask")
+            for p in sorted((ws.split(split) / kind).glob("*"))}
+
+
+def test_patches_masks_and_tables_say_the_same(ws):
+    preprocess(config(), ws)
+    rows = {row["name"]: row for row in table(ws.patches_csv)}
+    chosen = {name for name, row in rows.items() if row["chosen"] == "1"}
+    assert len(chosen) < len(rows)
+    found = {patch.name: (split, patch) for split in SPLITS for patch in list_patches(ws.split(split))}
+    assert set(found) == chosen
+    for name, (split, patch) in found.items():
+        row = rows[name]
+        assert (row["split"], int(row["label"])) == (split, patch.label)
+        assert patch.label == (float(row["tumour_fraction"]) > 0)
+        slide = open_slide(ws.slides / f"{row['slide']}.tif")
+        at = int(row["x"]), int(row["y"]), 64, 64
+        image = cv2.cvtColor(cv2.imread(str(patch.path)), cv2.COLOR_BGR2RGB)
+        np.testing.assert_array_equal(image, slide.read(*at))
+        assert patch.has_mask == bool(patch.label)
+        if patch.label:
+            mask = cv2.imread(str(patch.mask), cv2.IMREAD_UNCHANGED)
+            true = load_annotation(ws.annotations / f"{row['slide']}.xml", GROUPS).mask(*at)
+            np.testing.assert_array_equal(mask, true * np.uint8(255))
+            assert (mask > 0).mean() == pytest.approx(float(row["tumour_fraction"]), abs=1e-5)
+            # Tumour is drawn darker, so a mask that is off by a pixel or more shows.
+            assert ((image[..., 1] < 90) == true).mean() > 0.97
+    assert {row["reader"] for row in rows.values()} == {"openslide"}
+    assert all(row["vendor"] == "generic-tiff" and row["reader_version"] for row in rows.values())
+
+
+def test_what_sam_and_the_classifier_get(ws):
+    preprocess(config(), ws)
+    rows = table(ws.patches_csv)
+    share = {row["name"]: float(row["tumour_fraction"]) for row in rows}
+    extra = [row for row in rows if row["purpose"] == "classifier"]
+    assert len(extra) == 5
+    assert all(0.1 < share[r["name"]] <= 0.2 or share[r["name"]] > 0.9 for r in extra)
+    assert all(0.2 < share[patch.name] <= 0.9 for split in SPLITS for patch in patches_for_sam(ws, split))
+    assert len(patches_for_sam(ws, "train")) == 12
+    by_slide = slides(ws)
+    counted = {split: sum(int(row["patches_positive"]) + int(row["patches_negative"]) for row in by_slide.values()
+                          if row["split"] == split) for split in SPLITS}
+    assert counted == {split: len(list_patches(ws.split(split))) for split in SPLITS}
+    assert by_slide["normal_001"]["patches_positive"] == "0"
+    assert (by_slide["tumor_001"]["width"], by_slide["tumor_001"]["mpp_x"]) == ("768", "0.25")
+
+
+def test_two_workers_and_none_write_the_same(ws, tmp_path):
+    preprocess(config(), ws)
+    alone = written(ws)
+    other = Workspace(tmp_path / "other", "mine")
+    shutil.copytree(ws.slides, other.slides)
+    shutil.copytree(ws.annotations, other.annotations)
+    preprocess(config(workers=2), other)
+    assert written(other) == alone
+    assert table(other.patches_csv) == table(ws.patches_csv)
+
+
+def test_a_slide_that_was_replaced_is_cut_anew(ws):
+    preprocess(config(), ws)
+    split = slides(ws)["tumor_002"]["split"]
+    before = {p.name: p.read_bytes() for p in ws.split(split).rglob("image/tumor_002*")}
+    boxes = [(144, 112, 316, 260), (436, 330, 636, 500)]
+    write_slide(ws.slides / "tumor_002.tif", draw(tumour=boxes, seed=77))
+    preprocess(config(), ws)
+    after = {p.name: p.read_bytes() for p in ws.split(split).rglob("image/tumor_002*")}
+    assert set(after) == set(before)
+    assert not any(after[name] == before[name] for name in before)
+
+
+def test_patches_of_ones_own_are_left_alone(ws):
+    mine = ws.split("train") / "image" / "from_elsewhere_1.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    preprocess(config(), ws)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_another_resolution_is_cut_from_the_same_places(ws):
+    preprocess(config(patches={"size_px": 32, "target_mpp": 0.5}), ws)
+    rows = table(ws.patches_csv)
+    assert {row["read_px"] for row in rows} == {"64"}
+    patch = next(p for p in patches_for_sam(ws, "train"))
+    row = next(r for r in rows if r["name"] == patch.name)
+    mask = cv2.imread(str(patch.mask), 0) > 0
+    assert mask.shape == (32, 32)
+    assert abs(mask.mean() - float(row["tumour_fraction"])) < 0.05
+    full = open_slide(ws.slides / f"{row['slide']}.tif").read(int(row["x"]), int(row["y"]), 64, 64)
+    image = cv2.cvtColor(cv2.imread(str(patch.path)), cv2.COLOR_BGR2RGB)
+    assert np.abs(image - full.reshape(32, 2, 32, 2, 3).mean((1, 3))).mean() < 4
+
+
+def test_slide_without_resolution_needs_an_override_for_target_mpp(ws):
+    write_slide(ws.slides / "tumor_005.tif", draw(tumour=[(128, 112, 300, 260)]), mpp=None)
+    shutil.copy(ws.annotations / "tumor_001.xml", ws.annotations / "tumor_005.xml")
+    settings = {"size_px": 32, "target_mpp": 0.5}
+    preprocess(config(patches=settings), ws)
+    assert slides(ws)["tumor_005"]["status"] == "set aside"
+    assert "overrides" in slides(ws)["tumor_005"]["reason"]
+    overrides = ws.root / "overrides.csv"
+    overrides.write_text("slide,mpp,split,exclude\ntumor_005,0.125,train,\ntumor_004,,,blurred\n")
+    preprocess(config(patches=settings, slides={"overrides": overrides}), ws)
+    assert slides(ws)["tumor_005"]["status"] == "ok"
+    assert slides(ws)["tumor_005"]["split"] == "train"
+    assert {r["read_px"] for r in table(ws.patches_csv) if r["slide"] == "tumor_005"} == {"128"}
+    assert slides(ws)["tumor_004"]["status"] == "unused"
+    assert "blurred" in slides(ws)["tumor_004"]["reason"]
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("slide,tissue\ntumor_001,4\n", "unknown column tissue"), ("slide,split\ntumor_001,testing\n", "none of train"),
+    ("slide,mpp\ntumor_001,x\n", "line 2: not a number"), ("slide\na\na\n", "line 3: a comes twice"),
+    ("name\na\n", "column slide is missing")])
+def test_overrides_that_make_no_sense_are_refused(ws, text, reason):
+    path = ws.root / "overrides.csv"
+    path.write_text(text)
+    with pytest.raises((ConfigError, DataError), match=reason):
+        preprocess(config(slides={"overrides": path}), ws)
+
+
+def set_aside(ws, slide: str, reason: str, **settings) -> None:
+    """Run, and see that this slide alone is set aside, for this reason."""
+    preprocess(config(**settings), ws)
+    rows = slides(ws)
+    assert reason in rows[slide]["reason"]
+    assert {name for name, row in rows.items() if row["status"] == "set aside"} == {slide}
+    assert not any(name.split("/")[-1].startswith(f"{slide}_x") for name in written(ws))
+    assert slide in (ws.qa / "index.html").read_text()
+
+
+def test_tumour_slide_without_xml(ws):
+    (ws.annotations / "tumor_003.xml").unlink()
+    set_aside(ws, "tumor_003", "tumor_003.xml is missing")
+
+
+def test_xml_without_slide(ws):
+    write_xml(ws.annotations / "tumor_009.xml", [("Tumor", box_points((1, 1, 9, 9)))])
+    set_aside(ws, "tumor_009", "annotation without a slide")
+
+
+def test_truncated_xml(ws):
+    path = ws.annotations / "tumor_003.xml"
+    path.write_bytes(path.read_bytes()[:-200])
+    set_aside(ws, "tumor_003", "not whole or not XML")
+
+
+def test_undeclared_and_unknown_group(ws):
+    write_xml(ws.annotations / "tumor_003.xml", [("metastases", box_points((128, 112, 300, 260)))], declared=())
+    set_aside(ws, "tumor_003", "groups found: metastases (1)")
+
+
+def test_annotation_of_another_slide(ws):
+    write_xml(ws.annotations / "tumor_003.xml", [("Tumor", box_points((90000, 80000, 91000, 81000)))])
+    set_aside(ws, "tumor_003", "outside the slide")
+
+
+def test_slide_without_tissue(ws):
+    write_slide(ws.slides / "tumor_003.tif", draw(tissue=(0, 0, 0, 0)))
+    set_aside(ws, "tumor_003", "no tissue found")
+
+
+def test_slide_that_is_garbage(ws):
+    (ws.slides / "tumor_003.tif").write_bytes(b"II*\0" + bytes(999))
+    set_aside(ws, "tumor_003", "tumor_003.tif")
+
+
+def test_link_that_leads_nowhere(ws):
+    (ws.slides / "tumor_003.tif").unlink()
+    (ws.slides / "tumor_003.tif").symlink_to(ws.root / "unmounted" / "tumor_003.tif")
+    set_aside(ws, "tumor_003", "not mounted")
+
+
+def test_own_slide_without_xml_is_a_normal_one_and_this_is_said(ws):
+    write_slide(ws.slides / "biopsy 7.tif", draw(seed=5))
+    preprocess(config(), ws)
+    assert "taken as a normal slide" in slides(ws)["biopsy 7"]["reason"]
+    assert slides(ws)["biopsy 7"]["status"] == "ok"
+
+
+def test_camelyon_slide_of_unknown_kind_is_not_taken_as_normal(ws):
+    write_slide(ws.slides / "test_001.tif", draw(seed=5))
+    set_aside(ws, "test_001", "does not say that it is normal", slides={"collection": "camelyon16"})
+
+
+def test_known_trouble_is_left_out_with_its_reason(ws):
+    write_slide(ws.slides / "normal_086.tif", draw(seed=5))
+    write_slide(ws.slides / "Tumor_018.tif", draw(tumour=[(144, 112, 316, 260)]))
+    write_xml(ws.annotations / "Tumor_018.xml", [("Tumor", box_points((144, 112, 316, 260)))])
+    preprocess(config(slides={"collection": "camelyon16"}, patches={"train": {"per_bin": 2, "negatives": 10**6},
+                                                                     "val": {"per_bin": 2, "negatives": 10**6},
+                                                                     "test": {"per_bin": 2, "negatives": 10**6}}), ws)
+    assert slides(ws)["normal_086"]["status"] == "unused"
+    assert "tumor_111" in slides(ws)["normal_086"]["reason"]
+    assert slides(ws)["Tumor_018"]["patches_negative"] == "0"
+    assert int(slides(ws)["tumor_001"]["patches_negative"]) > 0
+
+
+def test_two_slides_of_one_name(ws):
+    shutil.copy(ws.slides / "tumor_003.tif", ws.slides / "tumor_003.svs")
+    preprocess(config(), ws)
+    rows = [row for row in table(ws.slides_csv) if row["slide"] == "tumor_003"]
+    assert [row["status"] for row in rows] == ["set aside"] * 2
+    assert all("2 slides are named" in row["reason"] for row in rows)
+
+
+def test_names_with_spaces_capitals_and_other_letters(ws):
+    for name in ("Slide 3", "Schnitt_ü_片"):
+        write_slide(ws.slides / f"{name}.TIF", draw(tumour=[(128, 112, 300, 260)]))
+        write_xml(ws.annotations / f"{name}.xml", [("Tumor", box_points((128, 112, 300, 260)))])
+    preprocess(config(patches={"train": {"per_bin": 40, "negatives": 40}, "val": {"per_bin": 40, "negatives": 40},
+                               "test": {"per_bin": 40, "negatives": 40}}), ws)
+    for name in ("Slide 3", "Schnitt_ü_片"):
+        row = slides(ws)[name]
+        assert row["status"] == "ok"
+        assert list((ws.split(row["split"]) / "mask").glob(f"{name}_x*_1.png"))
+        assert (ws.qa / f"{name}.png").is_file()
+
+
+def test_data_set_that_is_a_link(ws, tmp_path):
+    elsewhere = tmp_path / "big disk"
+    ws.dataset.rename(elsewhere)
+    ws.dataset.symlink_to(elsewhere)
+    preprocess(config(), ws)
+    assert len(list_patches(elsewhere / "train")) > 0
+
+
+def test_tile_that_cannot_be_decoded_costs_its_windows_alone(ws):
+    everything = {"train": {"per_bin": 99, "negatives": 999}, "val": {"per_bin": 99, "negatives": 999},
+                  "test": {"per_bin": 99, "negatives": 999}}
+    preprocess(config(patches=everything), ws)
+    whole = {name.split("/")[-1] for name in written(ws)}
+    spoil_tile(ws.slides / "tumor_002.tif", 8)  # x 256 to 384, y 128 to 256
+    preprocess(config(patches=everything), ws)
+    lost = whole - {name.split("/")[-1] for name in written(ws)}
+    assert lost
+    rows = {row["name"]: row for row in table(ws.patches_csv)}
+    for name in lost:
+        row = rows[name.removesuffix(".png")]
+        assert (row["slide"], row["chosen"]) == ("tumor_002", "0")
+        assert 256 - 64 < int(row["x"]) < 384
+        assert 128 - 64 < int(row["y"]) < 256
+    assert f"{len(lost)} windows cannot be read and are left out" in slides(ws)["tumor_002"]["reason"]
+    assert slides(ws)["tumor_002"]["status"] == "ok"
+
+
+def test_philips_slide_with_missing_tiles(ws):
+    boxes = [(144, 112, 316, 260), (436, 330, 636, 500)]
+    write_slide(ws.slides / "tumor_002.tif", draw(tumour=boxes), mpp=None, missing=[1, 14], **philips())
+    preprocess(config(), ws)
+    row = slides(ws)["tumor_002"]
+    assert (row["status"], row["vendor"]) == ("ok", "philips")
+    assert int(row["patches_positive"]) > 0
+
+
+def test_split_without_positives_ends_the_stage_before_anything_is_cut(ws):
+    for number in (2, 3, 4):
+        (ws.annotations / f"tumor_{number:03d}.xml").unlink()
+    with pytest.raises(DataError, match=r"need one each.*slides\.csv"):
+        preprocess(config(), ws)
+    assert slides(ws)["tumor_002"]["status"] == "set aside"
+    assert not written(ws)
+    overrides = ws.root / "o.csv"
+    overrides.write_text("slide,split\ntumor_001,train\nnormal_001,val\n")
+    with pytest.raises(DataError, match="val, test"):
+        preprocess(config(slides={"overrides": overrides}), ws)
+
+
+
+def test_folder_without_slides_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no slides"):
+        preprocess(config(), Workspace(tmp_path, "mine"))
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from tests.test_slides_preprocess import config
+from epsam.slides.extraction import preprocess
+from epsam.workspace import Workspace
+from epsam.errors import DataError
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    preprocess(config(), Workspace(Path(sys.argv[1]), "mine"))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_disk_that_fills_up_is_said_and_the_next_call_goes_on(ws):
+    preprocess(config(), ws)
+    whole = written(ws)
+    for split in SPLITS:
+        shutil.rmtree(ws.split(split))
+    code = Path(__file__).parents[1]
+    # No file may grow beyond 10 kB: masks and the look at the slides fit, images do not.
+    limited = subprocess.run([sys.executable, "-c", LIMITED, str(ws.root)], cwd=code, capture_output=True, text=True,
+                             check=True, env=os.environ | {"PYTHONPATH": str(code)})
+    assert "run the stage again" in limited.stdout
+    assert not [name for name in written(ws) if "/image/" in name or ".tmp" in name]
+    preprocess(config(), ws)
+    assert written(ws) == whole
+
+
+CRASHING = """
+import faulthandler, os
+from pathlib import Path
+import epsam.slides.scan as scan
+from epsam.slides.workers import run_tasks
+def work(number):
+    if number == 3:
+        os.kill(os.getpid(), 9)
+    return number * 10
+if __name__ == "__main__":
+    print(sorted((task, str(result)[:24]) for task, result in run_tasks(work, range(6), 2)))
+"""
+
+
+def test_a_worker_that_dies_costs_its_own_task_alone(tmp_path):
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    run = subprocess.run([sys.executable, "crashing.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str([(0, "0"), (1, "10"), (2, "20"), (3, "the process that read it"), (4, "40"),
+                                      (5, "50")])
+
+
+@pytest.mark.skipif(not WSI.is_dir(), reason="no real slides here")
+def test_real_slides_and_broken_ones(ws):
+    for path in WSI.iterdir():
+        (ws.slides / path.name).symlink_to(path)
+    preprocess(config(patches={"size_px": 128}), ws)
+    rows = slides(ws)
+    for name in ("cmu-1-small-region", "tcga-cr-7395-01a-01-ts1"):
+        assert rows[name]["status"] == "ok"
+        assert "normal slide" in rows[name]["reason"]
+    for name, reason in {"broken": "does not know this format", "unreadable": "cannot be decoded",
+                         "unopenable": "Unsupported TIFF compression", "striped_no_pyramid": "must be tiled"}.items():
+        assert rows[name]["status"] == "set aside"
+        assert reason in rows[name]["reason"]
+
+
+SPARSE = """
+import re, resource, sys
+from pathlib import Path
+from epsam.slides.extraction import preprocess
+from epsam.workspace import Workspace
+from tests.test_slides_preprocess import config
+preprocess(config(patches={"size_px": 512, "tissue": {}}), Workspace(Path(sys.argv[1]), "mine"))
+own = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+"""
+
+
+def test_a_huge_slide_stays_under_one_gigabyte(tmp_path):
+    ws = Workspace(tmp_path, "mine")
+    for number, place in enumerate([(30000, 20000), (60000, 50000), (5000, 70000)], 1):
+        write_huge(ws.slides / f"tumor_{number:03d}.tif", place)
+        x, y = place
+        write_xml(ws.annotations / f"tumor_{number:03d}.xml", [("Tumor", box_points((x, y, x + 1400, y + 1700)))])
+    code = Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", SPARSE, str(ws.root)], cwd=code, check=True, capture_output=True,
+                         text=True, env=os.environ | {"PYTHONPATH": str(code)})
+    assert int(run.stdout.splitlines()[-1]) < 1024**2
+    assert all(row["status"] == "ok" and row["width"] == "100000" for row in slides(ws).values())
+
+
+def write_huge(path: Path, place: tuple[int, int]) -> None:
+    """100,000 x 80,000 px, of which 8 x 8 tiles at `place` hold tissue and the file leaves out the rest."""
+    import tifffile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tifffile.TiffWriter(path) as tiff:
+        for level in (1, 4, 16):
+            width, height = 100000 // level, 80000 // level
+            columns, rows = -(-width // 512), -(-height // 512)
+            left, top = place[0] // level // 512, place[1] // level // 512
+            side = max(1, 8 // level)
+            image = draw((512, 512), tissue=(0, 0, 512, 512))
+
+            def tiles(columns=columns, rows=rows, left=left, top=top, side=side, image=image):
+                yield np.full((512, 512, 3), 243, np.uint8)  # the writer wants to see the first tile
+                for number in range(1, rows * columns):
+                    y, x = divmod(number, columns)
+                    yield image if 0 <= x - left < side and 0 <= y - top < side else None
+
+            tiff.write(tiles(), shape=(height, width, 3), dtype=np.uint8, tile=(512, 512), photometric="rgb",
+                       compression="jpeg", subfiletype=int(level > 1), metadata=None,
+                       resolution=(40000 / level,) * 2, resolutionunit="CENTIMETER")

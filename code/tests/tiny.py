@@ -1,0 +1,31 @@
+"""The whole chain at the smallest size that still is the whole chain: used by tests and benchmarks."""
+
+from pathlib import Path
+
+from epsam.demo.slides import make_demo
+
+SETTINGS = """\
+name: tiny
+slides: {split_shares: [0.5, 0.25, 0.25]}
+patches:
+  size_px: 128
+  train: {per_bin: 3, negatives: 30, classifier_extra: 16}
+  val: {per_bin: 1, negatives: 10, classifier_extra: 4}
+  test: {per_bin: 1, negatives: 8}
+  tissue: {downsample: 8}
+classifier: {depth: 18, positive_share: [0.2, 1.0], lr: 1.0e-3, epochs: 2}
+cam: {layer: layer4, percentile: null, threshold: 0.4, mask_px: 128}
+prompts: {points: 10}
+sam: {model_type: demo, views: 2}
+finetune: {lr: 1.0e-4, batch: 8, epochs: 2}
+retrain: {rounds: 1, ids: 0.1}
+evaluate: {bootstrap: 100, supervised: true}
+"""
+
+
+def make_tiny(top: Path) -> Path:
+    """Write `tiny.yaml` and the slides of dataset/tiny under `top`; gives the path of the settings."""
+    make_demo(top / "dataset" / "tiny", tumour=4, normal=2, size_px=1024, workers=1)
+    settings = top / "tiny.yaml"
+    settings.write_text(SETTINGS)
+    return settings

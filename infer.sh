@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Segment tumour with trained checkpoints. Without settings: the demo's test patches with what the demo trained.
+#
+#   TEST_DATASET_DIR=my_slide.tif OUTPUT_DIR=out ./infer.sh [--fresh] [section.key=value ...]
+#
+# Lines go to the terminal and to logging_inference.txt.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# A patch folder (image/, with or without mask/), a slide, or a folder of slides.
+TEST_DATASET_DIR=${TEST_DATASET_DIR:-dataset/demo/test}
+# The classifier that ./train.sh made.
+RESNET_CHECKPOINT=${RESNET_CHECKPOINT:-checkpoints/demo_resnet_adl.pth}
+# vit_b, vit_l, vit_h or demo; its weights by path, or empty: checkpoints/, fetched when missing.
+SAM_MODEL_TYPE=${SAM_MODEL_TYPE:-demo}
+SAM_CHECKPOINT=${SAM_CHECKPOINT:-}
+# The decoder of the last round.
+SAM_DECODER_CHECKPOINT=${SAM_DECODER_CHECKPOINT:-checkpoints/demo_decoder_iter3.pth}
+OUTPUT_DIR=${OUTPUT_DIR:-runs/inference}
+
+case "${1:-}" in
+  -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+esac
+
+source code/setup.sh
+.venv/bin/python -m epsam infer \
+  --test-dataset-dir "$TEST_DATASET_DIR" \
+  --resnet-checkpoint "$RESNET_CHECKPOINT" \
+  --sam-model-type "$SAM_MODEL_TYPE" \
+  --sam-checkpoint "$SAM_CHECKPOINT" \
+  --sam-decoder-checkpoint "$SAM_DECODER_CHECKPOINT" \
+  --output-dir "$OUTPUT_DIR" "$@"

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Train EP-SAM from slides and patch labels.
+#
+#   ./train.sh [demo | camelyon16 | camelyon17 | settings.yaml] [--fresh | --from STAGE] [section.key=value ...]
+#
+# Run again, it goes on where it stopped. Lines go to the terminal and to logging_<name>.txt.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+case "${1:-}" in
+  -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  ''|--*|*=*) ;;
+  *) DATASET_TYPE=$1; shift ;;
+esac
+DATASET_TYPE=${DATASET_TYPE:-demo}
+
+again=()
+overrides=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --fresh) again=(reset); shift ;;
+    --from) again=(reset --from "${2:?--from needs the name of a stage}"); shift 2 ;;
+    *=*) overrides+=("$1"); shift ;;
+    *) echo "error: \`$1\` is not understood; see ./train.sh --help" >&2; exit 2 ;;
+  esac
+done
+
+source code/setup.sh
+export EPSAM_OWNER_PID=$$
+stage() { .venv/bin/python -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}; }
+
+[ ${#again[@]} -eq 0 ] || stage "${again[@]}"
+[ "$DATASET_TYPE" != demo ] || stage demo
+stage doctor
+stage preprocess
+stage train-classifier
+stage initial-masks
+stage embed
+stage finetune
+stage retrain
+stage evaluate
+stage report
