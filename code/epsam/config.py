@@ -141,6 +141,9 @@ class Classifier(Section):
     """After each epoch, take the statistics of batch normalisation anew from this many training batches, without
     ADL, as the network is used afterwards. 0 keeps the running averages of training, which lag behind in short
     trainings and have seen ADL."""
+    select_on: Literal["labels", "val_masks"] = "labels"
+    """What the best epoch is chosen by: the validation loss of the labels, or how well the maps find the true masks
+    of the val split (PxAP), which takes outlines."""
     balance: bool = False
     """Weigh the positives by negatives / positives in the loss."""
     seed: int = 22

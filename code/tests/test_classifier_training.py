@@ -65,6 +65,19 @@ def test_the_kept_weights_are_those_of_the_least_validation_loss_on_logits(works
     assert loss == pytest.approx(min(float(row["val_loss"]) for row in rows), rel=1e-4)
 
 
+def test_chosen_on_true_masks_the_log_says_so_and_masks_are_needed(workspace, caplog):
+    caplog.set_level("INFO", logger="epsam")
+    train_classifier(_config(epochs=2, select_on="val_masks"), workspace, CPU)
+    assert "chosen on the true masks of the val split" in caplog.text
+    rows = read_csv(workspace.run / "classifier_curves.csv", ["epoch", "val_map_error"])
+    assert all(0 < float(row["val_map_error"]) < 1 for row in rows)
+    best = min(rows, key=lambda row: float(row["val_map_error"]))["epoch"]
+    assert f"best epoch {best}, val_map_error" in caplog.text
+    next((workspace.split("val") / "mask").iterdir()).unlink()
+    with pytest.raises(DataError, match=r"1 of 3 masks are missing.*set classifier.select_on=labels"):
+        train_classifier(_config(epochs=3, select_on="val_masks"), workspace, CPU)
+
+
 def test_stopped_and_going_on_ends_as_uninterrupted(tmp_path, monkeypatch):
     config = _config(epochs=3, settle_batches=2)
     workspaces = {how: Workspace(tmp_path / how, "few") for how in ("whole", "stopped")}

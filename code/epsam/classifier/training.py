@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from epsam.classifier.choosing import map_error
 from epsam.classifier.curves import draw_curves
 from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches, split_batches
 from epsam.classifier.learner import Learner
@@ -36,7 +37,7 @@ class LabelledImages:
 
 
 def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -> None:
-    """Stage: train on the labels of the train split, keep the epoch of least validation loss, and measure it.
+    """Stage: train on the labels of the train split, keep the best epoch (`select_on`), and measure it.
 
     Writes the weights, runs/<name>/classifier_curves.csv and .png, and results of val and test. Goes on from
     the last whole epoch after a stop, to the same result (on a GPU but for its rounding). Raises DataError
@@ -50,6 +51,8 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     model.to(hardware.device, memory_format=hardware.memory_format)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, settings.lr_gamma)
+    on_masks = settings.select_on == "val_masks"
+    logger.info(f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split")
     learner = Learner(model, optimiser, _positive_weight(train, settings), hardware)
 
     def run_epoch(epoch: int) -> dict[str, float]:
@@ -58,13 +61,14 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
         settle(model, train.images, settings, hardware, epoch, config.worker_count)
         logits = predict_logits(model, val.images, hardware, config.worker_count)
         val_loss = learner.loss(logits, val.labels).item()
-        return {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}
+        figures = {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}
+        return figures | ({"val_map_error": map_error(model, config, workspace, hardware)} if on_masks else {})
 
     best, curves = workspace.state / "classifier_best.pth", workspace.run / "classifier_curves.csv"
     done = fit(
         "classifier", run_epoch, {"model": model, "optimiser": optimiser, "schedule": schedule}, model.state_dict,
         epochs=settings.epochs, early_stop=settings.early_stop, state=workspace.state / "classifier.pth",
-        best=best, curves=curves,
+        best=best, curves=curves, score="val_map_error" if on_masks else "val_loss",
     )
     draw_curves(curves.with_suffix(".png"), done)
     model.load_state_dict(load_tensors(best))

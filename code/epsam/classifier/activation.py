@@ -1,0 +1,59 @@
+"""Class activation maps of the network: where it sees what it answers."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from epsam.classifier.resnet import ResNetADL
+from epsam.errors import DataError
+
+ROTATIONS = (0, 90, 180, 270)
+FLAT = 1e-6
+"""A map whose values differ by less has no place to show; it becomes 0 everywhere."""
+
+
+def compute_maps(
+    model: ResNetADL, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
+) -> torch.Tensor:
+    """Class activation maps (N, h, w), float32 in [0, 1], of `images` (N, 3, H, W), float in [0, 1].
+
+    Features after `layer`, weighted by the last layer's weights (Zhou et al., CVPR 2016), their negative part
+    cut off, scaled to [0, 1]; the mean over `rotations` (degrees, counter-clockwise), turned back, is scaled
+    to [0, 1] again. A map that is the same everywhere becomes 0. All rotations of all images are one call of
+    the model (two, where images are not square); everything stays on the images' device.
+    """
+    _check_rotations(rotations)
+    quarters = [degrees // 90 for degrees in rotations]
+    groups = [quarters] if images.shape[-1] == images.shape[-2] else [
+        group for group in ([k for k in quarters if k % 2 == 0], [k for k in quarters if k % 2]) if group
+    ]
+    total = 0
+    with torch.inference_mode():
+        for group in groups:
+            turned = torch.cat([torch.rot90(images, k, (2, 3)) for k in group])
+            features = model.features(turned, layer)
+            with torch.autocast(images.device.type, enabled=False):
+                maps = torch.einsum("nchw,c->nhw", features.float(), model.fc.weight[0].float()).relu()
+            for k, part in zip(group, _scaled(maps).chunk(len(group)), strict=True):
+                total = total + torch.rot90(part, -k, (1, 2))
+        return _scaled(total / len(quarters))
+
+
+def resize_map(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map (h, w) in [0, 1] at `size` (height, width), bilinear, float32 in [0, 1]."""
+    resized = cv2.resize(cam.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized.clip(0, 1)
+
+
+def _check_rotations(rotations: Sequence[int]) -> None:
+    if not rotations or any(degrees not in ROTATIONS for degrees in rotations):
+        raise DataError(f"rotations {tuple(rotations)}: give some of {ROTATIONS}")
+
+
+def _scaled(maps: torch.Tensor) -> torch.Tensor:
+    """Each of `maps` (N, h, w) from its minimum and maximum to 0 and 1; flat ones to 0."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    span = high - low
+    return torch.where(span > FLAT, (maps - low) / span.clamp_min(FLAT), 0)
