@@ -33,6 +33,8 @@ class Stage:
     """Files that are there when it is done."""
     resumes_from: tuple[str, ...] = ()
     """Patterns under runs/<name>/ of what it goes on from after a stop; deleted when it starts anew."""
+    measures: bool = False
+    """True: its result depends on the true masks."""
     needs_device: bool = True
     """False: called with (config, workspace) alone, without torch."""
 
@@ -57,8 +59,9 @@ STAGES = (
           ("retrain",), _decoders, ("state/round[1-9]*",)),
     Stage("evaluate", "the table on the test split", "epsam.evaluation.evaluate:evaluate",
           ("evaluate", "inference.classifier_probability"), lambda c, w: [w.metrics_csv],
-          ("state/supervised*", "state/predictions*")),
-    Stage("report", "one page to look at", "epsam.evaluation.report:report", (), lambda c, w: [w.report]),
+          ("state/supervised*", "state/predictions*"), measures=True),
+    Stage("report", "one page to look at", "epsam.evaluation.report:report", (), lambda c, w: [w.report],
+          measures=True),
 )
 
 
@@ -133,6 +136,8 @@ def signature_of(stage: Stage, config: Config, workspace: Workspace) -> dict[str
         kept["slides in images/ and annotations/"] = _digest(workspace.slides, workspace.annotations)
     else:
         kept["patches"] = _digest(*(workspace.split(s) / "image" for s in SPLITS))
+    if stage.measures:
+        kept["masks"] = _digest(*(workspace.split(s) / "mask" for s in SPLITS))
     return kept | {"epsam": __version__}
 
 

@@ -51,6 +51,14 @@ def test_train_infer_train_again(run_in, top):
     assert "stage initial-masks was run with something else: cam.threshold was 0.4, is 0.6" in changed.stdout
     assert _files(top) == made
 
+    mask = next((top / "dataset/tiny/test/mask").iterdir())
+    away = mask.rename(top / "away.png")
+    without = run_in("./train.sh", "tiny.yaml")
+    assert without.returncode == 1
+    assert "stage evaluate was run with something else: masks was" in without.stdout
+    away.rename(mask)
+    assert _files(top) == made
+
     inferred = run_in("./infer.sh", TEST_DATASET_DIR="dataset/tiny/test", OUTPUT_DIR="out",
                       RESNET_CHECKPOINT="checkpoints/tiny_resnet_adl.pth",
                       SAM_DECODER_CHECKPOINT="checkpoints/tiny_decoder_iter1.pth")
