@@ -22,7 +22,7 @@ from epsam.classifier import load_classifier
 from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.classifier.training import train_classifier
 from epsam.config import Config, find_config, load_config
-from epsam.evaluation.metrics import MapCurve
+from epsam.metrics import MapCurve
 from epsam.patches import patches_for_sam
 from epsam.results import read_results
 from epsam.runtime.device import Hardware, choose_hardware

@@ -16,7 +16,7 @@ import numpy as np
 from epsam.cam import cam_mask, load_cams
 from epsam.config import Config, load_config
 from epsam.errors import DataError
-from epsam.evaluation.metrics import overlap, pooled_dice
+from epsam.metrics import overlap, pooled_dice
 from epsam.patches import patches_for_sam
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_csv, read_mask, write_csv

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from epsam.evaluation.panels import draw_map, draw_mask, photo
+from epsam.panels import draw_map, draw_mask, photo
 from epsam.patches import Patch
 from epsam.runtime.files import read_image, read_mask, write_png
 

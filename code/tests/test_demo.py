@@ -14,7 +14,7 @@ from epsam.demo.slides import make_demo, write_annotation
 from epsam.demo.textures import draw_example, draw_one
 from epsam.demo.tissue import draw_stain, draw_tissue
 from epsam.errors import DataError
-from epsam.evaluation.metrics import dice
+from epsam.metrics import dice
 from epsam.prompts import PromptSet, points_from_mask
 from epsam.runtime.files import write_png
 from epsam.runtime.fitting import load_tensors

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from epsam.evaluation import panels, plots
+from epsam import panels
+from epsam.evaluation import plots
 from epsam.evaluation.example_section import _choose
 
 PATCH = np.full((64, 96, 3), 200, np.uint8)

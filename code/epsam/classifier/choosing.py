@@ -5,7 +5,7 @@ from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.classifier.resnet import ResNetADL
 from epsam.config import Config
 from epsam.errors import DataError
-from epsam.evaluation.metrics import MapCurve
+from epsam.metrics import MapCurve
 from epsam.patches import patches_for_sam
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_mask

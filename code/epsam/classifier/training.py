@@ -15,7 +15,7 @@ from epsam.classifier.resnet import ResNetADL, build_classifier
 from epsam.classifier.settling import settle
 from epsam.config import Classifier, Config
 from epsam.errors import DataError, EpsamError
-from epsam.evaluation.metrics import accuracy, auc, sensitivity_at_specificity
+from epsam.metrics import accuracy, auc, sensitivity_at_specificity
 from epsam.patches import patches_for_classifier
 from epsam.results import record_results
 from epsam.runtime.checkpoints import save_weights

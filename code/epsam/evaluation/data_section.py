@@ -6,7 +6,7 @@ from typing import Any
 
 from epsam.config import Config
 from epsam.errors import DataError
-from epsam.evaluation.panels import as_jpeg
+from epsam.panels import as_jpeg
 from epsam.patches import patches_for_classifier, patches_for_sam
 from epsam.runtime.files import read_csv, read_image
 from epsam.workspace import SPLITS, Workspace

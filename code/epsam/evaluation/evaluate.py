@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from epsam import metrics
 from epsam.cam import cam_mask, load_cams, resize_map
 from epsam.classifier import load_classifier
 from epsam.config import Config
 from epsam.errors import DataError
-from epsam.evaluation import metrics
 from epsam.evaluation.methods import Figures, Method, figures_csv, methods_of, predictions, read_figures, write_figures
 from epsam.inference.models import Models
 from epsam.patches import Patch, patches_for_classifier, patches_for_sam

@@ -7,8 +7,8 @@ import numpy as np
 from epsam.cam import cam_mask, load_cams, resize_map
 from epsam.config import Config
 from epsam.evaluation.methods import Figures, Method, figures_csv, final_method, predictions, read_figures
-from epsam.evaluation.panels import PANEL_PX, as_jpeg, draw_errors, draw_map, draw_mask, draw_prompts, photo
 from epsam.evaluation.result_section import method_rows
+from epsam.panels import PANEL_PX, as_jpeg, draw_errors, draw_map, draw_mask, draw_prompts, photo
 from epsam.patches import Patch, patches_for_sam
 from epsam.prompts import PromptSet, prompts_for
 from epsam.runtime.files import read_image, read_mask

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from epsam import metrics
 from epsam.config import Config
-from epsam.evaluation import metrics
 from epsam.runtime.files import read_csv, write_csv
 from epsam.workspace import Workspace
 

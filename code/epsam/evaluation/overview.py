@@ -8,8 +8,8 @@ import numpy as np
 from epsam.cam import cam_mask, resize_map
 from epsam.config import Config
 from epsam.errors import DataError
-from epsam.evaluation.metrics import dice
-from epsam.evaluation.panels import draw_map, draw_mask, draw_prompts, photo
+from epsam.metrics import dice
+from epsam.panels import draw_map, draw_mask, draw_prompts, photo
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import atomic, read_image, read_mask
 from epsam.sam.contact_sheet import spread

@@ -6,8 +6,8 @@ import numpy as np
 
 from epsam.config import Config
 from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures
-from epsam.evaluation.metrics import BOOTSTRAP_SEED, mean_with_interval
 from epsam.evaluation.plots import methods_chart
+from epsam.metrics import BOOTSTRAP_SEED, mean_with_interval
 from epsam.results import read_results
 from epsam.workspace import Workspace
 

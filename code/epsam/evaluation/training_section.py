@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from epsam.config import Config
-from epsam.evaluation.panels import as_jpeg
 from epsam.evaluation.plots import curves_chart
+from epsam.panels import as_jpeg
 from epsam.runtime.files import read_csv, read_image
 from epsam.sam.contact_sheet import sheet_path
 from epsam.workspace import Workspace

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from epsam.errors import DataError
-from epsam.evaluation.metrics import dice, iou
 from epsam.inference.models import Models
+from epsam.metrics import dice, iou
 from epsam.results import result_line
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png, write_text
 from epsam.runtime.log import logger, progress
