@@ -48,10 +48,16 @@ def draw_mask(image: np.ndarray, mask: np.ndarray, size: int = PANEL_PX) -> np.n
 
 def draw_errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray, size: int = PANEL_PX) -> np.ndarray:
     """A prediction (H, W) bool over the patch: blue where right, orange too much, yellow missed; truth outlined."""
-    panel, prediction, truth = photo(image, size), _resized(prediction, size), _resized(truth, size)
+    prediction, truth = _resized(prediction, size), _resized(truth, size)
+    return _outlined(tint_errors(photo(image, size), prediction, truth), truth, TRUTH, 2)
+
+
+def tint_errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The colours of `draw_errors` alone, on a copy of a picture (H, W, 3); masks (H, W) bool."""
+    drawn = image.copy()
     for area, colour in ((prediction & truth, TUMOUR), (prediction & ~truth, WRONG), (truth & ~prediction, MISSED)):
-        panel[area] = (0.6 * panel[area] + 0.4 * np.array(colour)).astype(np.uint8)
-    return _outlined(panel, truth, TRUTH, 2)
+        drawn[area] = (0.6 * drawn[area] + 0.4 * np.array(colour)).astype(np.uint8)
+    return drawn
 
 
 def _resized(mask: np.ndarray, size: int) -> np.ndarray:

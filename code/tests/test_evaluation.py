@@ -13,7 +13,7 @@ import pytest
 from epsam.config import Config, load_config
 from epsam.errors import DataError
 from epsam.evaluation.evaluate import evaluate
-from epsam.evaluation.methods import Figures, figures_csv, predictions
+from epsam.evaluation.methods import Figures, figures_csv, predictions, read_figures
 from epsam.evaluation.overview import draw_overview
 from epsam.evaluation.report import duration, report
 from epsam.pipeline import find_stage, run_stage, signature_of
@@ -22,6 +22,7 @@ from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
 from epsam.runtime.state import write_done
 from epsam.workspace import Workspace
+from tests.slide_factory import write_slide
 
 SAM = Path(__file__).parents[2] / "checkpoints" / "sam_demo.pth"
 SETTINGS = """\
@@ -225,6 +226,26 @@ def test_report_shows_slides_set_aside_and_escapes_what_it_is_given(copy):
     assert "2 slides (1 used, 1 set aside)" in text
     assert "4,096 × 2,048" in text
     assert "Slide tumor_001 with tissue" in text
+
+
+def test_report_shows_test_patches_in_their_places_on_the_slides(copy):
+    config, workspace = copy
+    slide = np.full((200, 500, 3), (225, 180, 205), np.uint8)
+    write_slide(workspace.slides / "slide_0.tif", slide, levels=1)
+    columns = ["slide", "path", "split", "status", "reason", "reader", "reader_version", "vendor", "width", "height",
+               "mpp_x", "mpp_y", "patches_positive", "patches_negative"]
+    rows = [dict.fromkeys(columns, "") | {"slide": name, "path": f"elsewhere/{name}.tif", "split": "test",
+                                          "status": "ok"} for name in ("slide_0", "slide_1")]
+    write_csv(workspace.slides_csv, rows, columns)
+    report(config, workspace, choose_hardware("cpu"))
+    page = _Page(workspace.report.read_text())
+    in_place = [image["alt"] for image in page.images if "in their places" in image["alt"]]
+    figures = read_figures(figures_csv(workspace, "round1"))
+    own = [d for name, label, d in zip(figures.names, figures.labels, figures.dice, strict=True)
+           if label and name.startswith("slide_0")]
+    assert len(in_place) == 1, "slide_1 is not there any more"
+    assert in_place[0].startswith(f"Slide slide_0 with the predicted test patches in their places. Dice "
+                                  f"{np.mean(own):.3f} on 3 patches with tumour; 3 normal patches")
 
 
 def test_overview_shows_pseudo_labels(made, tmp_path):

@@ -89,6 +89,13 @@ def test_overview_is_the_slide_at_any_downsample(slide, image):
     assert np.abs(overview(single, 16, 100).astype(int) - overview(slide, 16).astype(int)).max() < 12
 
 
+def test_overview_of_a_window_is_that_part_of_the_whole(slide):
+    whole = overview(slide, 4)
+    part = overview(slide, 4, block_px=64, window=(80, 120, 200, 100))
+    assert part.shape == (25, 50, 3)
+    assert np.abs(part.astype(int) - whole[30:55, 20:70]).max() < 12
+
+
 def test_window_at_another_resolution_covers_the_same_place(slide, image):
     window = read_window(slide, 100, 60, 128, 32)
     assert np.abs(window - image[60:188, 100:228].reshape(32, 4, 32, 4, 3).mean((1, 3))).max() < 4

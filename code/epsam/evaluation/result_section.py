@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
 from epsam.config import Config
 from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures
 from epsam.evaluation.plots import methods_chart
+from epsam.evaluation.slide_section import slide_section
 from epsam.metrics import BOOTSTRAP_SEED, mean_with_interval
 from epsam.results import read_results
 from epsam.workspace import Workspace
@@ -81,7 +80,7 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
                    "the names of their patches and run ./train.sh again with --from evaluate.",
         "classifier_columns": ("Split", "AUC", "Accuracy", "Sensitivity at 90 % specificity", "Patches"),
         "classifier": [_classifier(row) for row in read_results(workspace) if row["stage"] == "train-classifier"],
-        "slides": [], "charts": [],
+        "slides": {"rows": []}, "charts": [],
     }
     if methods:
         last = rows[methods[-1].name]
@@ -96,8 +95,7 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
             "map_note": _map_note(rows["cam"]),
             "charts": [_chart(methods, rows, final_method(config), *chart) for chart in (
                 ("dice", "Mean Dice, patches with tumour"), ("all_pooled_dice", "Pooled Dice, all patches"))],
-            "slide_columns": ("Slide", "Patches with tumour", *(Method(name).title for name in _by_slide(config))),
-            "slides": _slides(config, workspace),
+            "slides": slide_section(config, workspace),
         }
     return section
 
@@ -127,21 +125,6 @@ def _classifier(row: Row) -> tuple[str, ...]:
     keys = ("auc", "accuracy", "sensitivity_at_90_specificity")
     figures = (f"{float(row[key]):.3f}" if key in row else "–" for key in keys)
     return (row.get("split", "–"), *figures, row.get("patches", "–"))
-
-
-def _by_slide(config: Config) -> tuple[str, str, str]:
-    return ("cam", "sam", final_method(config))
-
-
-def _slides(config: Config, workspace: Workspace) -> list[tuple[str, ...]]:
-    """Mean Dice of each slide's patches; empty where the patch names do not tell the slide."""
-    figures = {name: read_figures(figures_csv(workspace, name)).positives() for name in _by_slide(config)}
-    names = figures["cam"].names
-    owners = np.array([name.rsplit("_x", 1)[0] if "_x" in name else "" for name in names])
-    if not all(owners):
-        return []
-    return [(slide, str((owners == slide).sum()), *(f"{f.dice[owners == slide].mean():.3f}" for f in figures.values()))
-            for slide in sorted(set(owners))]
 
 
 def _two(row: Row, key: str) -> str:

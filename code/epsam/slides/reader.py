@@ -160,21 +160,24 @@ def read_window(slide: Slide, x: int, y: int, read_px: int, size_px: int) -> np.
                       interpolation=cv2.INTER_AREA if side >= size_px else cv2.INTER_LINEAR)
 
 
-def overview(slide: Slide, downsample: float, block_px: int = 2048) -> np.ndarray:
-    """The whole slide as (ceil(H / downsample), ceil(W / downsample), 3) uint8 RGB.
+def overview(
+    slide: Slide, downsample: float, block_px: int = 2048, window: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """The whole slide, or its `window` x, y, W, H in level-0 px, as (ceil(H / downsample), ceil(W / downsample), 3).
 
-    Pixel [i, j] covers level-0 pixels from (j * downsample, i * downsample) on, whatever levels the file
-    has; it is read in blocks of at most `block_px` level pixels, so memory grows with the result alone.
+    uint8 RGB. Pixel [i, j] covers level-0 pixels from (x + j * downsample, y + i * downsample) on, whatever levels
+    the file has; it is read in blocks of at most `block_px` level pixels, so memory grows with the result alone.
     """
+    x, y, *size = window or (0, 0, *slide.size)
     level = slide.level_for(downsample)
     factor = downsample / slide.level_downsamples[level]
-    width, height = (-int(-side // downsample) for side in slide.size)
+    width, height = (-int(-side // downsample) for side in size)
     out = np.empty((height, width, 3), np.uint8)
     step = max(1, int(block_px / factor))
     for top in range(0, height, step):
         for left in range(0, width, step):
             rows, columns = min(step, height - top), min(step, width - left)
-            block = slide.read(round(left * downsample), round(top * downsample),
+            block = slide.read(round(x + left * downsample), round(y + top * downsample),
                                max(1, round(columns * factor)), max(1, round(rows * factor)), level)
             if block.shape[:2] != (rows, columns):
                 block = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
