@@ -107,7 +107,8 @@ def export_difference(path: Path, output: Path, name: str, mask: np.ndarray) -> 
     with open_slide(path) as slide:
         whole = box(0, 0, *slide.size)
     from_json = np.zeros_like(mask)
-    y, x = np.arange(mask.shape[0])[:, None], np.arange(mask.shape[1])
+    # A pixel on the left or upper edge of a polygon belongs to it, one on the right or lower edge does not.
+    y, x = np.arange(mask.shape[0])[:, None] + 1e-6, np.arange(mask.shape[1]) + 1e-6
     for feature in json.loads((output / f"{name}.geojson").read_text())["features"]:
         rings = feature["geometry"]["coordinates"]
         polygon = shapely.transform(shape(feature["geometry"]), lambda points: points + origin)

@@ -48,6 +48,34 @@ def write_slide(path: Path, image: np.ndarray, *, mpp: float | None = 0.25, tile
     return path
 
 
+def write_leica(path: Path, image: np.ndarray, corner: tuple[int, int], glass: tuple[int, int],
+                mpp: float = 0.5) -> Path:
+    """Write RGB uint8 as Leica's SCN: an area scanned at `corner` (x, y) of a glass of (width, height) px.
+
+    OpenSlide shows the whole glass and reports the area as its bounds.
+    """
+    def picture(name: str, number: int, x: int, y: int, width: int, height: int, scale: int) -> str:
+        nm = round(mpp * 1000)
+        return (f'<image name="{name}"><device model="model"/><pixels sizeX="{width // scale}" sizeY="{height // scale}">'
+                f'<dimension sizeX="{width // scale}" sizeY="{height // scale}" r="0" ifd="{number}"/></pixels>'
+                f'<view sizeX="{width * nm}" sizeY="{height * nm}" offsetX="{x * nm}" offsetY="{y * nm}" spacingZ="0"/>'
+                "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>"
+                "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>")
+
+    width, height = glass
+    xml = ('<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+           f'<collection name="slide" sizeX="{width * round(mpp * 1000)}" sizeY="{height * round(mpp * 1000)}">'
+           + picture("macro", 0, 0, 0, width, height, 16)
+           + picture("scan", 1, *corner, image.shape[1], image.shape[0], 1) + "</collection></scn>")
+    per_cm = 1e4 / mpp
+    with tifffile.TiffWriter(path) as tiff:
+        for pixels, scale in ((np.full((height // 16, width // 16, 3), GLASS, np.uint8), 16), (image, 1)):
+            tiff.write(pixels, tile=(64, 64), photometric="rgb", compression="jpeg", metadata=None, software=None,
+                       description=xml if scale > 1 else None, resolution=(per_cm / scale, per_cm / scale),
+                       resolutionunit="CENTIMETER")
+    return path
+
+
 def _tiles(image: np.ndarray, tile: int, missing: Sequence[int]) -> Iterable[np.ndarray | None]:
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, 0, -height % tile, 0, -width % tile, cv2.BORDER_REPLICATE)

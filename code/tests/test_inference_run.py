@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
+import shapely
 import tifffile
 import torch
+from shapely.geometry import shape
 
 from epsam.classifier.resnet import build_classifier
 from epsam.config import load_config
@@ -31,9 +33,11 @@ from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.sam import load_sam
 from epsam.sam.checkpoint import decoder_weights
 from epsam.slides import load_annotation, open_slide
+from tests.slide_factory import write_leica
 from tests.tiny import SETTINGS
 
 WEIGHTS = Path(__file__).parents[2] / "checkpoints"
+APERIO = Path(__file__).parents[3] / "shared" / "data" / "wsi" / "cmu-1-small-region.svs"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +115,6 @@ def test_a_slide_gives_all_outputs_and_its_figures(settings, hardware, caplog):
 
 
 def test_a_slide_killed_in_the_middle_ends_with_the_same_bytes(settings, hardware, tmp_path):
-    settings = with_inference(settings, overlap=0.5)
     infer(settings, hardware)
     killed = dataclasses.replace(settings, output_dir=tmp_path / "killed")
     script = ("import pickle, sys; from epsam.inference import infer; "
@@ -219,6 +222,7 @@ def test_data_that_cannot_be_meant_are_refused(settings, hardware, patch_folder,
     refused("broken.svs", SlideError, test_dataset_dir=tmp_path / "broken.svs")
     refused("inside", test_dataset_dir=patch_folder, output_dir=patch_folder / "out")
     refused("folder of the slide", output_dir=settings.test_dataset_dir.parent)
+    refused("is a patch folder", output_dir=patch_folder, fresh=True)
     (tmp_path / "file").write_text("")
     refused("is a file", output_dir=tmp_path / "file")
     write_png(patch_folder / "mask" / "b_1.png", np.ones((64, 128), bool))
@@ -263,6 +267,41 @@ def test_a_slide_without_resolution_is_measured_in_pixels(settings, hardware, tm
     (row,) = rows_of(settings.output_dir / "slides.csv")
     assert row["tumour_mm2"] == ""
     assert 0 < float(row["tumour_px2"]) <= 300 * 260
+
+
+def test_outlines_of_a_slide_with_bounds_count_from_them_in_qupath_and_from_the_glass_in_asap(settings, hardware,
+                                                                                              tmp_path):
+    corner = np.array([192, 96])
+    with open_slide(settings.test_dataset_dir) as source:
+        path = write_leica(tmp_path / "bounded.scn", source.read(100, 100, 320, 256), tuple(corner), (768, 640))
+    infer(dataclasses.replace(settings, test_dataset_dir=path), hardware)
+    mask = tifffile.imread(settings.output_dir / "bounded_mask.tif", level=0) > 0
+    assert mask.shape == (640, 768)
+    assert mask.any()
+    features = json.loads((settings.output_dir / "bounded.geojson").read_text())["features"]
+    region = shapely.union_all([shape(feature["geometry"]) for feature in features])
+    # A pixel on the left or upper edge of a polygon belongs to it, one on the right or lower edge does not.
+    columns, rows = np.meshgrid(np.arange(768) + 1e-6, np.arange(640) + 1e-6)
+    from_geojson = shapely.contains_xy(region, columns - corner[0], rows - corner[1])
+    assert (from_geojson ^ mask).sum() <= 0.005 * mask.sum()
+    groups = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
+    from_xml = load_annotation(settings.output_dir / "bounded.xml", groups).mask(0, 0, 768, 640)
+    assert (from_xml ^ mask).sum() <= 0.005 * mask.sum()
+
+
+@pytest.mark.skipif(not APERIO.is_file(), reason="needs ../shared")
+def test_a_scanned_slide_at_another_resolution(settings, hardware):
+    patches = settings.config.patches.model_copy(update={"target_mpp": 2.0})
+    config = settings.config.model_copy(update={"patches": patches})
+    infer(dataclasses.replace(settings, test_dataset_dir=APERIO, config=config), hardware)
+    slide = open_slide(APERIO)
+    for kind in ("mask", "probability"):
+        written = openslide.OpenSlide(settings.output_dir / f"{APERIO.stem}_{kind}.tif")
+        assert written.level_dimensions[: len(slide.level_sizes)] == slide.level_sizes
+        assert float(written.properties["openslide.mpp-x"]) == pytest.approx(slide.mpp[0])
+    (row,) = rows_of(settings.output_dir / "slides.csv")
+    assert float(row["tumour_px2"]) > 0
+    assert all(outputs_of(settings.output_dir, APERIO.stem).values())
 
 
 def test_glass_without_tissue_gives_empty_outputs(settings, hardware, tmp_path, caplog):

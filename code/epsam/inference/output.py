@@ -13,6 +13,9 @@ def check_place(data: Path, output: Path) -> None:
     """Raise DataError when `output` would mix with `data`, the slides or patches to predict."""
     if output.exists() and not output.is_dir():
         raise DataError(f"OUTPUT_DIR={output} is a file; give a folder, it is made when missing")
+    if (output / "image").is_dir():
+        raise DataError(f"OUTPUT_DIR={output} is a patch folder (image/ lies in it): its masks would be replaced; choose "
+                        "another")
     inside, outer = output.resolve(), data.resolve()
     if data.is_file() and inside == outer.parent:
         raise DataError(f"OUTPUT_DIR={output} is the folder of the slide; choose another, masks would lie among slides")
