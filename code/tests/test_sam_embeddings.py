@@ -41,7 +41,7 @@ def test_the_store_holds_what_the_encoder_says(stored):
         assert kept.views == anew.views == (2 if split == "train" else 1)
         keys = [(position, view) for position in range(COUNTS[split]) for view in range(kept.views)]
         one, other = (source.batch([source.item(*key) for key in keys]) for source in (kept, anew))
-        assert one.shape == (len(keys), 128, 16, 16)
+        assert one.shape == (len(keys), 128, 32, 32)
         torch.testing.assert_close(one, other, atol=5e-3, rtol=0)
         assert one.std() > 0.1
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from epsam.demo.textures import draw_one
+from epsam.demo.drawing import draw_one
 from epsam.runtime.files import atomic
 from epsam.runtime.log import progress
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from epsam.demo.textures import draw_one
+from epsam.demo.drawing import draw_one
 from epsam.errors import DataError
 from epsam.prompts import PromptSet, points_from_mask
 from epsam.runtime.files import read_image, read_mask

@@ -1,4 +1,4 @@
-"""Train the demo's SAM from scratch on drawn textures: `python -m epsam.demo.sam`, about 30 minutes on 2 CPU cores.
+"""Train the demo's SAM from scratch on drawn pictures: `python -m epsam.demo.sam`, about 30 minutes on 2 CPU cores.
 
 1. The encoder alone: positions of the same region shall be alike, those of different regions shall not.
 2. The decoder alone, on the frozen encoder's outputs; its view of the image shall tell the mask as well. Trained
@@ -39,7 +39,9 @@ class Stage:
     lr: float
 
 
-STAGES = (Stage("encoder", 20, 50, 24, 1e-3), Stage("decoder", 16, 50, 32, 1e-3), Stage("both", 40, 50, 12, 5e-4))
+STAGES = (Stage("encoder", 20, 100, 12, 1.5e-3), Stage("decoder", 12, 100, 32, 1e-3), Stage("both", 12, 100, 8, 5e-4))
+COMPARED = 256
+"""Positions of each image whose likeness is learnt in a step; all pairs of a thousand would cost more than encoding."""
 
 
 class Likeness(nn.Module):
@@ -51,16 +53,15 @@ class Likeness(nn.Module):
         self.threshold = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Logits (N, hw, hw) of all pairs of positions from embeddings (N, C, h, w)."""
-        features = F.normalize(embeddings.flatten(2), dim=1)
+        """Logits (N, P, P) of all pairs of positions from their embeddings (N, C, P)."""
+        features = F.normalize(embeddings, dim=1)
         return self.scale * (features.mT @ features - self.threshold)
 
 
-def same_region(regions: Tensor, side: int) -> Tensor:
-    """Chance (N, hw, hw) that a pixel of one cell and a pixel of another are of one region; `regions` (N, S, S)."""
+def region_shares(regions: Tensor, side: int) -> Tensor:
+    """Share (N, R, side * side) of each cell that lies in each of R regions; `regions` (N, S, S) are their numbers."""
     shares = F.one_hot(regions.long()).permute(0, 3, 1, 2).float()
-    shares = F.adaptive_avg_pool2d(shares, side).flatten(2)
-    return shares.mT @ shares
+    return F.adaptive_avg_pool2d(shares, side).flatten(2)
 
 
 def encode(sam: Sam, images: Tensor) -> Tensor:
@@ -135,8 +136,10 @@ def _train_stage(sam: Sam, stage: Stage, training: Examples, held_out: Examples,
     def loss_of(examples: Examples, batch: Batch) -> Tensor:
         if stage.name == "encoder":
             embeddings = encode(sam, batch.images)
-            target = same_region(batch.regions, embeddings.shape[-1])
-            return F.binary_cross_entropy_with_logits(likeness(embeddings), target)
+            compared = torch.randperm(embeddings[0, 0].numel())[:COMPARED]
+            shares = region_shares(batch.regions, embeddings.shape[-1])[..., compared]
+            # The chance that a pixel of one cell and a pixel of the other lie in one region.
+            return F.binary_cross_entropy_with_logits(likeness(embeddings.flatten(2)[..., compared]), shares.mT @ shares)
         frozen = stage.name == "decoder"
         embeddings = encode_once(examples)[batch.rows].float() if frozen else encode(sam, batch.images)
         logits, quality, view = decode(sam, embeddings[batch.owners], batch)

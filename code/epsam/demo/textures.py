@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from epsam.runtime.seeds import generator
-
 SIDE = 256
 
 
@@ -60,7 +58,7 @@ def noise(scale: float, rng: np.random.Generator, stretch: float = 1) -> np.ndar
     return field[top : top + SIDE, left : left + SIDE]
 
 
-def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
+def log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -69,18 +67,18 @@ def _ground(palette: Palette, rng: np.random.Generator) -> np.ndarray:
     first = palette.colour(rng)
     second = palette.colour(rng, first if rng.random() < 0.7 else None)
     if rng.random() < 0.35:
-        field = noise(_log_uniform(2, 9, rng), rng, stretch=_log_uniform(3, 12, rng))
+        field = noise(log_uniform(2, 9, rng), rng, stretch=log_uniform(3, 12, rng))
         turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(0, 180), 1.45)
         field = cv2.warpAffine(field, turn, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     else:
-        field = noise(_log_uniform(2, 40, rng), rng)
+        field = noise(log_uniform(2, 40, rng), rng)
     share = np.clip(0.5 + 0.5 * field, 0, 1)[..., None]
     return first * share + second * (1 - share) + rng.uniform(0, 8) * noise(2, rng)[..., None]
 
 
-def _blobs(picture: np.ndarray, palette: Palette, rng: np.random.Generator) -> None:
+def _blobs(picture: np.ndarray, fill: np.ndarray, line: np.ndarray, rng: np.random.Generator) -> None:
     """Draw blobs of one family, such as nuclei, over `picture` (SIDE, SIDE, 3) uint8, in place."""
-    spacing = _log_uniform(8, 42, rng)
+    spacing = log_uniform(8, 42, rng)
     radius = np.clip(spacing * rng.uniform(0.22, 0.55), 2.2, 17)
     step = spacing * np.sqrt(3) / 2
     rows, columns = np.mgrid[-1 : int(SIDE / step) + 2, -1 : int(SIDE / spacing) + 2]
@@ -91,76 +89,57 @@ def _blobs(picture: np.ndarray, palette: Palette, rng: np.random.Generator) -> N
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     uneven = rng.uniform(0, 0.15)
     length = 1 + uneven * rng.normal(0, 1, (count, corners))
-    stretch = np.sqrt(_log_uniform(1, 3.5, rng)) * rng.uniform(0.9, 1.1, (count, 1))
+    stretch = np.sqrt(log_uniform(1, 3.5, rng)) * rng.uniform(0.9, 1.1, (count, 1))
     turn = rng.uniform(0, np.pi) + rng.normal(0, rng.choice([0.2, 3]), (count, 1))
     size = radius * np.exp(rng.normal(0, rng.uniform(0.05, 0.3), (count, 1)))
     u, v = size * stretch * length * np.cos(angle), size / stretch * length * np.sin(angle)
     x, y = u * np.cos(turn) - v * np.sin(turn), u * np.sin(turn) + v * np.cos(turn)
     outlines = np.stack([x, y], -1) + centres[:, None]
-    fill, line = palette.dark(rng), palette.dark(rng)
     shades = np.clip(fill + rng.normal(0, rng.uniform(2, 22), (count, 1)), 0, 255)
-    rimmed, spotted = rng.random() < 0.5, rng.random() < 0.4 and radius > 4
-    spots = (16 * (centres + 0.3 * radius * rng.normal(0, 1, (count, 2)))).astype(int)
+    rim = int(rng.choice([0, 1, 2], p=[0.5, 0.3, 0.2]))
+    spots = rng.integers(0, 4) if radius > 4 and rng.random() < 0.6 else 0
+    spot_at = (16 * (centres + 0.3 * radius * rng.normal(0, 1, (spots, count, 2)))).astype(int)
     for k, points in enumerate((16 * outlines).astype(np.int32)):
         cv2.fillPoly(picture, [points], shades[k].tolist(), cv2.LINE_AA, 4)
-        if rimmed:
-            cv2.polylines(picture, [points], True, line.tolist(), 1, cv2.LINE_AA, 4)
-        if spotted:
-            cv2.circle(picture, tuple(spots[k].tolist()), int(16 * radius * 0.22), line.tolist(), -1, cv2.LINE_AA, 4)
+        if rim:
+            cv2.polylines(picture, [points], True, line.tolist(), rim, cv2.LINE_AA, 4)
+        for at in spot_at[:, k]:
+            cv2.circle(picture, tuple(at.tolist()), int(16 * radius * 0.22), line.tolist(), -1, cv2.LINE_AA, 4)
 
 
-def draw_texture(palette: Palette, rng: np.random.Generator) -> np.ndarray:
+@dataclass(frozen=True)
+class Shared:
+    """What all textures of one image have in common, so that only their blobs tell them apart."""
+
+    ground: np.ndarray
+    fill: np.ndarray
+    line: np.ndarray
+
+
+def draw_shared(palette: Palette, rng: np.random.Generator) -> Shared:
+    """One ground and two colours of blobs for a whole image."""
+    return Shared(_ground(palette, rng), palette.dark(rng), palette.dark(rng))
+
+
+def draw_texture(palette: Palette, rng: np.random.Generator, shared: Shared | None = None) -> np.ndarray:
     """One texture, (SIDE, SIDE, 3) uint8: a ground, mostly with one or two families of blobs."""
-    picture = np.clip(_ground(palette, rng), 0, 255).astype(np.uint8)
-    for _ in range(rng.choice(3, p=[0.2, 0.6, 0.2])):
-        _blobs(picture, palette, rng)
+    picture = np.clip(_ground(palette, rng) if shared is None else shared.ground, 0, 255).astype(np.uint8)
+    for _ in range(rng.choice(3, p=[0.2, 0.6, 0.2] if shared is None else [0.1, 0.65, 0.25])):
+        if shared is None:
+            _blobs(picture, palette.dark(rng), palette.dark(rng), rng)
+        else:
+            _blobs(picture, shared.fill + rng.normal(0, 12, 3), shared.line, rng)
     if rng.random() < 0.7:
         picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.2))
     grain = np.clip(128 + rng.uniform(0, 9) * noise(2, rng), 0, 255).astype(np.uint8)[..., None]
     return np.clip(picture.astype(np.int16) + grain - 128, 0, 255).astype(np.uint8)
 
 
-def draw_shape(rng: np.random.Generator) -> np.ndarray:
-    """A mask (SIDE, SIDE) bool: blobs, a bent half, ellipses, rings or bands, with uneven outlines."""
-    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    rough = rng.uniform(2, 14) * noise(_log_uniform(15, 60, rng), rng)
-    kind = rng.choice(["blobs", "half", "ellipses", "rings", "bands"], p=[0.25, 0.2, 0.3, 0.1, 0.15])
-    if kind == "blobs":
-        field = noise(_log_uniform(35, 130, rng), rng) + 0.02 * rough
-        return field > np.quantile(field, rng.uniform(0.35, 0.8))
-    if kind == "half":
-        turn = rng.uniform(0, 2 * np.pi)
-        along = (x - SIDE / 2) * np.cos(turn) + (y - SIDE / 2) * np.sin(turn)
-        return along + 2 * rough + rng.uniform(0, 30) * noise(90, rng) > rng.uniform(-70, 70)
-    if kind == "bands":
-        field = noise(_log_uniform(60, 160, rng), rng, stretch=rng.uniform(0.6, 1.6)) + 0.01 * rough
-        middle = np.quantile(field, rng.uniform(0.2, 0.8))
-        return np.abs(field - middle) < np.quantile(np.abs(field - middle), rng.uniform(0.15, 0.4))
-    mask = np.zeros((SIDE, SIDE), bool)
-    for _ in range(rng.integers(1, 8)):
-        at, turn, stretch = rng.uniform(0, SIDE, 2), rng.uniform(0, np.pi), np.sqrt(rng.uniform(1, 2.6))
-        u = (x - at[0]) * np.cos(turn) + (y - at[1]) * np.sin(turn)
-        v = (y - at[1]) * np.cos(turn) - (x - at[0]) * np.sin(turn)
-        hollow = kind == "rings"
-        radius = _log_uniform(40 if hollow else 22, 80, rng)
-        depth = radius + np.minimum(rough, radius / 2) - np.hypot(u / stretch, v * stretch)
-        mask |= (depth > 0) & (depth < radius * rng.uniform(0.35, 0.7)) if hollow else depth > 0
-    return mask
-
-
-def draw_one(purpose: str, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The example that belongs to the arguments, see `draw_example`."""
-    cv2.setNumThreads(1)
-    return draw_example(generator("textures", purpose, seed, number))
-
-
-def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An image (SIDE, SIDE, 3) uint8 and its regions (SIDE, SIDE) uint8, each of 2 to 4 at least 6 % of it.
+def draw_textures(regions: np.ndarray, palette: Palette, rng: np.random.Generator) -> np.ndarray:
+    """The picture (S, S, 3) float32 in [0, 255] of `regions` (S, S) uint8, each of another texture.
 
     A region is one texture, or several in layers from its outline inwards, as in a gland with its lumen.
     """
-    regions = _draw_regions(rng)
-    palette = draw_palette(rng)
     # Textures meet raggedly along the outlines.
     if rng.random() < 0.6:
         y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
@@ -171,28 +150,14 @@ def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         seen = regions
     picture = np.zeros((SIDE, SIDE, 3), np.float32)
     softness = rng.uniform(0.4, 2.5)
+    shared = draw_shared(palette, rng) if rng.random() < 0.5 else None
     for region in range(regions.max() + 1):
         cover = (seen == region).astype(np.float32)
-        texture = draw_texture(palette, rng).astype(np.float32)
-        if region and rng.random() < 0.4:
+        texture = draw_texture(palette, rng, shared).astype(np.float32)
+        if region and shared is None and rng.random() < 0.4:
             texture = _layer(texture, seen == region, palette, rng)
         picture += cv2.GaussianBlur(cover, (0, 0), softness)[..., None] * texture
-    if rng.random() < 0.3:
-        specks = noise(rng.uniform(12, 30), rng) > rng.uniform(2.2, 3)
-        picture[specks] = palette.white
-    picture *= 1 + rng.uniform(0, 0.1) * noise(120, rng)[..., None]
-    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 0.9))
-    return np.clip(picture, 0, 255).astype(np.uint8), regions
-
-
-def _draw_regions(rng: np.random.Generator) -> np.ndarray:
-    while True:
-        regions = np.zeros((SIDE, SIDE), np.uint8)
-        count = rng.choice([2, 3, 4], p=[0.5, 0.3, 0.2])
-        for region in range(1, count):
-            regions[draw_shape(rng)] = region
-        if np.bincount(regions.ravel(), minlength=count).min() >= 0.06 * SIDE**2:
-            return regions
+    return picture
 
 
 def _layer(texture: np.ndarray, mask: np.ndarray, palette: Palette, rng: np.random.Generator) -> np.ndarray:

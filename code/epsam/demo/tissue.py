@@ -155,7 +155,8 @@ def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: 
     follicle = noise(shape, 200, rng) + 0.1 * noise(shape, 40, rng)
     lumen = noise(shape, 50, rng) + 0.4 * noise(shape, 20, rng) > 2.9
     stroma = ((beams & ~nests) | septa | (tissue < 22)) & ~lumen
-    centres = (follicle > 1.15) & ~stroma & ~nests & ~lumen
+    # A growing metastasis pushes follicles away: their pale centres do not touch it.
+    centres = (follicle > 1.15) & (depth < -70) & ~stroma & ~lumen
     sinus = (plan > 0.7) & ~centres & ~stroma & ~nests & ~lumen
     nests &= ~stroma & ~lumen
     packed = ~(stroma | centres | sinus | nests | lumen)
