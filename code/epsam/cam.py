@@ -1,5 +1,7 @@
 """Class activation maps, and the masks cut from them (method.md, section 2)."""
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -83,6 +85,9 @@ def compute_split(
             bar.update(len(indices))
 
 
+NOT_ZIP = (zipfile.BadZipFile, zlib.error)
+
+
 def save_cams(path: Path, maps: Mapping[str, np.ndarray]) -> None:
     """Write maps by name, all of one shape (h, w), as npz with `names` and `maps`, atomically."""
     stacked = np.stack(list(maps.values())) if maps else np.zeros((0, 0, 0), np.float32)
@@ -97,7 +102,7 @@ def load_cams(path: Path) -> dict[str, np.ndarray]:
             return dict(zip(saved["names"].tolist(), saved["maps"], strict=True))
     except FileNotFoundError:
         raise DataError(f"{path}: no maps here; run the stage initial-masks") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, *NOT_ZIP) as error:
         raise DataError(f"{path}: not readable as maps ({error}); run initial-masks again with --from") from None
 
 

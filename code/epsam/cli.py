@@ -9,10 +9,11 @@ import click
 
 from epsam.config import Config, config_from, find_config, load_config
 from epsam.errors import CheckpointError, ConfigError, EpsamError
-from epsam.pipeline import STAGES, Stage, reset, run_stage
-from epsam.runtime.checkpoints import settings_file
-from epsam.runtime.files import read_json
+from epsam.pipeline import STAGES, Stage, run_stage
+from epsam.reset import reset
 from epsam.runtime.log import logger, set_up_logging
+from epsam.runtime.settings import read_note, settings_file
+from epsam.runtime.state import end_with_owner
 from epsam.workspace import Workspace
 
 INTERRUPTED = 130
@@ -122,9 +123,14 @@ def infer_command(test_dataset_dir: Path, resnet_checkpoint: Path, sam_model_typ
     """Segment patches, a slide or a folder of slides with trained checkpoints."""
     set_up_logging(root / "logging_inference.txt")
     config = settings_of(resnet_checkpoint, sam_decoder_checkpoint, config_name, overrides)
+    from epsam.doctor import report
+    from epsam.doctor.run import examine_for_inference
     from epsam.inference import InferenceSettings, infer
     from epsam.runtime.device import choose_hardware
 
+    sam = {"model_type": sam_model_type, "checkpoint": root / sam_checkpoint if sam_checkpoint else None}
+    checked = config.model_copy(update={"sam": config.sam.model_copy(update=sam)})
+    report(examine_for_inference(checked, root / "checkpoints", root / output_dir))
     settings = InferenceSettings(
         test_dataset_dir=root / test_dataset_dir,
         resnet_checkpoint=root / resnet_checkpoint,
@@ -150,8 +156,8 @@ def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides:
     if config_name:
         return load_config(find_config(config_name), overrides)
     for path in (decoder, resnet):
-        if settings_file(path).is_file():
-            return config_from(read_json(settings_file(path))["settings"], str(settings_file(path)), overrides)
+        if settings := read_note(path).get("settings"):
+            return config_from(settings, str(settings_file(path)), overrides)
     raise ConfigError(f"{decoder}: no settings beside it ({settings_file(decoder).name}); name those it was trained "
                       "with, e.g. ./infer.sh --config camelyon17")
 
@@ -171,6 +177,8 @@ def fetch_command(model_types: tuple[str, ...], root: Path) -> None:
 def main() -> None:
     """Run the command line; known errors end as one line with status 1, Ctrl-C and SIGTERM with 130."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_with_owner()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         cli.main(prog_name="epsam", standalone_mode=False)
     except click.ClickException as error:
@@ -180,8 +188,8 @@ def main() -> None:
         logger.error(f"error: {error}")
         sys.exit(1)
     except OSError as error:
-        logger.error(f"error: {error.filename or ''}: {error.strerror or error}. What was finished is kept; "
-                     "run the same command again when this is mended")
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        logger.error(f"error: {what}. What was finished is kept; run the same command again when this is mended")
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         logger.error("stopped. What was finished is kept; run the same command again to go on")

@@ -6,6 +6,7 @@ wrong value raises ConfigError naming the key and the closest right one.
 
 import difflib
 import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -292,7 +293,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
         raise ConfigError(f"{path}: no such settings file; give the path of a YAML file or one of {shipped}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *NOT_YAML) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected settings such as `name: mine`, found {type(settings).__name__}")
@@ -313,6 +314,12 @@ def config_from(settings: dict[str, Any], source: str, overrides: tuple[str, ...
         raise ConfigError(f"{source}: {_explain(error)}") from None
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2  # a kilobyte of YAML can stand for gigabytes of nested lists
+
+NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
+"""What PyYAML raises: its own errors, and those of the types it makes (`2024-13-45`, `!!bool x`, `[[[[...`)."""
+
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 
@@ -328,7 +335,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         raise ConfigError(f"`{override}`: an override reads section.key=value, e.g. retrain.rounds=2")
     try:
         _put(settings, key, yaml.safe_load(text))
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise ConfigError(f"`{override}`: the value is not YAML: {_one_line(error)}") from None
 
 
@@ -356,7 +363,7 @@ def _explain(error: ValidationError | RecursionError) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ")
             given = item["input"]
-            shown = f" (given: {given!r})" if isinstance(given, str | int | float | list | None) else ""
+            shown = f" (given: {_SHORT.repr(given)})" if isinstance(given, str | int | float | list | None) else ""
             lines.append(f"`{where or 'settings'}`: {message}{shown}")
     return "; ".join(lines)
 

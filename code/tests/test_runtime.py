@@ -1,23 +1,23 @@
-"""Files, seeds, the epoch loop, weights and state: what a stopped, broken or doubled run leads to."""
+"""Files, seeds, the epoch loop and weights: what a stopped run, a full disk or a broken file leads to."""
 
 import http.server
-import json
 import os
+import struct
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
-from epsam.errors import CheckpointError, DataError, EpsamError, StateError
+from epsam.errors import CheckpointError, DataError, EpsamError
 from epsam.runtime import weights
 from epsam.runtime.checkpoints import load_weights, save_weights
-from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, write_png
+from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, remove_temporaries, write_png
 from epsam.runtime.fitting import fit, load_tensors
 from epsam.runtime.seeds import generator, seed_of
-from epsam.runtime.state import check_signature, lock
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -28,6 +28,51 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from epsam.cam import save_cams
+from epsam.runtime.checkpoints import save_weights
+from epsam.runtime.files import atomic, write_csv, write_png
+from epsam.runtime.fitting import save_tensors
+def save_array(path, array):
+    with atomic(path) as temporary:
+        np.save(temporary, array)
+folder, noise = Path(sys.argv[1]), np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+for write in (lambda: write_png(folder / "a.png", noise), lambda: save_array(folder / "b.npy", noise),
+              lambda: write_csv(folder / "c.csv", [{"x": "y" * 99}] * 999, ["x"]),
+              lambda: save_tensors(folder / "d.pth", {"x": torch.from_numpy(noise)}),
+              lambda: save_weights(folder / "e.pth", {"x": torch.from_numpy(noise)}, {}),
+              lambda: save_cams(folder / "f.npz", {"x": noise[..., 0] / 255})):
+    try:
+        write()
+    except OSError as error:
+        print(Path(error.filename).name, error.strerror)
+"""
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_named_and_nothing_is_left_of_it(tmp_path):
+    # A limit on the size of files stands for the disk: it stops every writer in the middle, too.
+    run = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["a.png", "b.npy", "c.csv", "d.pth", "e.pth", "f.npz"]
+    assert all("too large" in line or "could be written" in line for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    kept = tmp_path / "train" / "image" / "a_x1_y2_1.png"
+    write_png(kept, np.zeros((2, 2, 3), np.uint8))
+    for name in (".a_x1_y2_1.k3j2.tmp.png", ".demo_resnet_adl.x_1.tmp.pth", ".demo_resnet_adl.pth.x2.tmp.json"):
+        (kept.parent / name).write_bytes(b"half")
+    remove_temporaries(tmp_path, "demo_resnet_adl")
+    assert {path.name for path in kept.parent.iterdir()} == {kept.name, ".a_x1_y2_1.k3j2.tmp.png"}
+    remove_temporaries(tmp_path)
+    assert list(kept.parent.iterdir()) == [kept]
 
 
 def test_png_keeps_channel_order_and_masks(tmp_path):
@@ -126,35 +171,39 @@ def test_weights_of_other_settings_are_refused(tmp_path):
         load_weights(tmp_path / "none.pth")
 
 
-def test_changed_settings_are_named():
-    check_signature("embed", {"sam.views": 4}, {"sam.views": 4})
-    with pytest.raises(StateError, match=r"stage embed .*sam.views was 4, is 8.*--from embed"):
-        check_signature("embed", {"sam.views": 4, "epsam": "1"}, {"sam.views": 8, "epsam": "1"})
+def test_weights_that_are_not_those_of_the_settings_beside_them_are_refused(tmp_path):
+    save_weights(tmp_path / "a.pth", {"a": torch.ones(2)}, {})
+    save_weights(tmp_path / "b.pth", {"a": torch.zeros(2)}, {})
+    (tmp_path / "b.pth").replace(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a.pth is not the file that a.pth.json was written for"):
+        load_weights(tmp_path / "a.pth")
+    (tmp_path / "a.pth.json").unlink()
+    assert load_weights(tmp_path / "a.pth")["a"].sum() == 0
+    for content in ("[1]", '{"settings": 3}'):
+        (tmp_path / "a.pth.json").write_text(content)
+        with pytest.raises(EpsamError, match=r"a.pth.json: "):
+            load_weights(tmp_path / "a.pth")
 
 
-def test_second_run_is_refused_and_a_stale_lock_taken_over(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    os.environ["EPSAM_OWNER_PID"] = str(holder.pid)
-    try:
-        with lock(tmp_path):
-            pass
-        with lock(tmp_path):  # another stage of the same owner
-            pass
-    finally:
-        del os.environ["EPSAM_OWNER_PID"]
-    with pytest.raises(StateError, match=f"in use by process {holder.pid}"), lock(tmp_path):
-        pass
-    holder.kill()
-    holder.wait()
-    with lock(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-    assert not (tmp_path / "lock").exists()
+def bomb(side):
+    """A PNG of a few kilobytes that claims to be `side` px wide and high, and is."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+            + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
-def test_lock_of_another_host_is_respected(tmp_path):
-    (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "process_started": "1"}))
-    with pytest.raises(StateError, match=r"on elsewhere.*delete"), lock(tmp_path):
-        pass
+def test_a_small_png_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb(64))
+    assert read_image(path).shape == (64, 64, 3)
+    path.write_bytes(bomb(20_000))
+    assert path.stat().st_size < 100_000
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match=r"bomb.png"):
+            read(path)
 
 
 class OneFile(http.server.BaseHTTPRequestHandler):

@@ -75,7 +75,6 @@ def test_decoder_files_hold_the_decoder_and_what_it_was_trained_with(rounds):
     for round_ in (0, 1, "supervised"):
         assert all(name.startswith("mask_decoder.") for name in _weights(workspace, round_))
         assert workspace.decoder(round_).with_name(workspace.decoder(round_).name + ".json").is_file()
-    assert not list(workspace.state.glob("*.pth"))
 
 
 def test_a_round_leaves_curves_a_summary_and_a_contact_sheet(rounds):

@@ -1,30 +1,73 @@
-"""How much disk a run will take, from its settings alone."""
+"""How much disk and computing a run will take, from its settings alone: upper estimates, as bins may hold less."""
+
+from pathlib import Path
 
 from epsam.config import Config, Selection
+from epsam.workspace import SPLITS
 
-PNG_BYTES_PER_PX = 2.2
-"""H&E at level 0 as PNG, with its mask."""
-EMBEDDING_BYTES = {"demo": 128 * 16 * 16 * 2}
-"""fp16; SAM's three sizes all give 256 x 64 x 64."""
-SAM_EMBEDDING_BYTES = 256 * 64 * 64 * 2
+PNG_BYTES_PER_PX = 3.1
+"""Patches are kept without compression; their masks are small."""
+EMBEDDING_BYTES = 256 * 64 * 64 * 2
+"""fp16, the same for SAM's three sizes; the demo's is a sixteenth at most."""
+MILLION_WEIGHTS = {18: 11.2, 34: 21.3, 50: 23.5}
+DECODER_MILLION_WEIGHTS = 4.1
+FLOP_PER_PX = {18: 0.12e6, 34: 0.22e6, 50: 0.25e6}
+"""Of one forward pass of the classifier with layer3_stride 2; three times as many with 1."""
+ENCODER_FLOP = {"vit_b": 0.97e12, "vit_l": 2.99e12, "vit_h": 5.95e12, "demo": 0.01e12}
+DECODER_FLOP = 0.0044e12
+"""Of one forward pass with SAM's 64 x 64 positions."""
 
 
-def _positives(selection: Selection, bin_width: float, share: tuple[float, float]) -> int:
+def patch_bytes(config: Config) -> int:
+    """Bytes of the patches of all splits."""
+    patches = sum(_positives(config, split) + _others(config, split) for split in SPLITS)
+    return round(patches * config.patches.size_px**2 * PNG_BYTES_PER_PX)
+
+
+def run_bytes(config: Config, views: int) -> int:
+    """Bytes of embeddings (training patches in so many views), weights and training states."""
+    encoded = _positives(config, "train") * views + _positives(config, "val") + _positives(config, "test")
+    embedding = EMBEDDING_BYTES // 16 if config.sam.model_type == "demo" else EMBEDDING_BYTES
+    # A training state holds weights and two moments of each; the best ones and the result are kept beside it.
+    weights = 5 * MILLION_WEIGHTS[config.classifier.depth] + DECODER_MILLION_WEIGHTS * (config.retrain.rounds + 6)
+    return round(weights * 4e6 + (encoded * embedding if config.sam.embeddings == "on" else 0))
+
+
+def size_text(count: float) -> str:
+    """Bytes as people say them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def bytes_below(*folders: Path) -> int:
+    """Bytes of all files under these folders."""
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*")
+               if path.is_file() and not path.is_symlink())
+
+
+def flop(config: Config) -> float:
+    """Floating-point operations of the whole run: training takes three times a forward pass."""
+    train, val, test = (_positives(config, split) + _others(config, split) for split in SPLITS)
+    stride = 3 if config.classifier.layer3_stride == 1 else 1
+    classified = config.patches.size_px**2 * FLOP_PER_PX[config.classifier.depth] * stride
+    positives = {split: _positives(config, split) for split in SPLITS}
+    views = positives["train"] * config.sam.views + positives["val"] + positives["test"]
+    epochs = config.finetune.epochs * (config.retrain.rounds + 1)
+    again = epochs if config.sam.embeddings == "off" else 1
+    decoded = DECODER_FLOP / 16 if config.sam.model_type == "demo" else DECODER_FLOP
+    return (classified * (config.classifier.epochs * (3 * train + val) + 4 * sum(positives.values()) + test)
+            + ENCODER_FLOP[config.sam.model_type] * views * again
+            + decoded * epochs * (3 * positives["train"] + positives["val"]))
+
+
+def _positives(config: Config, split: str) -> int:
+    """Patches that SAM works on."""
+    selection: Selection = getattr(config.patches, split)
     if selection.at_random is not None:
         return selection.at_random
-    return round((share[1] - share[0]) / bin_width) * (selection.per_bin or 0)
+    low, high = config.patches.positive_share
+    return max(round((high - low) / config.patches.bin_width) * (selection.per_bin or 0), selection.top_up or 0)
 
 
-def disk_bytes(config: Config) -> int:
-    """Bytes of patches and embeddings, an upper estimate: bins may hold fewer patches than asked for."""
-    patches = config.patches
-    positives = {
-        split: _positives(getattr(patches, split), patches.bin_width, patches.positive_share)
-        for split in ("train", "val", "test")
-    }
-    others = sum(getattr(patches, s).negatives + getattr(patches, s).classifier_extra for s in positives)
-    pngs = (sum(positives.values()) + others) * patches.size_px**2 * PNG_BYTES_PER_PX
-    if config.sam.embeddings == "off":
-        return round(pngs)
-    kept = positives["train"] * config.sam.views + positives["val"] + positives["test"]
-    return round(pngs + kept * EMBEDDING_BYTES.get(config.sam.model_type, SAM_EMBEDDING_BYTES))
+def _others(config: Config, split: str) -> int:
+    selection: Selection = getattr(config.patches, split)
+    return selection.negatives + selection.classifier_extra

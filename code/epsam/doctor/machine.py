@@ -1,7 +1,13 @@
 """Checks of Python, torch, GPU, memory, disk and readers."""
 
+import math
 import platform
+import re
 import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -9,19 +15,24 @@ import openslide
 
 from epsam.config import Config
 from epsam.doctor import Check
-from epsam.doctor.estimate import disk_bytes
+from epsam.doctor.estimate import size_text
 
 GIB = 2**30
 NEEDED_GIB = {"8gb": 7.0, "12gb": 11.0, "24gb": 22.0}
-PASCAL = (
-    "cards before Volta (TITAN Xp, GTX 10xx) need wheels for CUDA 12.6, last built for torch 2.14: "
+OLD_CARD = (
+    "Pascal cards (TITAN Xp, GTX 10xx) and older ones need wheels for CUDA 12.6, last built for torch 2.14: "
     ".venv/bin/pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126"
 )
+NEW_CARD = "the card may be newer than this torch: .venv/bin/pip install --upgrade torch torchvision"
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def check_python() -> Check:
     """The interpreter."""
-    return Check("Python", "ok", platform.python_version())
+    found = f"{platform.python_version()}, {sys.executable}"
+    if sys.maxsize < 2**32:
+        return Check("Python", "error", f"{found}: a 32-bit Python", "PYTHON=/path/to/a/64-bit/python3 ./train.sh")
+    return Check("Python", "ok", found)
 
 
 def check_torch() -> Check:
@@ -37,48 +48,109 @@ def check_torch() -> Check:
     return Check("torch", "ok", f"torch {torch.__version__}, torchvision {torchvision.__version__}")
 
 
-def check_gpu(config: Config) -> Check:
-    """A GPU that the installed torch has kernels for, with the memory of the profile."""
+def check_gpu(config: Config, work: float = 0) -> Check:
+    """A GPU that the installed torch has kernels for, with the memory of the profile.
+
+    Without one: how long the CPU takes for `work` floating-point operations, where given.
+    """
     import torch
 
+    from epsam.runtime.device import profile_for
+
     if config.profile == "cpu" or not torch.cuda.is_available():
-        return _without_gpu(config)
+        return _without_gpu(config, work)
     properties = torch.cuda.get_device_properties(0)
-    built_for = torch.cuda.get_arch_list()
     capability = f"sm_{properties.major}{properties.minor}"
     try:
         torch.ones(8, device="cuda").sum().item()
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:80]
+        built_for = torch.cuda.get_arch_list()
+        oldest = min((int(re.sub(r"\D", "", name)) for name in built_for), default=0)
+        dropped = properties.major * 10 + properties.minor < oldest
         return Check("GPU", "error", f"{properties.name} ({capability}) cannot run this torch, which is built for "
-                     f"{', '.join(built_for)} ({reason})", PASCAL)
+                     f"{', '.join(built_for)} ({' '.join(str(error).split())[:80]})", OLD_CARD if dropped else NEW_CARD)
     free, total = (n / GIB for n in torch.cuda.mem_get_info())
-    message = f"{properties.name} ({capability}), {free:.1f} of {total:.1f} GiB free"
-    needed = NEEDED_GIB.get(config.profile, 7.0)
-    if free < needed:
-        return Check("GPU", "warning", f"{message}; this profile wants {needed:.0f} GiB",
-                     "stop what else uses it (nvidia-smi lists it), or set profile: 8gb")
+    profile = profile_for(properties.total_memory) if config.profile == "auto" else config.profile
+    message = f"{properties.name} ({capability}), {free:.1f} of {total:.1f} GiB free, profile {profile}"
+    if free < NEEDED_GIB[profile]:
+        return Check("GPU", "warning", f"{message}, which wants {NEEDED_GIB[profile]:.0f} GiB",
+                     "stop what else uses the card (nvidia-smi lists it), or set a smaller profile, e.g. profile=8gb")
     return Check("GPU", "ok", message)
 
 
-def _without_gpu(config: Config) -> Check:
+def _without_gpu(config: Config, work: float) -> Check:
     import torch
 
-    threads = torch.get_num_threads()
-    if config.sam.model_type == "demo":
-        return Check("GPU", "ok", f"none used; {threads} CPU threads do for the demo's small SAM")
-    days = "SAM's encoder takes 5 to 15 s a patch and view on a CPU, ResNet-50 about as much: days for a full data set"
-    return Check("GPU", "warning", f"none that torch can use; {days}", f"run on a machine with a GPU; {PASCAL}")
+    takes = _duration(work / _flop_per_second()) if work else ""
+    message = f"{torch.get_num_threads()} CPU threads" + (f": the run takes {takes}" if takes else "")
+    if config.profile == "cpu":
+        return Check("GPU", "ok", f"not wanted (profile: cpu); {message}")
+    if DRIVER.is_file():
+        return Check("GPU", "warning", f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it; {message}",
+                     f"update the driver, or install wheels for it (see https://pytorch.org); {OLD_CARD}")
+    if "day" in takes:
+        return Check("GPU", "warning", f"none; {message}", "run on a machine with a GPU")
+    return Check("GPU", "ok", f"none; {message}")
 
 
-def check_disk(config: Config, folder: Path) -> Check:
-    """Room for patches, embeddings and weights."""
-    free, needed = shutil.disk_usage(folder).free, disk_bytes(config)
-    message = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} GiB will be used"
-    if free < needed:
-        return Check("disk", "error", message, "make room, lower sam.views (each view keeps every training patch once "
-                     "more), or set sam.embeddings=off")
-    return Check("disk", "ok" if free > 1.2 * needed else "warning", message, "little will be left")
+def _flop_per_second(side: int = 1024, repeats: int = 4) -> float:
+    """What the CPU makes of a product of two float32 matrices."""
+    import torch
+
+    matrix = torch.ones(side, side)
+    matrix @ matrix
+    began = time.perf_counter()
+    for _ in range(repeats):
+        matrix @ matrix
+    return repeats * 2 * side**3 / (time.perf_counter() - began)
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    if hours < 1:
+        return "less than an hour"
+    return f"about {hours:.0f} hours" if hours < 36 else f"about {hours / 24:.0f} days"
+
+
+def check_folders(*folders: Path) -> Check:
+    """Files can be written where a run writes them."""
+    for folder in folders:
+        place = _existing(folder)
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(b"0")
+        except OSError as error:
+            return Check("folders", "error", f"nothing can be written into {place} ({error.strerror})",
+                         "give yourself the right to write there (chown, chmod), or mount it for writing")
+    return Check("folders", "ok", f"{', '.join(str(folder) for folder in folders)} can be written")
+
+
+def check_disk(most: Mapping[Path, int], least: Mapping[Path, int]) -> Check:
+    """Room for what a run has still to write: bytes by folder, as set and with one view of the patches.
+
+    Folders may lie on several disks. With too little room for all views, the stage embed takes fewer.
+    """
+    disks: dict[int, list[Path]] = {}
+    for folder in most:
+        disks.setdefault(_existing(folder).stat().st_dev, []).append(folder)
+    shown, ratios = [], {"most": math.inf, "least": math.inf}
+    for folders in disks.values():
+        place = _existing(folders[0])
+        free, needed, needed_least = shutil.disk_usage(place).free, *(sum(n[f] for f in folders) for n in (most, least))
+        shown.append(f"{size_text(free)} free on the disk of {place.resolve()}, about {size_text(needed)} more will be used")
+        ratios = {"most": min(ratios["most"], free / max(needed, 1)),
+                  "least": min(ratios["least"], free / max(needed_least, 1))}
+    message = "; ".join(shown)
+    if ratios["least"] < 1:
+        return Check("disk", "error", message, "make room, or set sam.embeddings=off (slow: nothing is kept then)")
+    if ratios["most"] < 1:
+        return Check("disk", "warning", message, "fewer views of each patch will be kept (sam.views); or make room")
+    return Check("disk", "ok" if ratios["most"] > 1.2 else "warning", message, "little will be left: make room")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def check_readers(config: Config) -> Check:
@@ -91,7 +163,8 @@ def check_readers(config: Config) -> Check:
         return Check("readers", "error", f"{message}; ASAP's multiresolutionimageinterface cannot be imported under "
                      f"Python {platform.python_version()}",
                      "set slides.reader=openslide, or slides.asap_path to ASAP's bin folder and use its Python")
-    return Check("readers", "ok", f"{message}, ASAP {'found' if asap else 'not found (not needed)'}")
+    found = f"found at {Path(asap.__file__).parent}" if asap else "not found (not needed)"
+    return Check("readers", "ok", f"{message}, ASAP {found}")
 
 
 def _version(package: str) -> str:

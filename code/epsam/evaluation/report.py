@@ -13,10 +13,10 @@ from epsam.evaluation.example_section import example_section
 from epsam.evaluation.result_section import headline, result_section, tiles
 from epsam.evaluation.training_section import training_section
 from epsam.pipeline import STAGES
-from epsam.runtime.checkpoints import flatten
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_json, write_text
 from epsam.runtime.log import logger
+from epsam.runtime.settings import flatten
 from epsam.runtime.state import read_state
 from epsam.workspace import Workspace
 

@@ -7,46 +7,39 @@ from typing import Any
 import torch
 
 from epsam.errors import CheckpointError
-from epsam.runtime.files import read_json, sha256, write_json
-from epsam.runtime.fitting import load_tensors, save_tensors
+from epsam.runtime.files import atomic, sha256, write_json
+from epsam.runtime.fitting import load_tensors, write_tensors
+from epsam.runtime.settings import flatten, read_note, settings_file
 
 
-def settings_file(path: Path) -> Path:
-    """`<checkpoint>.json`."""
-    return path.with_name(path.name + ".json")
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level: {"sam": {"views": 4}} becomes {"sam.views": 4}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> None:
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], encoder: str = "") -> None:
     """Write `weights` to `path` and `settings` (nested or flat; with the weights' hash) beside it, atomically.
 
     The settings are those of the whole run, `config.model_dump(mode="json")`, so that inference finds them all.
+    A decoder also notes the hash of the SAM `encoder` it was trained on.
     """
-    save_tensors(path, {name: tensor.detach().cpu() for name, tensor in weights.items()})
-    write_json(settings_file(path), {"settings": flatten(settings), "sha256": sha256(path)})
+    with atomic(path) as temporary:
+        write_tensors(temporary, {name: tensor.detach().cpu() for name, tensor in weights.items()})
+        # Before the weights get their name: weights that exist have their settings beside them.
+        note = {"settings": flatten(settings), "sha256": sha256(temporary)} | ({"encoder": encoder} if encoder else {})
+        write_json(settings_file(path), note)
 
 
 def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-    """Read a state dict; with a settings file beside it, compare those of `expected` (nested or flat) first.
+    """Read a state dict; with a settings file beside it, compare its hash and the settings in `expected` first.
 
-    Raises CheckpointError when the file is missing or damaged, or was trained with other settings.
+    Raises CheckpointError when the file is missing or damaged, is not the one that the settings were written for,
+    or was trained with other settings (nested or flat).
     """
     weights = load_tensors(path)
-    if expected and settings_file(path).is_file():
-        saved = read_json(settings_file(path)).get("settings", {})
-        wrong = [f"{key} is {saved[key]!r} there, {value!r} here" for key, value in flatten(expected).items()
-                 if key in saved and saved[key] != value]
-        if wrong:
-            raise CheckpointError(f"{path} was trained with other settings: {'; '.join(wrong)}. "
-                                  "Use the settings it was trained with, or train again")
+    note = read_note(path)
+    if "sha256" in note and note["sha256"] != sha256(path):
+        raise CheckpointError(f"{path} is not the file that {settings_file(path).name} was written for (its SHA-256 is "
+                              "another). Copy both files again; or, if these weights are meant, delete the .json")
+    saved = note.get("settings", {})
+    wrong = [f"{key} is {saved[key]!r} there, {value!r} here" for key, value in flatten(expected or {}).items()
+             if key in saved and saved[key] != value]
+    if wrong:
+        raise CheckpointError(f"{path} was trained with other settings: {'; '.join(wrong)}. "
+                              "Use the settings it was trained with, or train again")
     return weights

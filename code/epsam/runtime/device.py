@@ -48,8 +48,7 @@ def choose_hardware(profile: str = "auto") -> Hardware:
         device = torch.device("cuda")
         properties = torch.cuda.get_device_properties(device)
         if profile == "auto":
-            gib = properties.total_memory / 2**30
-            profile = "24gb" if gib > 20 else "12gb" if gib > 10 else "8gb"
+            profile = profile_for(properties.total_memory)
         precision = torch.bfloat16 if properties.major >= 8 else torch.float32
         name = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
     else:
@@ -60,6 +59,12 @@ def choose_hardware(profile: str = "auto") -> Hardware:
         name = f"CPU, {torch.get_num_threads()} threads"
     logger.info(f"device: {name}; profile {profile}, {str(precision).removeprefix('torch.')}")
     return Hardware(device, profile, *PROFILES[profile], precision)
+
+
+def profile_for(gpu_bytes: int) -> str:
+    """The profile for a GPU of this memory."""
+    gib = gpu_bytes / 2**30
+    return "24gb" if gib > 20 else "12gb" if gib > 10 else "8gb"
 
 
 def _cpu_computes_bfloat16() -> bool:

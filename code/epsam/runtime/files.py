@@ -1,9 +1,12 @@
 """Reading and writing files: what is written goes to a temporary name first, so a file that exists is whole."""
 
 import csv
+import errno
+import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,21 +18,47 @@ import numpy as np
 
 from epsam.errors import DataError
 
+STEM = 40
+"""Letters of a file's name that its temporary name begins with."""
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block ends well, else remove it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, else remove it.
+
+    An OSError names `path`: a full disk itself does not say which file it refused.
+    """
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:STEM]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        # NumPy says how many bytes went missing, but neither why nor where.
+        number, why = (error.errno, error.strerror) if error.errno else (errno.EIO, f"not all could be written, {error}")
+        other = error.filename if error.filename and ".tmp" not in Path(error.filename).name else None
+        raise OSError(number, why, other or str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files, and folders with all they hold; what is not there is no error."""
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, stem: str = "") -> None:
+    """Delete the temporary files that a killed process left under `folder`: all of them, or those for `stem`.*"""
+    remove(folder.rglob(f".{glob.escape(stem[:STEM])}*.tmp*"))
 
 
 def _umask() -> int:
@@ -53,8 +82,16 @@ def read_json(path: Path) -> Any:
     """Read JSON; raises DataError when the file is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); delete it and run the stage again") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises DataError when the file is missing, damaged or holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds a {type(value).__name__}, not an object; delete it and run the stage again")
+    return value
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The epoch loop that the classifier and SAM's decoder share: best and last state, early stop, resume."""
 
+import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,15 @@ from epsam.runtime.log import logger
 
 def save_tensors(path: Path, value: Mapping[str, Any]) -> None:
     """torch.save under a temporary name, then rename; the same tensors give the same bytes."""
-    # Into a stream: given a path, torch.save would write the temporary name into the file.
-    with atomic(path) as temporary, temporary.open("wb") as stream:
-        torch.save(dict(value), stream)
+    with atomic(path) as temporary:
+        write_tensors(temporary, value)
+
+
+def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
+    """torch.save by way of memory: given a path it would write that into the file, and a full disk it cannot name."""
+    stream = io.BytesIO()
+    torch.save(dict(value), stream)
+    path.write_bytes(stream.getbuffer())
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Logging: plain lines on stdout and in the log file; progress bars go to stderr alone."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -13,8 +14,21 @@ class BesideBars(logging.Handler):
     """Lines on stdout that do not run into a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # the terminal is gone: the run goes on, the file has the line
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+class LogFile(logging.FileHandler):
+    """The log file. When it cannot be written any more (a full disk), that is said once, and the run goes on."""
+
+    broken = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.broken:
+            self.broken = True
+            BesideBars().emit(logging.makeLogRecord({"msg": f"{self.baseFilename}: lines are missing from here on "
+                                                            f"({sys.exc_info()[1]})"}))
 
 
 def set_up_logging(file: Path | None = None) -> None:
@@ -22,12 +36,13 @@ def set_up_logging(file: Path | None = None) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # lines that a full disk did not take
+            handler.close()
     handlers: list[logging.Handler] = [BesideBars()]
     handlers[0].setFormatter(logging.Formatter("%(message)s"))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file = LogFile(file, encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
         handlers.append(to_file)
     for handler in handlers:

@@ -4,10 +4,13 @@
 they stopped from files that are whole; this record keeps them from going on over something that has changed.
 """
 
+import ctypes
 import fcntl
 import json
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,17 +19,24 @@ from typing import Any
 
 import psutil
 
-from epsam.errors import StateError
-from epsam.runtime.files import read_json, write_json
+from epsam.errors import DataError, StateError
+from epsam.runtime.files import read_object, write_json
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal to send when the parent dies."""
 OWNER = "EPSAM_OWNER_PID"
 """Environment variable: the process that holds the lock for a series of stages (train.sh sets it to itself)."""
 
 
 def read_state(folder: Path, stage: str) -> dict[str, Any] | None:
-    """The record of a stage, or None when it never started."""
+    """The record of a stage, or None when it never started; raises DataError when it is damaged."""
     path = folder / f"{stage}.json"
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = read_object(path)
+    if not (isinstance(record.get("signature"), dict) and "done" in record):
+        raise DataError(f"{path}: is not the record of a stage; delete it, and the stage runs anew")
+    return record
 
 
 def check_signature(stage: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -58,15 +68,15 @@ def write_done(folder: Path, stage: str, signature: Mapping[str, Any], **figures
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Hold `runs/<name>/lock` with process and host; raise StateError while another live process holds it.
+    """Hold `runs/<name>/lock`; raise StateError while another live process holds it.
 
-    A lock of a process of this host that is gone is stale and taken over. A lock taken by the process that
-    EPSAM_OWNER_PID names is shared by the stages it starts, and stays until that process is gone.
+    The lock names this process, its host, and its owner: the process that EPSAM_OWNER_PID names, or itself. It is
+    stale, and taken over, when both are gone from this host. A lock of one owner is shared by the stages it starts
+    one after the other, and stays until the owner is gone.
     """
     owner = int(os.environ.get(OWNER, os.getpid()))
-    mine = _identity(owner)
     path = run / "lock"
-    _take(path, mine)
+    _take(path, {"host": socket.gethostname(), "processes": {str(pid): start_of(pid) for pid in (owner, os.getpid())}})
     try:
         yield
     finally:
@@ -78,40 +88,54 @@ def _take(path: Path, mine: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / ".lock_guard").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        holder = _holder(path)
-        if holder is not None and holder != mine and _is_alive(holder):
-            raise StateError(
-                f"{path.parent} is in use by process {holder['pid']} on {holder['host']}. Wait for it or stop it; "
-                f"if it is gone for good, delete {path}"
-            )
+        host, processes = _holder(path)
+        others = processes.items() - mine["processes"].items() if host == mine["host"] else processes.items()
+        alive = sorted(int(pid) for pid, start in others if host != mine["host"] or (start and start_of(int(pid)) == start))
+        if alive:
+            raise StateError(f"{path.parent} is in use by process {alive[-1]} on {host}. Wait for it or stop it; if it "
+                             f"is gone for good, delete {path}")
         write_json(path, mine)
 
 
-def _holder(path: Path) -> dict[str, Any] | None:
+def _holder(path: Path) -> tuple[str, dict[str, str]]:
+    """Host and processes (with their starts) of a lock; of a lock that is not there or not whole, none."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-        return {key: holder[key] for key in ("pid", "host", "process_started")}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        return holder["host"], {str(int(pid)): start for pid, start in holder["processes"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return "", {}
 
 
-def _identity(pid: int) -> dict[str, Any]:
-    return {"pid": pid, "host": socket.gethostname(), "process_started": _start_of(pid)}
+def start_of(pid: int) -> str:
+    """When a process started, empty when it is gone or dead but not yet taken leave of by its parent.
+
+    On a scale that setting the clock does not move, where the system has one.
+    """
+    if not Path("/proc/self/stat").is_file():
+        return _start_by_clock(pid)
+    try:
+        state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if state in "ZX" else values[18]
 
 
-def _start_of(pid: int) -> str:
-    """When a process started, on a scale that setting the clock does not move where the system has one."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.is_file():
-        return stat.read_text().rpartition(")")[2].split()[19]
-    return str(psutil.Process(pid).create_time()) if psutil.pid_exists(pid) else ""
+def _start_by_clock(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return ""
 
 
-def _is_alive(holder: Mapping[str, Any]) -> bool:
-    """Whether the holder may still be at work; a process of another host is taken to be."""
-    if holder["host"] != socket.gethostname():
-        return True
-    return psutil.pid_exists(holder["pid"]) and _start_of(holder["pid"]) == holder["process_started"]
+def end_with_owner() -> None:
+    """Have this process stopped, as by SIGTERM, when the script that started it is killed (Linux alone knows how)."""
+    owner = int(os.environ.get(OWNER, 0))
+    if not owner or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if not start_of(owner):
+        signal.raise_signal(signal.SIGTERM)
 
 
 class Stopwatch:

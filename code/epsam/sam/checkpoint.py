@@ -9,10 +9,13 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
 from epsam.errors import CheckpointError
+from epsam.runtime.checkpoints import load_weights
 from epsam.runtime.files import sha256
 from epsam.runtime.fitting import load_tensors
+from epsam.runtime.settings import read_note
 from epsam.runtime.weights import WEIGHTS, fetch
 from epsam.sam.demo_model import build_sam_demo
+from epsam.sam.encoder import encoder_hash
 
 ModelType = Literal["vit_b", "vit_l", "vit_h", "demo"]
 
@@ -69,10 +72,14 @@ def load_decoder(sam: Sam, path: Path) -> Sam:
     """Put a trained mask decoder into `sam`, in place, and return `sam`.
 
     The file holds `mask_decoder.*`, perhaps after `module.`. Raises CheckpointError when it is missing, damaged
-    or the decoder of another SAM.
+    or the decoder of another SAM: of another shape, or trained on what another encoder gives.
     """
-    weights = _unwrap(load_tensors(path))
+    weights = _unwrap(load_weights(path))
     _check_fit(path, weights, decoder_weights(sam), "this SAM's mask decoder")
+    trained_on = read_note(path).get("encoder")
+    if trained_on and trained_on != (here := encoder_hash(sam)):
+        raise CheckpointError(f"{path} was trained on another SAM (encoder {trained_on[:12]} there, {here[:12]} here); "
+                              "give the SAM weights it was trained with (SAM_CHECKPOINT, sam.checkpoint)")
     sam.load_state_dict(weights, strict=False)
     return sam
 

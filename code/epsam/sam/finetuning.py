@@ -21,6 +21,7 @@ from epsam.sam.contact_sheet import Row, sheet_path, spread, write_sheet
 from epsam.sam.context import Context
 from epsam.sam.decoding import predict_masks
 from epsam.sam.embeddings import Embeddings, loader_workers
+from epsam.sam.encoder import encoder_hash
 from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, loader, patch_size
 from epsam.sam.losses import dice_loss, iou_loss
 from epsam.workspace import Workspace
@@ -108,9 +109,7 @@ def train_decoder(
         state=state, best=best, curves=workspace.run / f"{name}_curves.csv",
     )
     context.sam.mask_decoder.requires_grad_(False)
-    save_weights(path, load_tensors(best), config.model_dump(mode="json"))
-    for file in (state, best):
-        file.unlink()
+    save_weights(path, load_tensors(best), config.model_dump(mode="json"), encoder_hash(context.sam))
 
 
 class DecoderTraining:

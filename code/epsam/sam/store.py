@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from epsam.errors import StateError
-from epsam.runtime.files import atomic, read_json, write_json
+from epsam.runtime.files import atomic, read_object, write_json
 from epsam.runtime.log import logger
 
 FORMAT = 1
@@ -83,7 +83,7 @@ class EmbeddingStore:
         """Open what is there; raises StateError when it is missing or was made from something else."""
         if not cls.exists(folder):
             raise StateError(f"{folder}: no embeddings there; run the stage embed, or set sam.embeddings=off")
-        saved = read_json(Path(folder) / "store.json")
+        saved = read_object(Path(folder) / "store.json")
         differences = [f"store format: {saved.get('format')} there, {FORMAT} here"] * (saved.get("format") != FORMAT)
         differences += _differences(saved.get("signature", {}), signature)
         if differences:

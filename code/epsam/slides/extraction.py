@@ -19,15 +19,24 @@ from epsam.workspace import SPLITS, Workspace
 def preprocess(config: Config, workspace: Workspace) -> None:
     """Cut the patches of all splits: dataset/<name>/{train,val,test}, patches.csv, slides.csv, runs/<name>/qa.
 
-    Slides that cannot be used are set aside with their reason. Killed and called again, it goes on with the slides
-    and patches that are whole. Raises DataError when there are no slides, when a split would have no positives, or
-    when a file cannot be written (a full disk).
+    Without slides, patches that somebody brought into all splits are taken as they are. Slides that cannot be used
+    are set aside with their reason. Killed and called again, it goes on with the slides and patches that are whole.
+    Raises DataError when there is neither slide nor patch, when a split would have no positives, or when a file cannot
+    be written (a full disk).
     """
+    if _only_patches(workspace):
+        logger.info(f"{workspace.slides}: no slides; the patches that lie in {', '.join(SPLITS)} are taken as they are")
+        return
     try:
         _preprocess(config, workspace)
     except OSError as error:
         raise DataError(f"{error.filename or workspace.dataset}: {error.strerror}; what is written stays, so mend it "
                         "(free some room) and run the stage again") from None
+
+
+def _only_patches(workspace: Workspace) -> bool:
+    slides = workspace.slides.is_dir() and any(workspace.slides.iterdir())
+    return not slides and all((workspace.split(split) / "image").is_dir() for split in SPLITS)
 
 
 def _preprocess(config: Config, workspace: Workspace) -> None:

@@ -1,0 +1,232 @@
+"""The doctor: what it finds wrong before a run, and what it says to do about it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from epsam.config import find_config, load_config
+from epsam.doctor import Check, as_json, as_lines, report
+from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
+from epsam.doctor.estimate import bytes_below, flop, patch_bytes, run_bytes
+from epsam.doctor.machine import check_disk, check_folders, check_gpu, check_readers, check_torch
+from epsam.doctor.run import examine, examine_for_inference
+from epsam.errors import EpsamError
+from epsam.runtime.files import write_text
+from epsam.slides.camelyon import PUBLISHED_SPLITS
+from epsam.workspace import Workspace
+from tests.patch_factory import make_patches
+
+DEMO, CAMELYON = load_config(find_config("demo")), load_config(find_config("camelyon17"))
+Properties = namedtuple("Properties", "name major minor total_memory")
+
+
+def changed(config, **sections):
+    return config.model_copy(update={
+        name: getattr(config, name).model_copy(update=values) for name, values in sections.items()})
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """Three slides, two of them annotated."""
+    workspace = Workspace(tmp_path, "mine")
+    for name in ("tumor_001.tif", "tumor_002.TIF", "normal_001.svs"):
+        write_text(workspace.slides / name, "a slide")
+    for name in ("tumor_001.xml", "Tumor_002.xml"):
+        write_text(workspace.annotations / name, "<xml/>")
+    return workspace
+
+
+def test_lines_name_the_way_to_mend_and_errors_end_the_command():
+    checks = [Check("disk", "ok", "70 GiB free", "unused"), Check("GPU", "error", "none", "buy one")]
+    assert as_lines(checks) == ["[     ok] disk: 70 GiB free", "[  error] GPU: none", "          -> buy one"]
+    assert json.loads(as_json(checks))[1] == {"name": "GPU", "status": "error", "message": "none", "mend": "buy one"}
+    with pytest.raises(EpsamError, match="doctor found trouble with GPU"):
+        report(checks)
+    report(checks[:1])
+
+
+def test_all_checks_of_a_run_and_of_a_prediction(workspace):
+    assert [check.name for check in examine(DEMO, workspace)] == [
+        "Python", "torch", "GPU", "readers", "folders", "disk", "weights", "slides", "split"]
+    assert [check.name for check in examine_for_inference(DEMO, workspace.checkpoints, workspace.run)] == [
+        "Python", "torch", "GPU", "readers", "folders", "weights"]
+
+
+def test_torch_and_torchvision_that_do_not_fit_are_an_error(tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    code = "from epsam.doctor.machine import check_torch; print(check_torch())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"})
+    assert "do not work together (operator torchvision::nms does not exist)" in run.stdout
+    assert "delete .venv" in run.stdout
+    assert check_torch().status == "ok"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Has torch report a GPU of this capability, whose kernels run or not, with so much memory."""
+    def report_gpu(major, minor, *, runs=True, free=11.5, total=12.0):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "sm_120"])
+        monkeypatch.setattr(torch.cuda, "get_device_properties",
+                            lambda _: Properties("a card", major, minor, int(total * 2**30)))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * 2**30), int(total * 2**30)))
+
+        def ones(*_, **__):
+            if not runs:
+                raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+            return torch.zeros(1)
+
+        monkeypatch.setattr(torch, "ones", ones)
+
+    return report_gpu
+
+
+def test_a_pascal_card_that_the_wheel_dropped_gets_the_line_to_install(gpu):
+    gpu(6, 1, runs=False)
+    check = check_gpu(CAMELYON)
+    assert check.status == "error"
+    assert "a card (sm_61) cannot run this torch, which is built for sm_75, sm_80" in check.message
+    assert "pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126" in check.mend
+
+
+def test_a_card_newer_than_the_wheel_gets_another_line(gpu):
+    gpu(13, 0, runs=False)
+    assert "--upgrade torch" in check_gpu(CAMELYON).mend
+
+
+def test_gpu_memory_is_held_against_the_profile(gpu):
+    gpu(8, 6)
+    assert check_gpu(CAMELYON).status == "ok"
+    assert "profile 12gb" in check_gpu(CAMELYON).message
+    gpu(8, 6, free=3)
+    check = check_gpu(CAMELYON)
+    assert (check.status, "3.0 of 12.0 GiB free, profile 12gb, which wants 11 GiB" in check.message) == ("warning", True)
+    assert "nvidia-smi" in check.mend
+    assert check_gpu(CAMELYON.model_copy(update={"profile": "24gb"})).status == "warning"
+
+
+def test_without_a_gpu_it_says_how_long_the_cpu_takes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check = check_gpu(CAMELYON, flop(CAMELYON))
+    assert check.status == "warning"
+    assert "CPU threads: the run takes about" in check.message
+    assert "days" in check.message
+    assert check_gpu(DEMO, flop(DEMO)).status == "ok"
+    assert flop(changed(CAMELYON, sam={"embeddings": "off"})) > 5 * flop(CAMELYON)
+
+
+def test_disk_is_held_against_what_the_run_has_still_to_write(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    for most, least, status in ((0.1, 0.1, "ok"), (0.9, 0.1, "warning"), (2, 0.5, "warning"), (3, 2, "error")):
+        check = check_disk({tmp_path / "no" / "yet": int(free * most)}, {tmp_path / "no" / "yet": int(free * least)})
+        assert check.status == status
+    assert "sam.views" in check_disk({tmp_path: 2 * free}, {tmp_path: 0}).mend
+    two = {tmp_path / "a": int(0.7 * free), tmp_path / "b": int(0.7 * free)}  # on one disk they add up
+    assert check_disk(two, two).status == "error"
+
+
+def test_a_run_that_is_half_done_needs_only_the_rest(tmp_path):
+    workspace = Workspace(tmp_path, "demo")
+    before = next(check for check in examine(DEMO, workspace) if check.name == "disk")
+    make_patches(workspace)
+    write_text(workspace.run / "embeddings" / "x", "y" * 10**7)
+    after = next(check for check in examine(DEMO, workspace) if check.name == "disk")
+    assert bytes_below(workspace.run) == 10**7
+    assert before.message.split(",")[1] != after.message.split(",")[1]
+
+
+def test_published_sizes_are_of_the_right_order():
+    assert 5e9 < patch_bytes(CAMELYON) < 3e10
+    assert run_bytes(CAMELYON, 4) - run_bytes(CAMELYON, 1) == 3 * 7000 * 2**21
+
+
+def test_folders_that_cannot_be_written_are_named(tmp_path):
+    assert check_folders(tmp_path / "not" / "yet").status == "ok"
+    check = check_folders(Path("/proc/self/checkpoints"))
+    assert check.status == "error"
+    assert "nothing can be written into /proc/self" in check.message
+
+
+def test_asap_that_is_asked_for_and_missing_is_an_error():
+    assert check_readers(DEMO).status == "ok"
+    check = check_readers(changed(DEMO, slides={"reader": "asap"}))
+    assert check.status == "error"
+    assert "slides.reader=openslide" in check.mend
+
+
+def test_weights(tmp_path):
+    assert check_sam(DEMO, tmp_path).mend.startswith("git checkout")
+    assert (check_sam(CAMELYON, tmp_path).status, "will be fetched" in check_sam(CAMELYON, tmp_path).message) == (
+        "warning", True)
+    write_text(tmp_path / "sam_vit_b_01ec64.pth", "half a download")
+    assert "not the published file (other SHA-256)" in check_sam(CAMELYON, tmp_path).message
+    own = changed(CAMELYON, sam={"checkpoint": tmp_path / "none.pth"})
+    assert "none.pth is missing" in check_sam(own, tmp_path).message
+    imagenet = changed(DEMO, classifier={"init": "imagenet"}, sam={"checkpoint": tmp_path / "sam_vit_b_01ec64.pth"})
+    assert (check_weights(imagenet, tmp_path).status, "resnet18" in check_weights(imagenet, tmp_path).message) == (
+        "warning", True)
+
+
+def test_slides_that_fit_their_annotations_are_well(workspace):
+    check = check_slides(CAMELYON, workspace)
+    assert (check.status, check.message.split(" in ")[0]) == ("ok", "3 slides (0 MiB), 2 annotations")
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda w: write_text(w.slides / "tumor_001.tif", ""), "empty files: tumor_001.tif"),
+    (lambda w: (w.slides / "normal_002.tif").symlink_to("nowhere"), "links that lead nowhere: normal_002.tif"),
+    (lambda w: write_text(w.slides / "tumor_009.tif.6Fa31bC2", "half"), "broke off?): tumor_009.tif.6Fa31bC2"),
+    (lambda w: write_text(w.annotations / "tumor_005.xml", "<xml/>"), "annotations without a slide: tumor_005.xml"),
+    (lambda w: (w.annotations / "Tumor_002.xml").unlink(), "tumour slides without an annotation: tumor_002.TIF"),
+])
+def test_doubts_about_slides_are_warnings(workspace, spoil, said):
+    spoil(workspace)
+    check = check_slides(CAMELYON, workspace)
+    assert check.status == "warning"
+    assert said in check.message
+    assert "aws s3 cp" in check.mend
+
+
+def test_no_slides_no_annotations_and_patches_alone(workspace):
+    shutil.rmtree(workspace.annotations)
+    assert "holds no XML" in check_slides(DEMO, workspace).message
+    shutil.rmtree(workspace.slides)
+    assert check_slides(DEMO, workspace).status == "error"
+    (workspace.split("train") / "image").mkdir(parents=True)
+    assert "no patch; names end in _0.png" in check_slides(DEMO, workspace).message
+    make_patches(workspace)
+    assert (check_slides(DEMO, workspace).status, check_slides(DEMO, workspace).message) == (
+        "ok", "none, but patches: train 8, val 8, test 8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
+def test_names_that_are_no_text_are_an_error_before_anything_is_written(workspace):
+    Path(os.fsdecode(bytes(workspace.slides) + b"/tumor_\xff.tif")).write_bytes(b"a slide")
+    check = check_slides(DEMO, workspace)
+    assert (check.status, check.mend) == ("error", "rename these files")
+    assert "not UTF-8" in check.message
+
+
+def test_published_split_against_what_is_there(tmp_path):
+    workspace, published = Workspace(tmp_path, "camelyon17"), PUBLISHED_SPLITS["camelyon17"]
+    for name in published:
+        write_text(workspace.slides / f"{name}.tif", "a slide")
+    assert (check_split(CAMELYON, workspace).status, check_split(CAMELYON, workspace).message) == (
+        "ok", "train 27 of 27 slides, val 3 of 3 slides, test 9 of 9 slides")
+    (workspace.slides / "patient_024_node_1.tif").unlink()
+    check = check_split(CAMELYON, workspace)
+    assert (check.status, "train 26 of 27" in check.message, "patient_024_node_1" in check.message) == (
+        "warning", True, True)
+    for name, split in published.items():
+        if split == "val":
+            (workspace.slides / f"{name}.tif").unlink()
+    check = check_split(CAMELYON, workspace)
+    assert (check.status, "val would be empty" in check.message) == ("error", True)

@@ -1,0 +1,246 @@
+"""A run that is stopped, doubled, changed or damaged: what it goes on from, and what it refuses."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from epsam.config import load_config
+from epsam.errors import DataError, EpsamError, StateError
+from epsam.pipeline import STAGES, find_stage, run_stage, signature_of
+from epsam.reset import reset
+from epsam.runtime.files import write_png, write_text
+from epsam.runtime.log import logger, set_up_logging
+from epsam.runtime.state import check_signature, lock, read_state, start_of, write_done
+from epsam.slides.tables import PATCH_COLUMNS
+from epsam.workspace import Workspace
+from tests.patch_factory import make_patches
+
+SETTINGS = """\
+name: small
+patches: {size_px: 64}
+classifier: {depth: 18, lr: 1.0e-3, epochs: 500, early_stop: 500}
+cam: {layer: layer4, percentile: null, threshold: 0.4, mask_px: 64}
+sam: {model_type: demo}
+retrain: {rounds: 2}
+"""
+
+
+@pytest.fixture
+def holder():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_second_run_is_refused_and_a_stale_lock_taken_over(tmp_path, holder, monkeypatch):
+    monkeypatch.setenv("EPSAM_OWNER_PID", str(holder.pid))
+    with lock(tmp_path):
+        pass
+    with lock(tmp_path):  # another stage of the same owner
+        pass
+    monkeypatch.delenv("EPSAM_OWNER_PID")
+    with pytest.raises(StateError, match=f"in use by process {holder.pid}"), lock(tmp_path):
+        pass
+    holder.kill()
+    while start_of(holder.pid):  # from here on it is dead, but still in the table of processes
+        time.sleep(0.01)
+    with lock(tmp_path):
+        assert str(os.getpid()) in json.loads((tmp_path / "lock").read_text())["processes"]
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_stage_still_at_work_holds_the_lock_when_its_script_was_killed(tmp_path, holder):
+    gone = {"1234567": "1", str(holder.pid): start_of(holder.pid)}
+    (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "processes": gone}))
+    with pytest.raises(StateError, match=f"in use by process {holder.pid} on "), lock(tmp_path):
+        pass
+
+
+def test_a_process_of_the_same_number_started_later_does_not_hold_the_lock(tmp_path, holder):
+    (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "processes": {str(holder.pid): "1"}}))
+    with lock(tmp_path):
+        pass
+
+
+def test_lock_of_another_host_is_respected(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "processes": {"1": "1"}}))
+    with pytest.raises(StateError, match=r"process 1 on elsewhere.*delete"), lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"host": 1}', '{"host": "x", "processes": {"one": 1}}'])
+def test_a_lock_that_is_not_whole_is_taken_over(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    with lock(tmp_path):
+        pass
+
+
+def test_changed_settings_are_named():
+    check_signature("embed", {"sam.views": 4}, {"sam.views": 4})
+    with pytest.raises(StateError, match=r"stage embed .*sam.views was 4, is 8.*--from embed"):
+        check_signature("embed", {"sam.views": 4, "epsam": "1"}, {"sam.views": 8, "epsam": "1"})
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"done": true, "signature": 3}', "[" * 9999])
+def test_a_damaged_record_of_a_stage_is_named(tmp_path, content):
+    (tmp_path / "embed.json").write_text(content)
+    with pytest.raises(DataError, match=r"embed\.json.*delete it"):
+        read_state(tmp_path, "embed")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Settings and workspace of a run on brought patches whose stages but the last three are noted as done."""
+    (tmp_path / "small.yaml").write_text(SETTINGS)
+    config, workspace = load_config(tmp_path / "small.yaml"), Workspace(tmp_path, "small")
+    make_patches(workspace, {"train": 6, "val": 3, "test": 3})
+    for stage in STAGES[:-3]:
+        for output in stage.outputs(config, workspace):
+            if not output.is_dir():
+                write_text(output, "made before")
+        write_done(workspace.state, stage.name, signature_of(stage, config, workspace))
+    return config, workspace
+
+
+def test_a_stage_alone_does_not_go_on_over_changed_settings_of_one_before(run, tmp_path):
+    _, workspace = run
+    changed = load_config(tmp_path / "small.yaml", ("cam.threshold=0.6",))
+    with pytest.raises(StateError, match=r"stage initial-masks was run with something else: cam.threshold was 0.4, is"):
+        run_stage(find_stage("retrain"), changed, workspace)
+
+
+def test_changed_patches_and_another_version_of_the_program_are_named(run):
+    config, workspace = run
+    next((workspace.split("val") / "image").iterdir()).unlink()
+    with pytest.raises(StateError, match=r"train-classifier .*patches was '24 files, \w+', is '23 files, \w+'"):
+        run_stage(find_stage("train-classifier"), config, workspace)
+    record = workspace.state / "train-classifier.json"
+    record.write_text(record.read_text().replace('"epsam": "', '"epsam": "0.'))
+    with pytest.raises(StateError, match=r"epsam was '0\.\d.*', is '"):
+        run_stage(find_stage("train-classifier"), config, workspace)
+
+
+def test_slides_may_go_once_the_patches_are_cut(run):
+    config, workspace = run
+    stage = find_stage("preprocess")
+    write_text(workspace.slides / "a.tif", "a slide")
+    write_done(workspace.state, stage.name, signature_of(stage, config, workspace))
+    shutil.rmtree(workspace.slides)
+    run_stage(stage, config, workspace)
+    write_text(workspace.slides / "b.tif", "another slide")
+    with pytest.raises(StateError, match="slides was '1 files"):
+        run_stage(stage, config, workspace)
+
+
+def test_starting_over_keeps_patches_that_could_not_be_cut_again(run, caplog):
+    config, workspace = run
+    write_text(workspace.patches_csv, ",".join(PATCH_COLUMNS) + "\n")
+    reset(config, workspace, "preprocess")
+    assert "the patches that are there stay" in caplog.text
+    assert len(list((workspace.split("train") / "image").iterdir())) == 12
+    assert not list(workspace.state.glob("*.json"))
+    assert not workspace.classifier.exists()
+    write_text(workspace.slides / "a.tif", "a slide")
+    reset(config, workspace, "preprocess")
+    assert not workspace.split("train").exists()
+
+
+def test_weights_that_an_earlier_run_left_are_not_taken_for_this_ones(run):
+    """The folder of the run was deleted, its weights were not: rounds must not count as done."""
+    config, workspace = run
+    for number in (1, 2, 3):
+        write_text(workspace.decoder(number), "of an earlier run with three rounds")
+    with pytest.raises(EpsamError):
+        run_stage(find_stage("retrain"), config, workspace)
+    assert not [number for number in (1, 2, 3) if workspace.decoder(number).exists()]
+
+
+def test_a_stage_whose_result_was_deleted_runs_again(run, caplog):
+    config, workspace = run
+    workspace.decoder(0).unlink()
+    with pytest.raises(EpsamError):
+        run_stage(find_stage("finetune"), config, workspace)
+    assert "small_sam_pre_decoder.pth is missing; the stage runs again" in caplog.text
+
+
+def test_patches_can_be_brought_without_slides(tmp_path):
+    (tmp_path / "small.yaml").write_text(SETTINGS)
+    config, workspace = load_config(tmp_path / "small.yaml"), Workspace(tmp_path, "small")
+    write_png(workspace.split("train") / "image" / "mine_1.png", np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(DataError, match="no slides"):
+        run_stage(STAGES[0], config, workspace)
+    make_patches(workspace)
+    run_stage(STAGES[0], config, workspace)
+    assert read_state(workspace.state, "preprocess")["done"]
+
+
+def _wait_for(path, text, process):
+    """Until `text` is in the file; fails when the process ends before."""
+    while not (path.is_file() and text in path.read_text()):
+        assert process.poll() is None, path.read_text()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def start(top):
+    """Start a command in `top`; what still runs at the end, with all it started, is killed."""
+    started = []
+
+    def popen(*command):
+        started.append(subprocess.Popen(command, cwd=top, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True))
+        return started[-1]
+
+    yield popen
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_stopped_training_says_how_to_go_on_and_goes_on(top, start):
+    (top / "small.yaml").write_text(SETTINGS)
+    make_patches(Workspace(top, "small"), {"train": 4, "val": 2, "test": 2})
+    log = top / "logging_small.txt"
+    script = start("./train.sh", "small.yaml")
+    _wait_for(log, "classifier: epoch 1/", script)
+    script.kill()  # the script alone: its stage must not work on behind the back of the next
+    while "stopped. What was finished is kept; run the same command again to go on" not in log.read_text():
+        time.sleep(0.05)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        log.unlink()
+        stage = start(".venv/bin/python", "-m", "epsam", "train-classifier", "--config", "small.yaml")
+        _wait_for(log, "classifier: going on after epoch", stage)
+        stage.send_signal(number)
+        assert stage.wait() == 130
+        assert "stopped. What was finished is kept; run the same command again to go on" in log.read_text()
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_stops_nothing(capsys):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip(f"needs {full}")
+    try:
+        set_up_logging(full)
+        logger.info("first")
+        logger.info("second")
+    finally:
+        set_up_logging()
+        logging.getLogger().handlers.clear()
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0] == "first"
+    assert said.out.count("lines are missing from here on") == 1
+    assert "second" in said.out
+    assert "Traceback" not in said.out + said.err
