@@ -101,6 +101,9 @@ def export_difference(path: Path, output: Path, name: str, mask: np.ndarray) -> 
 
     Raises AssertionError where the GeoJSON is not what RFC 7946 asks for, or leaves the slide.
     """
+    features = json.loads((output / f"{name}.geojson").read_text())["features"]
+    if not features:
+        return float(mask.any())
     groups = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
     from_xml = load_annotation(output / f"{name}.xml", groups).mask(0, 0, mask.shape[1], mask.shape[0])
     origin = np.array(bounds_origin(path))
@@ -109,7 +112,7 @@ def export_difference(path: Path, output: Path, name: str, mask: np.ndarray) -> 
     from_json = np.zeros_like(mask)
     # A pixel on the left or upper edge of a polygon belongs to it, one on the right or lower edge does not.
     y, x = np.arange(mask.shape[0])[:, None] + 1e-6, np.arange(mask.shape[1]) + 1e-6
-    for feature in json.loads((output / f"{name}.geojson").read_text())["features"]:
+    for feature in features:
         rings = feature["geometry"]["coordinates"]
         polygon = shapely.transform(shape(feature["geometry"]), lambda points: points + origin)
         assert polygon.is_valid, f"{name}: {polygon} is not valid"

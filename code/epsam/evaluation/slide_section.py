@@ -23,6 +23,8 @@ PICTURE_PX = 720
 PICTURES = 12
 PLACE = re.compile(r"(?P<slide>.+)_x(?P<x>-?\d+)_y(?P<y>-?\d+)_[01]")
 FRAME = (70, 70, 70)
+FADED = 0.4
+"""Of the contrast that is left where no patch lies."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         config, workspace, slide, {name: place for name, place in zip(names, places, strict=True)
                                    if place.slide == slide}, rows[slide]))]
     return {
-        "columns": ("Slide", "With tumour", *(Method(name).title for name in figures), "Normal", "Taken for tumour"),
+        "columns": ("Slide", "Tumour patches", *(Method(name).title for name in figures), "Normal patches",
+                    "Taken for tumour"),
         "rows": [rows[slide] for slide in slides],
         "pictures": pictures,
         "explanation": (
             "Test patches in their places. Those with tumour are predicted as in the table above; normal ones only "
             f"where the classifier takes them for tumour (from {gate:g}). Dice is the mean over the patches with "
-            "tumour. Frames are patches; what lies outside them was not predicted."),
+            "tumour. What is pale was not predicted here; ./infer.sh predicts whole slides."),
         "more": f"{len(order) - PICTURES} more slides are in the table alone." if len(order) > PICTURES else "",
     }
 
@@ -125,7 +128,7 @@ def _masks(prediction: Any, patch: Patch) -> tuple[np.ndarray | None, np.ndarray
 def draw_patches(
     image: np.ndarray, patches: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]
 ) -> np.ndarray:
-    """Patches on a picture RGB uint8 (H, W, 3): right, too much and missed in the colours of the panels.
+    """Patches on a picture RGB uint8 (H, W, 3), which pales around them: right, too much, missed as in the panels.
 
     `patches`: the square x0 y0 x1 y1 of each in the picture, its predicted and its true mask bool, None for none.
     Where patches overlap, a place is predicted tumour when at least half of those that show it say so.
@@ -135,7 +138,9 @@ def draw_patches(
         for canvas, mask in ((said, prediction), (seen, np.ones((1, 1), bool)), (true, truth)):
             if mask is not None:
                 _add(canvas, square, mask)
-    drawn = tint_errors(image, (seen > 0) & (2 * said >= seen), true > 0)
+    drawn = image.copy()
+    drawn[seen == 0] = (255 - FADED * (255.0 - drawn[seen == 0])).astype(np.uint8)
+    drawn = tint_errors(drawn, (seen > 0) & (2 * said >= seen), true > 0)
     for (x0, y0, x1, y1), _, _ in patches:
         cv2.rectangle(drawn, (int(x0), int(y0)), (int(x1) - 1, int(y1) - 1), FRAME, 1)
     return drawn
