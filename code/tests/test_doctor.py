@@ -14,11 +14,12 @@ import torch
 from epsam.config import find_config, load_config
 from epsam.doctor import Check, as_json, as_lines, report
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
-from epsam.doctor.estimate import bytes_below, flop, patch_bytes, run_bytes
+from epsam.doctor.estimate import bytes_still_needed, flop, stage_bytes
 from epsam.doctor.machine import check_disk, check_folders, check_gpu, check_readers, check_torch
 from epsam.doctor.run import examine, examine_for_inference
 from epsam.errors import EpsamError
 from epsam.runtime.files import write_text
+from epsam.runtime.state import write_done
 from epsam.slides.camelyon import PUBLISHED_SPLITS
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
@@ -135,17 +136,20 @@ def test_disk_is_held_against_what_the_run_has_still_to_write(tmp_path):
 
 def test_a_run_that_is_half_done_needs_only_the_rest(tmp_path):
     workspace = Workspace(tmp_path, "demo")
-    before = next(check for check in examine(DEMO, workspace) if check.name == "disk")
-    make_patches(workspace)
-    write_text(workspace.run / "embeddings" / "x", "y" * 10**7)
-    after = next(check for check in examine(DEMO, workspace) if check.name == "disk")
-    assert bytes_below(workspace.run) == 10**7
-    assert before.message.split(",")[1] != after.message.split(",")[1]
+    before = bytes_still_needed(DEMO, workspace, 4)
+    assert before == stage_bytes(DEMO, 4)
+    write_done(workspace.state, "preprocess", {})
+    write_text(workspace.embeddings("train") / "shard", "y" * 10**6)
+    assert bytes_still_needed(DEMO, workspace, 4) == before | {"preprocess": 0, "embed": before["embed"] - 10**6}
+    for stage in before:
+        write_done(workspace.state, stage, {})
+    disk = next(check for check in examine(DEMO, workspace) if check.name == "disk")
+    assert (disk.status, "about 0 MiB more" in disk.message) == ("ok", True)
 
 
 def test_published_sizes_are_of_the_right_order():
-    assert 5e9 < patch_bytes(CAMELYON) < 3e10
-    assert run_bytes(CAMELYON, 4) - run_bytes(CAMELYON, 1) == 3 * 7000 * 2**21
+    assert 5e9 < stage_bytes(CAMELYON, 4)["preprocess"] < 3e10
+    assert stage_bytes(CAMELYON, 4)["embed"] - stage_bytes(CAMELYON, 1)["embed"] == 3 * 7000 * 2**21
 
 
 def test_folders_that_cannot_be_written_are_named(tmp_path):

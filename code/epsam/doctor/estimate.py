@@ -1,9 +1,11 @@
 """How much disk and computing a run will take, from its settings alone: upper estimates, as bins may hold less."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from epsam.config import Config, Selection
-from epsam.workspace import SPLITS
+from epsam.runtime.state import read_state
+from epsam.workspace import SPLITS, Workspace
 
 PNG_BYTES_PER_PX = 3.1
 """Patches are kept without compression; their masks are small."""
@@ -18,19 +20,18 @@ DECODER_FLOP = 0.0044e12
 """Of one forward pass with SAM's 64 x 64 positions."""
 
 
-def patch_bytes(config: Config) -> int:
-    """Bytes of the patches of all splits."""
+def stage_bytes(config: Config, views: int) -> dict[str, int]:
+    """Bytes that the stages write: patches, weights and training states, embeddings of so many views."""
     patches = sum(_positives(config, split) + _others(config, split) for split in SPLITS)
-    return round(patches * config.patches.size_px**2 * PNG_BYTES_PER_PX)
-
-
-def run_bytes(config: Config, views: int) -> int:
-    """Bytes of embeddings (training patches in so many views), weights and training states."""
     encoded = _positives(config, "train") * views + _positives(config, "val") + _positives(config, "test")
     embedding = EMBEDDING_BYTES // 16 if config.sam.model_type == "demo" else EMBEDDING_BYTES
-    # A training state holds weights and two moments of each; the best ones and the result are kept beside it.
-    weights = 5 * MILLION_WEIGHTS[config.classifier.depth] + DECODER_MILLION_WEIGHTS * (config.retrain.rounds + 6)
-    return round(weights * 4e6 + (encoded * embedding if config.sam.embeddings == "on" else 0))
+    # A training state holds weights and two moments of each; the best ones and the result lie beside it.
+    return {
+        "preprocess": round(patches * config.patches.size_px**2 * PNG_BYTES_PER_PX),
+        "train-classifier": round(5 * 4e6 * MILLION_WEIGHTS[config.classifier.depth]),
+        "embed": encoded * embedding if config.sam.embeddings == "on" else 0,
+        "retrain": round(4e6 * DECODER_MILLION_WEIGHTS * 5 * (config.retrain.rounds + 1)),
+    }
 
 
 def size_text(count: float) -> str:
@@ -38,10 +39,19 @@ def size_text(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def bytes_below(*folders: Path) -> int:
-    """Bytes of all files under these folders."""
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*")
-               if path.is_file() and not path.is_symlink())
+def bytes_still_needed(config: Config, workspace: Workspace, views: int) -> dict[str, int]:
+    """The same without stages that are done and without patches and embeddings that are there."""
+    there = {"preprocess": [workspace.split(split) for split in SPLITS],
+             "embed": [workspace.embeddings(split) for split in SPLITS]}
+    needed = {}
+    for stage, count in stage_bytes(config, views).items():
+        record = read_state(workspace.state, stage)
+        needed[stage] = 0 if record and record["done"] else max(0, count - _bytes_below(there.get(stage, [])))
+    return needed
+
+
+def _bytes_below(folders: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
 def flop(config: Config) -> float:

@@ -1,5 +1,6 @@
 """Checks of Python, torch, GPU, memory, disk and readers."""
 
+import errno
 import math
 import platform
 import re
@@ -120,8 +121,9 @@ def check_folders(*folders: Path) -> Check:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(b"0")
         except OSError as error:
-            return Check("folders", "error", f"nothing can be written into {place} ({error.strerror})",
-                         "give yourself the right to write there (chown, chmod), or mount it for writing")
+            mend = ("make room on that disk" if error.errno == errno.ENOSPC
+                    else "give yourself the right to write there (chown, chmod), or mount it for writing")
+            return Check("folders", "error", f"nothing can be written into {place} ({error.strerror})", mend)
     return Check("folders", "ok", f"{', '.join(str(folder) for folder in folders)} can be written")
 
 

@@ -5,21 +5,17 @@ from pathlib import Path
 from epsam.config import Config
 from epsam.doctor import Check
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
-from epsam.doctor.estimate import bytes_below, flop, patch_bytes, run_bytes
+from epsam.doctor.estimate import bytes_still_needed, flop
 from epsam.doctor.machine import check_disk, check_folders, check_gpu, check_python, check_readers, check_torch
-from epsam.workspace import SPLITS, Workspace
+from epsam.workspace import Workspace
 
 
 def examine(config: Config, workspace: Workspace) -> list[Check]:
     """Every check of a training; what lies there already needs no more room."""
-    there = {workspace.dataset: bytes_below(*(workspace.split(split) for split in SPLITS)),
-             workspace.run: bytes_below(workspace.run)}
-    most, least = ({workspace.dataset: patch_bytes(config), workspace.run: run_bytes(config, views)}
-                   for views in (config.sam.views, 1))
     return [
         *_machine(config, flop(config)),
         check_folders(workspace.dataset, workspace.checkpoints, workspace.run),
-        check_disk(*({folder: max(0, needed[folder] - there[folder]) for folder in needed} for needed in (most, least))),
+        check_disk(*(_by_folder(config, workspace, views) for views in (config.sam.views, 1))),
         check_weights(config, workspace.checkpoints),
         check_slides(config, workspace),
         check_split(config, workspace),
@@ -29,6 +25,12 @@ def examine(config: Config, workspace: Workspace) -> list[Check]:
 def examine_for_inference(config: Config, weights: Path, output: Path) -> list[Check]:
     """Every check of a prediction with trained checkpoints; `weights`: the folder of SAM's published ones."""
     return [*_machine(config, 0), check_folders(output), check_sam(config, weights)]
+
+
+def _by_folder(config: Config, workspace: Workspace, views: int) -> dict[Path, int]:
+    needed = bytes_still_needed(config, workspace, views)
+    patches = needed.pop("preprocess")
+    return {workspace.dataset: patches, workspace.run: sum(needed.values())}
 
 
 def _machine(config: Config, work: float) -> list[Check]:
