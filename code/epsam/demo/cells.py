@@ -29,17 +29,24 @@ def random_kind(rng: np.random.Generator) -> Kind:
     )
 
 
-def draw_cells(regions: np.ndarray, palette: Palette, rng: np.random.Generator) -> np.ndarray:
-    """The picture (S, S, 3) float32 in [0, 255] of `regions` (S, S) uint8; `palette` must have dyes."""
-    stains = np.pad(_ground(regions, rng), ((0, 0), (PAD, PAD), (PAD, PAD)), mode="reflect")
-    wide = np.pad(regions, PAD, mode="reflect")
+def draw_cells(regions: np.ndarray, palette: Palette, rng: np.random.Generator, strands: bool = False) -> np.ndarray:
+    """The picture (S, S, 3) float32 in [0, 255] of `regions` (S, S) uint8; `palette` must have dyes.
+
+    With `strands`, bands of fibres run through all regions: what lies around them tells where they belong.
+    """
+    stains, bands = _ground(regions, rng), np.zeros(regions.shape, bool)
+    if strands:
+        bands, fibres = _strands(rng)
+        stains = np.where(bands, fibres, stains)
+    stains = np.pad(stains, ((0, 0), (PAD, PAD), (PAD, PAD)), mode="reflect")
+    wide, free = np.pad(regions, PAD, mode="reflect"), ~np.pad(bands, PAD, mode="reflect")
     strangers = random_kind(rng) if rng.random() < 0.4 else None
     for region in range(regions.max() + 1):
         kinds = [random_kind(rng) for _ in range(rng.choice([1, 2], p=[0.7, 0.3]))]
         for kind in kinds:
-            _grow(stains, wide == region, kind, rng.uniform(0.5, 1), rng)
+            _grow(stains, (wide == region) & free, kind, rng.uniform(0.5, 1), rng)
     if strangers is not None:
-        _grow(stains, np.ones_like(wide, bool), strangers, rng.uniform(0.05, 0.2), rng)
+        _grow(stains, free, strangers, rng.uniform(0.05, 0.2), rng)
     inner = stains[:, PAD:-PAD, PAD:-PAD]
     return palette.white * np.exp(-np.tensordot(np.moveaxis(inner, 0, -1), palette.dyes.astype(np.float32), 1))
 
@@ -60,6 +67,16 @@ def _ground(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         cover = cv2.GaussianBlur((regions == region).astype(np.float32), (0, 0), softness)
         stains += cover * (_one_ground(rng) if common is None else common)
     return stains
+
+
+def _strands(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Where bands of fibres run (S, S) bool, and their stain amounts (2, S, S) float32."""
+    course = noise(log_uniform(50, 200, rng), rng) + 0.2 * noise(25, rng)
+    grain = noise(log_uniform(2, 4, rng), rng, stretch=log_uniform(3, 12, rng))
+    if rng.random() < 0.5:
+        grain = grain.T
+    amounts = np.array([rng.uniform(0, 0.15), rng.uniform(0.2, 0.8)], np.float32)[:, None, None]
+    return np.abs(course) < rng.uniform(0.04, 0.2), np.maximum(amounts * (1 + 0.35 * grain), 0).astype(np.float32)
 
 
 def _one_ground(rng: np.random.Generator) -> np.ndarray:

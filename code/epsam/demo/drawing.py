@@ -9,17 +9,23 @@ from epsam.demo.textures import draw_palette, draw_textures, noise
 from epsam.runtime.seeds import generator
 
 
-def draw_one(purpose: str, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_one(purpose: str, seed: int, number: int, strands: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The example that belongs to the arguments, see `draw_example`."""
     cv2.setNumThreads(1)
-    return draw_example(generator("textures", purpose, seed, number))
+    return draw_example(generator("textures", purpose, seed, number), strands)
 
 
-def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An image (SIDE, SIDE, 3) uint8 and its regions (SIDE, SIDE) uint8, see `draw_regions`."""
+def draw_example(rng: np.random.Generator, strands: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """An image (SIDE, SIDE, 3) uint8 and its regions (SIDE, SIDE) uint8, see `draw_regions`.
+
+    With `strands`, two thirds of the pictures of cells have bands of fibres across their regions.
+    """
     regions, palette = draw_regions(rng), draw_palette(rng)
     cells = palette.dyes is not None and rng.random() < 0.7
-    picture = (draw_cells if cells else draw_textures)(regions, palette, rng)
+    if cells:
+        picture = draw_cells(regions, palette, rng, strands and rng.random() < 2 / 3)
+    else:
+        picture = draw_textures(regions, palette, rng)
     if rng.random() < 0.3:
         specks = noise(rng.uniform(12, 30), rng) > rng.uniform(2.2, 3)
         picture[specks] = palette.white

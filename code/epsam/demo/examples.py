@@ -46,10 +46,10 @@ class Batch:
     """(M, 4) float, x0 y0 x1 y1 in px."""
 
 
-def load_examples(path: Path, count: int, purpose: str, seed: int) -> Examples:
+def load_examples(path: Path, count: int, purpose: str, seed: int, strands: bool = False) -> Examples:
     """Read the examples at `path`, drawing them first when they are not there."""
     if not path.is_file():
-        draw = partial(draw_one, purpose, seed)
+        draw = partial(draw_one, purpose, seed, strands=strands)
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             bar = progress(pool.map(draw, range(count), chunksize=32), total=count, desc=f"drawing: {purpose}")
             images, regions = (np.stack(part) for part in zip(*bar, strict=True))

@@ -1,9 +1,10 @@
-"""Train the demo's SAM from scratch on drawn pictures: `python -m epsam.demo.sam`, about 30 minutes on 2 CPU cores.
+"""Train the demo's SAM from scratch on drawn pictures: `python -m epsam.demo.sam`, about 45 minutes on 2 CPU cores.
 
 1. The encoder alone: positions of the same region shall be alike, those of different regions shall not.
 2. The decoder alone, on the frozen encoder's outputs; its view of the image shall tell the mask as well. Trained
    from scratch together with the encoder, it ignores its prompts for a long time.
 3. Both together, at a low rate.
+4. Both on pictures that have bands of fibres across their regions: context decides.
 """
 
 import functools
@@ -37,9 +38,12 @@ class Stage:
     """Optimiser steps of one epoch."""
     batch: int
     lr: float
+    strands: bool = False
+    """Whether bands of fibres run across the regions of its pictures."""
 
 
-STAGES = (Stage("encoder", 20, 100, 12, 1.5e-3), Stage("decoder", 12, 100, 32, 1e-3), Stage("both", 12, 100, 8, 5e-4))
+STAGES = (Stage("encoder", 20, 100, 12, 1.5e-3), Stage("decoder", 12, 100, 32, 1e-3), Stage("both", 12, 100, 8, 5e-4),
+          Stage("context", 12, 100, 8, 4e-4, strands=True))
 COMPARED = 256
 """Positions of each image whose likeness is learnt in a step; all pairs of a thousand would cost more than encoding."""
 
@@ -109,11 +113,12 @@ def shrink(masks: Tensor, side: int) -> Tensor:
 
 def train(work: Path, out: Path, seed: int, images: int, stages: Sequence[Stage] = STAGES) -> None:
     """Run the stages, going on after the last epoch that is whole in `work`; the weights go to `out` (float16)."""
-    training = load_examples(work / f"training_{seed}_{images}.npz", images, "training", seed)
-    held_out = load_examples(work / f"held_out_{seed}_{images}.npz", max(8, images // 24), "held out", seed)
     sam, weights = initial_sam(seed), None
     for stage in stages:
-        best = work / f"{stage.name}.pth"
+        best, kind = work / f"{stage.name}.pth", "_strands" if stage.strands else ""
+        training, held_out = (
+            load_examples(work / f"{purpose}_{seed}_{images}{kind}.npz", count, purpose.replace("_", " "), seed, stage.strands)
+            for purpose, count in (("training", images), ("held_out", max(8, images // 24))))
         if weights is not None:
             sam.load_state_dict(load_tensors(weights))
         _train_stage(sam, stage, training, held_out, work, best, seed)
@@ -125,8 +130,8 @@ def train(work: Path, out: Path, seed: int, images: int, stages: Sequence[Stage]
 def _train_stage(sam: Sam, stage: Stage, training: Examples, held_out: Examples, work: Path, best: Path, seed: int):
     torch.manual_seed(seed_of("demo sam", seed, stage.name))
     likeness, readout = Likeness(), nn.Linear(WIDTH, 1)
-    learning = {"encoder": [sam.image_encoder, likeness], "decoder": [sam.prompt_encoder, sam.mask_decoder, readout],
-                "both": [sam]}[stage.name]
+    learning = {"encoder": [sam.image_encoder, likeness], "decoder": [sam.prompt_encoder, sam.mask_decoder, readout]
+                }.get(stage.name, [sam])
     optimiser = torch.optim.AdamW([p for part in learning for p in part.parameters()], lr=stage.lr, weight_decay=1e-2)
     total = stage.epochs * stage.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(

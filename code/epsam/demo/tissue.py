@@ -150,7 +150,7 @@ def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: 
     ragged = depth + 11 * noise(shape, 18, rng) + 14 * noise(shape, 45, rng)
     nests = ragged > 0
     plan = noise(shape, 230, rng) + 0.3 * noise(shape, 60, rng)
-    beams = np.abs(noise(shape, 330, rng) + 0.2 * noise(shape, 60, rng)) < 0.09
+    beams = np.abs(noise(shape, 330, rng) + 0.2 * noise(shape, 60, rng)) < 0.055
     septa = nests & (np.abs(noise(shape, 110, rng) + 0.2 * noise(shape, 30, rng)) < 0.08)
     follicle = noise(shape, 200, rng) + 0.1 * noise(shape, 40, rng)
     lumen = noise(shape, 50, rng) + 0.4 * noise(shape, 20, rng) > 2.9
