@@ -191,6 +191,13 @@ def main() -> None:
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         logger.error(f"error: {what}. What was finished is kept; run the same command again when this is mended")
         sys.exit(1)
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        logger.error("error: the GPU's memory is full (nvidia-smi lists what uses it). Free it, set a smaller profile "
+                     "(profile=8gb), or profile=cpu, and run the same command again: what was finished is kept")
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         logger.error("stopped. What was finished is kept; run the same command again to go on")
         os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write

@@ -58,6 +58,8 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
         "Python", "torch", "GPU", "readers", "folders", "disk", "weights", "slides", "split"]
     assert [check.name for check in examine_for_inference(DEMO, workspace.checkpoints, workspace.run)] == [
         "Python", "torch", "GPU", "readers", "folders", "weights"]
+    nowhere = examine_for_inference(DEMO, workspace.checkpoints, Path("/proc/self/out"))
+    assert [check.name for check in nowhere if check.status == "error"] == ["folders", "weights"]
 
 
 def test_torch_and_torchvision_that_do_not_fit_are_an_error(tmp_path):

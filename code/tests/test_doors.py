@@ -6,6 +6,8 @@ import pytest
 
 from epsam.cli import cli
 from epsam.pipeline import STAGES
+from epsam.workspace import Workspace
+from tests.patch_factory import make_patches
 
 PYTHON = ".venv/bin/python"
 
@@ -61,6 +63,60 @@ def test_infer_without_checkpoint_says_what_makes_it(run_in, top):
     assert done.returncode == 1
     assert "checkpoints/demo_resnet_adl.pth: no such checkpoint; ./train.sh makes it" in done.stdout
     assert not (top / "runs").exists()
+
+
+def test_weights_without_the_settings_they_were_trained_with_are_not_guessed_at(run_in, top):
+    for name in ("demo_resnet_adl.pth", "demo_decoder_iter3.pth"):
+        (top / "checkpoints" / name).write_bytes(b"weights from elsewhere")
+    done = run_in("./infer.sh")
+    assert done.returncode == 1
+    assert "demo_decoder_iter3.pth: no settings beside it" in done.stdout
+    assert "./infer.sh --config camelyon17" in done.stdout
+
+
+def test_a_python_that_is_too_old_or_missing_is_said_at_once(run_in):
+    for python in ("/bin/false", "/no/such/python3"):
+        done = run_in("./train.sh", PYTHON=python)
+        assert done.returncode == 1
+        assert "Python 3.10 or later is needed" in done.stderr
+
+
+def test_an_installation_that_fails_is_tried_again_next_time(run_in, top):
+    (top / ".venv" / "installed").unlink()
+    (top / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    done = run_in("./train.sh")
+    assert done.returncode == 1
+    assert "installation failed (see above); mend it and run the same command again" in done.stderr
+    assert not (top / ".venv" / "installed").exists()
+
+
+def test_a_terminal_without_unicode_and_a_folder_with_spaces(run_in, top):
+    (top / "mein Länge.yaml").write_text("größe: 3\n")
+    done = run_in("./train.sh", "mein Länge.yaml", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert r"unknown setting `gr\xf6\xdfe`" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+NO_ROOM = """
+import sys, torch
+def to(self, *_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+torch.nn.Module.to = to
+from epsam.cli import main
+sys.argv = ["epsam", "train-classifier", "--config", "small.yaml"]
+main()
+"""
+
+
+def test_a_gpu_that_others_have_filled_is_one_line(run_in, top):
+    (top / "small.yaml").write_text("name: small\nclassifier: {depth: 18}\n")
+    make_patches(Workspace(top, "small"))
+    assert run_in(PYTHON, "-m", "epsam", "preprocess", "--config", "small.yaml").returncode == 0
+    done = run_in(PYTHON, "-c", NO_ROOM)
+    assert done.returncode == 1
+    assert "error: the GPU's memory is full (nvidia-smi lists what uses it)" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_stage_out_of_order_names_the_one_before(run_in):

@@ -15,6 +15,7 @@ import torch
 from epsam.errors import CheckpointError, DataError, EpsamError
 from epsam.runtime import weights
 from epsam.runtime.checkpoints import load_weights, save_weights
+from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, remove_temporaries, write_png
 from epsam.runtime.fitting import fit, load_tensors
 from epsam.runtime.seeds import generator, seed_of
@@ -107,6 +108,12 @@ def test_nothing_is_unpickled(tmp_path):
     with pytest.raises(CheckpointError, match="evil"):
         load_tensors(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_profile_for_a_gpu_that_is_not_there_goes_on_with_the_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_hardware("12gb").device.type == "cpu"
+    assert "profile 12gb: no GPU that torch can use was found; going on with the CPU" in caplog.text
 
 
 def test_seeds_depend_on_names_alone():

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from epsam.errors import CheckpointError
+from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.fitting import save_tensors
 from epsam.sam import load_decoder, load_sam
 from epsam.sam.checkpoint import build_sam, decoder_weights
 from epsam.sam.demo_model import build_sam_demo
+from epsam.sam.encoder import encoder_hash
 from tests.sam_factory import small_sam
 
 
@@ -91,3 +93,11 @@ def test_a_decoder_of_another_sam_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="unknown: image_encoder"):
         load_decoder(sam, tmp_path / "whole.pth")
     torch.testing.assert_close(decoder_weights(sam), before)
+
+
+def test_a_decoder_trained_on_another_encoder_is_refused(tmp_path):
+    sam, other = build_sam("demo"), build_sam("demo")
+    save_weights(tmp_path / "decoder.pth", decoder_weights(other), {}, encoder_hash(other))
+    load_decoder(other, tmp_path / "decoder.pth")
+    with pytest.raises(CheckpointError, match=r"decoder.pth was trained on another SAM \(encoder \w+ there, \w+ here\)"):
+        load_decoder(sam, tmp_path / "decoder.pth")

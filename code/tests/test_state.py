@@ -167,6 +167,13 @@ def test_weights_that_an_earlier_run_left_are_not_taken_for_this_ones(run):
     assert not [number for number in (1, 2, 3) if workspace.decoder(number).exists()]
 
 
+def test_an_unknown_stage_is_refused_before_anything_is_forgotten(run):
+    config, workspace = run
+    with pytest.raises(StateError, match="no stage `retrian`; the stages are preprocess, train-classifier"):
+        reset(config, workspace, "retrian")
+    assert read_state(workspace.state, "preprocess")["done"]
+
+
 def test_a_stage_whose_result_was_deleted_runs_again(run, caplog):
     config, workspace = run
     workspace.decoder(0).unlink()
