@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from epsam.errors import SlideError
-from epsam.slides import open_slide
+from epsam.slides import open_slide, overview
 from epsam.slides.asap import MODULE
-from tests.slide_factory import draw, spoil_tile, write_slide
+from tests.slide_factory import draw, philips, spoil_tile, write_slide
+
+WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"
 
 
 @pytest.fixture(params=["2.2", "1.9"])
@@ -54,6 +57,13 @@ def test_module_of_another_python_is_said_and_openslide_reads(tmp_path, path, ca
     assert "python38" in caplog.text
 
 
+def test_coarser_levels_are_chosen_as_with_openslide(asap, path):
+    ours, theirs = open_slide(path, "asap", asap), open_slide(path, "openslide")
+    assert [ours.level_for(d) for d in (0.5, 1, 1.9, 3.9, 4, 99)] == [0, 0, 0, 1, 2, 2]
+    for downsample in (3, 4, 10):
+        np.testing.assert_array_equal(overview(ours, downsample), overview(theirs, downsample))
+
+
 def test_same_answers_as_openslide(asap, path):
     ours, theirs = open_slide(path, "asap", asap), open_slide(path, "openslide")
     assert ours.size == theirs.size
@@ -76,6 +86,48 @@ def test_resolution_heeds_the_unit_that_asap_ignores(asap, tmp_path, mpp, unit, 
 def test_missing_tiles_are_white(asap, tmp_path):
     slide = open_slide(write_slide(tmp_path / "b.tif", draw(), missing=[7]), "asap", asap)
     assert (slide.read(128, 128, 128, 128) == 255).all()
+
+
+def test_philips_slides_which_asap_leaves_to_openslide_read_the_same(asap, tmp_path):
+    path = write_slide(tmp_path / "b.tif", draw(), mpp=None, missing=[7], **philips())
+    ours, theirs = open_slide(path, "asap", asap), open_slide(path, "openslide")
+    assert ours.mpp == theirs.mpp == pytest.approx((0.25, 0.25))
+    assert ours.vendor == "philips"
+    for where in [(70, 50, 300, 200, 0), (-30, -20, 900, 700, 0), (-64, 560, 60, 50, 2)]:
+        np.testing.assert_array_equal(ours.read(*where), theirs.read(*where))
+
+
+@pytest.mark.skipif(not WSI.is_dir(), reason="no real slides here")
+def test_slide_without_resolution_which_asap_leaves_to_openslide(asap):
+    assert open_slide(WSI / "tcga-cr-7395-01a-01-ts1.svs", "asap", asap).mpp is None
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "lzw"])
+def test_colours_are_in_order_whatever_the_compression(asap, tmp_path, compression):
+    path = write_slide(tmp_path / "b.tif", draw(), compression=compression)
+    np.testing.assert_array_equal(open_slide(path, "asap", asap).read(70, 50, 60, 60),
+                                  open_slide(path, "openslide").read(70, 50, 60, 60))
+
+
+def test_grey_slides_are_read_as_three_equal_channels(asap, tmp_path):
+    grey = draw()[..., 0]
+    tifffile.imwrite(tmp_path / "b.tif", grey, tile=(128, 128), photometric="minisblack", metadata=None)
+    read = open_slide(tmp_path / "b.tif", "asap", asap).read(70, 50, 60, 60)
+    np.testing.assert_array_equal(read, np.dstack([grey[50:110, 70:130]] * 3))
+
+
+@pytest.mark.parametrize("kind", ["one wide level", "levels in SubIFDs"])
+def test_tiffs_that_asap_refuses_go_to_openslide(asap, tmp_path, kind):
+    path = tmp_path / "b.tif"
+    if kind == "one wide level":
+        write_slide(path, np.full((128, 4096, 3), 200, np.uint8), levels=1)
+    else:
+        with tifffile.TiffWriter(path) as tiff:
+            tiff.write(draw(), tile=(128, 128), photometric="rgb", subifds=1, metadata=None)
+            tiff.write(draw()[::2, ::2], tile=(128, 128), photometric="rgb", metadata=None)
+    with pytest.raises(SlideError, match=r"slides\.reader=openslide"):
+        open_slide(path, "asap", asap)
+    assert open_slide(path, "auto", asap).reader == "openslide"
 
 
 def test_black_in_the_slide_stays_black(asap, tmp_path):

@@ -14,11 +14,10 @@ import pytest
 from epsam.config import Config
 from epsam.errors import ConfigError, DataError
 from epsam.patches import list_patches, patches_for_sam
-from epsam.slides import load_annotation, open_slide
+from epsam.slides import load_annotation, open_slide, qa
 from epsam.slides.extraction import preprocess
 from epsam.workspace import SPLITS, Workspace
-from tests.slide_factory import GROUPS, box_points, draw, make_dataset, spoil_tile, write_slide, write_xml
-from tests.test_slides_reader import philips
+from tests.slide_factory import GROUPS, box_points, draw, make_dataset, philips, spoil_tile, write_slide, write_xml
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"
 PATCHES = {"size_px": 64, "tissue": {"downsample": 4, "close_px": 3, "median_px": 3},
@@ -120,6 +119,42 @@ def test_a_slide_that_was_replaced_is_cut_anew(ws):
     assert not any(after[name] == before[name] for name in before)
 
 
+def test_second_call_leaves_what_is_whole_untouched(ws):
+    preprocess(config(), ws)
+
+    def times():
+        files = [*ws.dataset.rglob("*.png"), *ws.state.rglob("*.npz")]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
+    assert len(before) > 40
+    preprocess(config(), ws)
+    assert times() == before
+
+
+def test_masks_that_were_lost_are_written_again_and_the_images_stay(ws):
+    preprocess(config(), ws)
+    whole = written(ws)
+    images = {path: path.stat().st_mtime_ns for path in ws.dataset.rglob("image/*.png")}
+    shutil.rmtree(ws.split("test") / "mask")
+    preprocess(config(), ws)
+    assert written(ws) == whole
+    assert {path: path.stat().st_mtime_ns for path in images} == images
+
+
+def test_corrected_annotation_is_heeded_by_the_next_call(ws):
+    preprocess(config(), ws)
+    split = slides(ws)["tumor_002"]["split"]
+    write_xml(ws.annotations / "tumor_002.xml", [("Tumor", box_points((200, 200, 420, 420)))])
+    preprocess(config(), ws)
+    true = load_annotation(ws.annotations / "tumor_002.xml", GROUPS)
+    masks = list((ws.split(split) / "mask").glob("tumor_002*"))
+    assert masks
+    for path in masks:
+        x, y = (int(part[1:]) for part in path.stem.split("_")[2:4])
+        np.testing.assert_array_equal(cv2.imread(str(path), 0) > 0, true.mask(x, y, 64, 64))
+
+
 def test_patches_of_ones_own_are_left_alone(ws):
     mine = ws.split("train") / "image" / "from_elsewhere_1.png"
     mine.parent.mkdir(parents=True)
@@ -196,6 +231,22 @@ def test_truncated_xml(ws):
     set_aside(ws, "tumor_003", "not whole or not XML")
 
 
+def test_entity_bomb(ws):
+    lol = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+    (ws.annotations / "tumor_003.xml").write_text(
+        f'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY l0 "lol">{lol}]><ASAP_Annotations>&l9;</ASAP_Annotations>')
+    set_aside(ws, "tumor_003", "the XML defines entities")
+
+
+def test_order_out_of_range(ws, caplog):
+    path = ws.annotations / "tumor_003.xml"
+    path.write_text(path.read_text().replace('Order="3"', 'Order="4000000000"'))
+    preprocess(config(), ws)
+    assert slides(ws)["tumor_003"]["status"] == "ok"
+    assert int(slides(ws)["tumor_003"]["patches_positive"]) > 0
+    assert "tumor_003.xml: annotation `Annotation 0`: Order does not count 0 to 3" in caplog.text
+
+
 def test_undeclared_and_unknown_group(ws):
     write_xml(ws.annotations / "tumor_003.xml", [("metastases", box_points((128, 112, 300, 260)))], declared=())
     set_aside(ws, "tumor_003", "groups found: metastases (1)")
@@ -206,8 +257,19 @@ def test_annotation_of_another_slide(ws):
     set_aside(ws, "tumor_003", "outside the slide")
 
 
-def test_slide_without_tissue(ws):
-    write_slide(ws.slides / "tumor_003.tif", draw(tissue=(0, 0, 0, 0)))
+def test_annotation_that_reaches_beyond_the_slide(ws, caplog):
+    write_xml(ws.annotations / "tumor_003.xml", [("Tumor", box_points((420, 330, 5000, 500)))])
+    preprocess(config(), ws)
+    assert slides(ws)["tumor_003"]["status"] == "ok"
+    assert "tumour outlines reach beyond the slide (x 420 to 5000, y 330 to 500; the slide is 768 x 640 px)" in caplog.text
+
+
+@pytest.mark.parametrize("pen", [None, (20, 20, 24), (70, 70, 78)])
+def test_slide_without_tissue(ws, pen):
+    image = draw(tissue=(0, 0, 0, 0))
+    if pen:
+        cv2.line(image, (100, 100), (600, 400), pen, 30)
+    write_slide(ws.slides / "tumor_003.tif", image)
     set_aside(ws, "tumor_003", "no tissue found")
 
 
@@ -374,19 +436,81 @@ def test_a_worker_that_dies_costs_its_own_task_alone(tmp_path):
                                       (5, "50")])
 
 
+UNGUARDED = """
+from epsam.errors import DataError
+from epsam.slides.workers import run_tasks
+try:
+    list(run_tasks(abs, [1, 2], 1))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_workers_that_cannot_start_are_not_blamed_on_the_slides(tmp_path):
+    (tmp_path / "unguarded.py").write_text(UNGUARDED)
+    run = subprocess.run([sys.executable, "unguarded.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "worker processes cannot be started" in run.stdout
+
+
+def sheet(ws, slide: str) -> np.ndarray:
+    return cv2.imread(str(ws.qa / f"{slide}.png"))[..., ::-1].astype(int)
+
+
+def share_of(colour, pixels: np.ndarray) -> float:
+    return float((np.abs(pixels - colour).max(axis=-1) < 40).mean())
+
+
+def test_qa_sheet_shows_tissue_annotation_and_windows_in_their_places(ws):
+    write_xml(ws.annotations / "tumor_001.xml", [("Tumor", box_points((136, 112, 400, 400))),
+                                                 ("Exclusion", box_points((200, 180, 300, 260)))])
+    preprocess(config(), ws)
+    picture = sheet(ws, "tumor_001")  # 768 px wide, as the slide
+    assert picture.shape[:2] > (640, 768)
+    assert share_of(qa.TISSUE, picture[62:67, 420:600]) > 0.3
+    assert share_of(qa.TUMOUR, picture[150:350, 135:138]) > 0.5
+    assert share_of(qa.HOLE, picture[190:250, 199:202]) > 0.5
+    rows = [row for row in table(ws.patches_csv) if row["slide"] == "tumor_001"]
+    corner = {name: [] for name in ("1", "0")}
+    for row in rows:
+        x, y = int(row["x"]), int(row["y"])
+        frame = picture[y + 20:y + 44, x]  # its left side; other lines may cover a part
+        colours = qa.POSITIVE if row["label"] == "1" else qa.NEGATIVE
+        corner[row["chosen"]].append(max(share_of(colours, frame), share_of(qa.EXTRA, frame)) > 0.5)
+    assert np.mean(corner["1"]) > 0.8
+    assert np.mean(corner["0"]) < 0.3
+
+
+def test_qa_sheet_of_a_small_slide_is_large_enough_to_read(ws):
+    write_slide(ws.slides / "normal_001.tif", draw(size=(188, 150), tissue=(20, 20, 170, 130)), levels=1)
+    preprocess(config(), ws)
+    assert slides(ws)["normal_001"]["status"] == "ok"
+    picture = sheet(ws, "normal_001")
+    assert picture.shape[1] == 640
+    assert 510 < picture.shape[0] < 600
+    assert share_of(qa.TISSUE, picture[66:74, 150:500]) > 0.15  # tissue begins at 20 of 188 px
+
+
 @pytest.mark.skipif(not WSI.is_dir(), reason="no real slides here")
 def test_real_slides_and_broken_ones(ws):
-    for path in WSI.iterdir():
+    files = list(WSI.iterdir())
+    for path in files:
         (ws.slides / path.name).symlink_to(path)
     preprocess(config(patches={"size_px": 128}), ws)
+    expected = {
+        "cmu-1-small-region": ("ok", "normal slide"),
+        "tcga-cr-7395-01a-01-ts1": ("ok", "normal slide"),
+        "boxes": ("ok", "normal slide"),
+        "broken": ("set aside", "does not know this format"),
+        "unreadable": ("set aside", "cannot be decoded"),
+        "unopenable": ("set aside", "Unsupported TIFF compression"),
+        "striped_no_pyramid": ("set aside", "must be tiled"),
+    }
     rows = slides(ws)
-    for name in ("cmu-1-small-region", "tcga-cr-7395-01a-01-ts1"):
-        assert rows[name]["status"] == "ok"
-        assert "normal slide" in rows[name]["reason"]
-    for name, reason in {"broken": "does not know this format", "unreadable": "cannot be decoded",
-                         "unopenable": "Unsupported TIFF compression", "striped_no_pyramid": "must be tiled"}.items():
-        assert rows[name]["status"] == "set aside"
+    assert {path.stem for path in files} == set(expected)
+    for name, (status, reason) in expected.items():
+        assert rows[name]["status"] == status
         assert reason in rows[name]["reason"]
+        assert (ws.qa / f"{name}.png").is_file() == (status == "ok")
 
 
 SPARSE = """

@@ -11,7 +11,7 @@ import tifffile
 
 from epsam.errors import SlideError
 from epsam.slides import open_slide, overview, read_window
-from tests.slide_factory import GLASS, TISSUE, draw, spoil_tile, write_slide
+from tests.slide_factory import GLASS, TISSUE, draw, philips, spoil_tile, write_slide
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"
 
@@ -132,29 +132,6 @@ def test_what_cannot_be_read_says_why(tmp_path, make, reason):
     with pytest.raises(SlideError, match=reason) as caught:
         open_slide(path)
     assert str(path) in str(caught.value)
-
-
-PHILIPS = """<?xml version="1.0" encoding="UTF-8" ?>
-<DataObject ObjectType="DPUfsImport">
- <Attribute Name="DICOM_MANUFACTURER" Group="0x0008" Element="0x0070" PMSVR="IString">PHILIPS</Attribute>
- <Attribute Name="PIM_DP_SCANNED_IMAGES" Group="0x301D" Element="0x1003" PMSVR="IDataObjectArray"><Array>
-  <DataObject ObjectType="DPScannedImage">
-   <Attribute Name="PIM_DP_IMAGE_TYPE" Group="0x301D" Element="0x1004" PMSVR="IString">WSI</Attribute>
-   <Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028" Element="0x0030" PMSVR="IDoubleArray">"{mm}" "{mm}"</Attribute>
-   <Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE" Group="0x1001" Element="0x8B01" PMSVR="IDataObjectArray">
-    <Array>{levels}</Array></Attribute>
-  </DataObject></Array></Attribute>
-</DataObject>"""
-PHILIPS_LEVEL = """<DataObject ObjectType="PixelDataRepresentation">
- <Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028" Element="0x0030" PMSVR="IDoubleArray">"{mm}" "{mm}"</Attribute>
- <Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_NUMBER" Group="0x1001" Element="0x8B02" PMSVR="IUInt16">{n}</Attribute>
-</DataObject>"""
-
-
-def philips(levels: int = 3, mpp: float = 0.25) -> dict[str, str]:
-    """Arguments of write_slide for a TIFF as Philips scanners export it."""
-    inner = "".join(PHILIPS_LEVEL.format(mm=mpp * 2**n / 1000, n=n) for n in range(levels))
-    return {"description": PHILIPS.format(levels=inner, mm=mpp / 1000), "software": "Philips DP v1.0"}
 
 
 def test_philips_tiff_with_missing_tiles(tmp_path, image):

@@ -1,5 +1,8 @@
 """Tissue, candidate windows, which of them are chosen, and which slide goes where."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +36,58 @@ def test_pale_tissue_is_found_by_a_threshold_of_its_own():
     image[20:40, 20:40] = (60, 60, 200)  # pen, on which Otsu's threshold lands
     assert not tissue_mask(image, Tissue())[110:190, 110:190].any()
     assert tissue_mask(image, Tissue(), threshold=7)[110:190, 110:190].all()
+
+
+def glass(seed: int = 0, tint=(244, 243, 245), noise: float = 3, unevenness: int = 0) -> np.ndarray:
+    """(300, 400, 3) uint8: an empty slide; `unevenness`: how much less green there is at the right than at the left."""
+    image = np.full((300, 400, 3), tint, float)
+    image[..., 1] -= np.linspace(0, unevenness, 400)
+    return np.clip(np.rint(image + np.random.default_rng(seed).normal(0, noise, image.shape)), 0, 255).astype(np.uint8)
+
+
+EMPTY = {"clean": {}, "noisy": {"noise": 10}, "tinted": {"tint": (240, 228, 238), "noise": 6},
+         "uneven": {"unevenness": 10}}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+@pytest.mark.parametrize("pen", [None, (12, 12, 15), (40, 40, 46), (75, 75, 82)])
+def test_glass_is_no_tissue_whatever_its_noise_and_pen_on_it(kind, pen):
+    image = glass(**EMPTY[kind])
+    if pen:
+        cv2.line(image, (30, 250), (330, 280), pen, 12)
+    assert not tissue_mask(image, Tissue()).any()
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+@pytest.mark.parametrize("pen", [False, True])
+def test_a_speck_of_tissue_on_much_glass_is_found_alone(kind, pen):
+    image = glass(**EMPTY[kind])
+    image[100:130, 200:240] = draw(size=(40, 30), tissue=(0, 0, 40, 30))
+    if pen:
+        cv2.line(image, (30, 250), (330, 280), (40, 40, 46), 12)
+    mask = tissue_mask(image, Tissue())
+    assert mask[104:126, 204:236].all()
+    mask[94:136, 194:246] = False
+    assert not mask.any()
+
+
+def test_empty_parts_of_the_file_do_not_make_tinted_glass_tissue():
+    image = glass(**EMPTY["tinted"])
+    image[:, :150] = 255
+    assert not tissue_mask(image, Tissue()).any()
+
+
+def test_slide_that_is_all_tissue_is_all_tissue():
+    assert tissue_mask(draw(size=(400, 300), tissue=(0, 0, 400, 300)), Tissue(), threshold=20).all()
+    dark = draw(size=(400, 300), tissue=(0, 0, 400, 300), tumour=[(0, 0, 200, 300)])
+    assert tissue_mask(dark, Tissue())[:, 10:190].all()
+
+
+def test_tissue_near_the_edge_of_the_slide_does_not_grow_to_it():
+    mask = tissue_mask(draw(size=(400, 300), tissue=(12, 12, 300, 200)), Tissue())
+    assert mask[20:190, 20:290].all()
+    assert not mask[:8].any()
+    assert not mask[:, :8].any()
 
 
 def test_windows_lie_on_two_grids_over_tissue_within_the_border():
@@ -157,6 +212,23 @@ def test_published_split_is_followed_and_shared_patients_are_said(caplog):
     assert found[-1].status == "unused"
     for patient in ("patient_015", "patient_017", "patient_046"):
         assert patient in caplog.text
+
+
+def test_slides_of_a_published_split_that_are_not_here_are_counted_and_named(caplog):
+    here = [name for name in PUBLISHED_SPLITS["camelyon16"] if name not in ("tumor_013", "tumor_061", "tumor_018")]
+    found = records(here)
+    xml = Path("annotations/tumor_013.xml")
+    found.append(SlideRecord("tumor_013", xml, annotation=xml, status="set aside"))  # its slide is not here
+    apply_published(found, config(slides=Slides(collection="camelyon16", split="published")))
+    assert "train 2 of 47 (tumor_018, tumor_061); val 1 of 6 (tumor_013)" in caplog.text
+
+
+def test_published_split_of_which_nothing_is_here_is_an_error():
+    names = [name for name, split in PUBLISHED_SPLITS["camelyon17"].items() if split != "val"]
+    with pytest.raises(DataError, match=r"for val is here.*val 3 of 3 \(patient_015_node_2, patient_034_node_3, "):
+        apply_published(records(names), config(slides=Slides(collection="camelyon17", split="published")))
+    with pytest.raises(DataError, match=r"for train, val, test is here.*train 27 of 27 .* and 17 more.*overrides"):
+        apply_published(records(["mine_1", "mine_2"]), config(slides=Slides(collection="camelyon17", split="published")))
 
 
 def test_patient_disjoint_keeps_val_and_test_and_shares_no_patient():

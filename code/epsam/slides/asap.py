@@ -18,6 +18,8 @@ from epsam.slides.reader import Slide, plausible_mpp
 MODULE = "multiresolutionimageinterface"
 INSTALLED = Path("/opt/ASAP/bin")
 CACHE_BYTES = 64 * 2**20
+CHANNELS = {1: [0, 0, 0], 3: [0, 1, 2], 4: [2, 1, 0]}
+"""Where R, G and B stand in what ASAP gives: grey, RGB, or BGRA (JPEG in versions 1.8 and 1.9)."""
 _told: set[str] = set()
 
 
@@ -84,7 +86,7 @@ class AsapSlide(Slide):
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
         raw = self.handle().getUCharPatch(x, y, width, height, level)
-        if raw is None or np.shape(raw)[:2] != (height, width):
+        if raw is None or np.shape(raw) not in [(height, width, channels) for channels in CHANNELS]:
             raise SlideError(f"{self.path}: ASAP gives nothing at x={x} y={y}, level {level}; download it again")
         pixels = _as_rgb(np.asarray(raw, np.uint8))
         if pixels.any(axis=2).all():
@@ -101,9 +103,8 @@ class AsapSlide(Slide):
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 1 grey | 3 RGB | 4 BGRA of ASAP 1.8 and 1.9) as (H, W, 3) RGB; where A is 0, the rest is black."""
-    channels = {1: [0, 0, 0], 3: [0, 1, 2], 4: [2, 1, 0]}[pixels.shape[2]]
-    return np.ascontiguousarray(pixels[..., channels])
+    """(H, W, channels) as (H, W, 3) RGB; where A is 0, the rest is black."""
+    return np.ascontiguousarray(pixels[..., CHANNELS[pixels.shape[2]]])
 
 
 def _mpp(path: Path, spacing: tuple[float, ...]) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from epsam.slides.found import SlideRecord, used
 from epsam.slides.reader import Slide, open_slide, read_window
 from epsam.slides.scan import Scan
 from epsam.slides.tables import patch_names
-from epsam.slides.workers import count_workers, run_tasks
+from epsam.slides.workers import run_tasks
 from epsam.workspace import Workspace
 
 CHUNK = 64
@@ -64,7 +64,7 @@ def cut(records: list[SlideRecord], scans: Mapping[str, Scan], purposes: Mapping
     _check_room(total, config, workspace)
     failed: dict[str, dict[str, str]] = {}
     with progress(total=total, desc="patches", unit="patch") as bar:
-        for task, result in run_tasks(cut_windows, tasks, count_workers(config.workers)):
+        for task, result in run_tasks(cut_windows, tasks, config.worker_count):
             bar.update(len(task.windows))
             if isinstance(result, EpsamError):
                 result = dict.fromkeys((window.name for window in task.windows), str(result))
@@ -109,25 +109,24 @@ def _leave_out(record: SlideRecord, scan: Scan, purpose: np.ndarray, failed: Map
 
 
 def cut_windows(task: CutTask) -> dict[str, str]:
-    """Write the image and, for windows with tumour, the mask of each window that has no image yet.
+    """Write the image and, for windows with tumour, the mask of each window; files that are there stay as they are.
 
     Gives the reason for each window that could not be read, by name.
     """
     failed: dict[str, str] = {}
     for window in task.windows:
         image, mask = (task.folder / kind / f"{window.name}.png" for kind in ("image", "mask"))
-        if image.is_file():
-            continue
-        try:
-            pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y,
-                                 task.read_px, task.size_px)
-        except SlideError as error:
-            failed[window.name] = str(error)
-            continue
-        if window.has_tumour:
+        if not image.is_file():
+            try:
+                pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y,
+                                     task.read_px, task.size_px)
+            except SlideError as error:
+                failed[window.name] = str(error)
+                continue
+            write_stored_png(image, pixels)
+        if window.has_tumour and not mask.is_file():
             write_png(mask, _annotation(task.annotation, task.groups).mask(
                 window.x, window.y, task.size_px, task.size_px, task.read_px / task.size_px))
-        write_stored_png(image, pixels)  # last: an image on disk means that the patch is whole
     return failed
 
 

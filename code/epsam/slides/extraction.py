@@ -12,7 +12,7 @@ from epsam.slides.scan import Scan, ScanTask, scan_slide
 from epsam.slides.selection import Candidates, may_be_positive, select
 from epsam.slides.splits import apply_published, assign_random
 from epsam.slides.tables import remove_stale, write_patches, write_summary
-from epsam.slides.workers import count_workers, run_tasks
+from epsam.slides.workers import run_tasks
 from epsam.workspace import SPLITS, Workspace
 
 
@@ -67,7 +67,7 @@ def scan_all(records: list[SlideRecord], config: Config, workspace: Workspace) -
     tasks = [ScanTask(record, config, workspace) for record in by_name.values()]
     scans = {}
     with progress(total=len(tasks), desc="slides", unit="slide") as bar:
-        for task, result in run_tasks(scan_slide, tasks, count_workers(config.workers)):
+        for task, result in run_tasks(scan_slide, tasks, config.worker_count):
             record = by_name[task.record.slide]
             bar.update()
             if isinstance(result, EpsamError):

@@ -61,6 +61,11 @@ class SlideRecord:
         return canonical_name(self.slide)
 
     @property
+    def is_slide(self) -> bool:
+        """False for an annotation that has no slide."""
+        return self.path != self.annotation
+
+    @property
     def patient(self) -> str:
         return self.override.patient or patient_of(self.name)
 
@@ -96,7 +101,7 @@ def find_slides(workspace: Workspace, settings: Slides) -> list[SlideRecord]:
                         f"{workspace.annotations}")
     left = [p.name for p in files if p not in slides and p.suffix.lower() != ".xml" and p.is_file()]
     if left:
-        logger.warning(f"{folder}: {len(left)} files are no slides by their names and are left alone: {_short(left)}")
+        logger.warning(f"{folder}: {len(left)} files are no slides by their names and are left alone: {short(left)}")
     annotations = _find_annotations(workspace)
     overrides = read_overrides(settings.overrides) if settings.overrides else {}
     names = Counter(p.stem.casefold() for p in slides)
@@ -110,10 +115,10 @@ def find_slides(workspace: Workspace, settings: Slides) -> list[SlideRecord]:
         records.append(record)
     for key, xml in annotations.items():
         if key not in names:
-            records.append(SlideRecord(xml.stem, xml, status="set aside",
+            records.append(SlideRecord(xml.stem, xml, annotation=xml, status="set aside",
                                        reason=f"annotation without a slide: no {xml.stem}.* in {folder.name}/"))
     if unknown := sorted(set(overrides) - set(names)):
-        logger.warning(f"{settings.overrides}: no such slides: {_short(unknown)}")
+        logger.warning(f"{settings.overrides}: no such slides: {short(unknown)}")
     return records
 
 
@@ -177,6 +182,7 @@ def _override(where: str, cells: dict[str, str]) -> Override:
     return Override(cells.get("split"), cells.get("patient"), mpp, threshold, cells.get("exclude"))
 
 
-def _short(names: Iterable[str], most: int = 5) -> str:
+def short(names: Iterable[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

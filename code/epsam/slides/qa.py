@@ -1,5 +1,6 @@
 """QA sheets: one picture per slide and a page of them all, to look at before the GPU is started."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -13,41 +14,84 @@ from epsam.slides.found import SlideRecord
 from epsam.slides.scan import Scan
 from epsam.workspace import Workspace
 
-TISSUE, TUMOUR, HOLE = (0, 150, 60), (220, 0, 0), (255, 140, 0)
-POSITIVE, EXTRA, NEGATIVE = (0, 60, 255), (150, 0, 200), (90, 90, 90)
-LEGEND = (("tissue", TISSUE), ("tumour outline", TUMOUR), ("hole", HOLE), ("positive", POSITIVE),
-          ("positive, classifier only", EXTRA), ("negative", NEGATIVE))
-STRIP_PX = 28
-LEAST_WIDTH = 900
+Colour = tuple[int, int, int]
+TISSUE, TUMOUR, HOLE = (0, 140, 60), (220, 0, 0), (255, 140, 0)
+POSITIVE, EXTRA, NEGATIVE = (0, 60, 255), (0, 190, 230), (255, 215, 0)
+FILL = 0.1
+"""Opacity of windows, small enough to see the tissue below."""
+WIDE_PX = 24
+"""Side from which windows are framed by two pixels."""
+LEAST_PX = 640
+"""Least width of a sheet and least longer side of its picture; smaller thumbnails are enlarged."""
+LINE_PX = 24
+FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def write_sheet(record: SlideRecord, scan: Scan, purpose: np.ndarray, config: Config, folder: Path) -> None:
-    """Write `folder`/<slide>.png: thumbnail, tissue outline, annotation and chosen windows."""
-    picture = scan.thumbnail.copy()
+    """Write `folder`/<slide>.png: thumbnail, tissue outline, annotation, chosen windows, and what the colours mean."""
+    enlarge = max(1, LEAST_PX / max(scan.thumbnail.shape))
+    size = tuple(round(side * enlarge) for side in scan.thumbnail.shape[1::-1])
+    picture = cv2.resize(scan.thumbnail, size, interpolation=cv2.INTER_CUBIC)
+    tissue = cv2.resize(scan.tissue.astype(np.uint8) * 255, size) >> 7
     scale = picture.shape[1] / scan.size[0]
-    outlines, _ = cv2.findContours(scan.tissue.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(picture, outlines, -1, TISSUE, 1)
-    for i in np.flatnonzero(purpose != ""):
-        colour = EXTRA if purpose[i] == "classifier" else POSITIVE if scan.fraction[i] > 0 else NEGATIVE
-        left, top = round(scan.x[i] * scale), round(scan.y[i] * scale)
-        side = max(2, round(scan.read_px * scale))
-        cv2.rectangle(picture, (left, top), (left + side - 1, top + side - 1), colour, 1)
+    windows = {
+        "negative": (NEGATIVE, (purpose == "all") & (scan.fraction == 0)),
+        "positive, classifier only": (EXTRA, purpose == "classifier"),
+        "positive": (POSITIVE, (purpose == "all") & (scan.fraction > 0)),
+    }
+    for colour, chosen in windows.values():
+        _draw_windows(picture, scan, chosen, scale, colour)
+    lines = {"tissue": (TISSUE, cv2.findContours(tissue, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0])}
     if record.annotation:
-        for polygon in read_annotation(record.annotation, config.slides.groups).polygons:
-            points = np.rint(polygon.points * scale).astype(np.int32)
-            cv2.polylines(picture, [points], True, TUMOUR if polygon.kind == "tumour" else HOLE, 1, cv2.LINE_AA)
-    write_png(folder / f"{record.slide}.png", _with_legend(picture))
+        polygons = read_annotation(record.annotation, config.slides.groups).polygons
+        for kind, colour in (("tumour", TUMOUR), ("hole", HOLE)):
+            lines[kind] = colour, [np.rint(p.points * scale).astype(np.int32) for p in polygons if p.kind == kind]
+    for colour, outlines in lines.values():
+        cv2.polylines(picture, outlines, True, (255, 255, 255), 3, cv2.LINE_AA)
+        cv2.polylines(picture, outlines, True, colour, 2, cv2.LINE_AA)
+    legend = [(kind, colour) for kind, (colour, outlines) in lines.items() if len(outlines)]
+    legend += [(f"{chosen.sum()} {kind}", colour) for kind, (colour, chosen) in windows.items()]
+    write_png(folder / f"{record.slide}.png", _with_legend(picture, legend, _ruler(scan, scale)))
 
 
-def _with_legend(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    sheet = np.full((height + STRIP_PX, max(width, LEAST_WIDTH), 3), 255, np.uint8)
-    sheet[:height, :width] = picture
-    x = 8
-    for text, colour in LEGEND:
-        cv2.rectangle(sheet, (x, height + 8), (x + 12, height + 20), colour, -1)
-        cv2.putText(sheet, text, (x + 17, height + 19), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-        x += 17 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0] + 18
+def _draw_windows(picture: np.ndarray, scan: Scan, chosen: np.ndarray, scale: float, colour: Colour) -> None:
+    """Tint and frame windows; each frame lies within its window, so that neighbours can be told apart."""
+    tint = picture.copy()
+    corners = [(round(x * scale), round(y * scale)) for x, y in zip(scan.x[chosen], scan.y[chosen], strict=True)]
+    side = max(2, round(scan.read_px * scale) - 1)
+    for left, top in corners:
+        cv2.rectangle(tint, (left, top), (left + side - 1, top + side - 1), colour, -1)
+    cv2.addWeighted(tint, FILL, picture, 1 - FILL, 0, dst=picture)
+    for left, top in corners:
+        for inset in range(1 + (side >= WIDE_PX)):
+            cv2.rectangle(picture, (left + inset, top + inset), (left + side - 1 - inset, top + side - 1 - inset), colour)
+
+
+def _ruler(scan: Scan, scale: float) -> tuple[str, int]:
+    """A length in words and in pixels of the picture: a round one of at most a fifth of its width, or one window."""
+    if scan.mpp is None:
+        return f"{scan.read_px} px", round(scan.read_px * scale)
+    most = max(1, scan.size[0] * scan.mpp[0] / 5)
+    length = max(um for power in range(6) for um in (10**power, 2 * 10**power, 5 * 10**power) if um <= most)
+    return f"{length / 1000:g} mm" if length >= 1000 else f"{length} um", round(length / scan.mpp[0] * scale)
+
+
+def _with_legend(picture: np.ndarray, legend: Sequence[tuple[str, Colour]], ruler: tuple[str, int]) -> np.ndarray:
+    """The picture above lines with the scale bar and the legend, as many as the width needs."""
+    height, width = picture.shape[0], max(LEAST_PX, picture.shape[1])
+    x, y, marks = 8, height + 8, []
+    for text, colour, mark_px in [(ruler[0], None, ruler[1]), *((text, colour, 12) for text, colour in legend)]:
+        text_px = cv2.getTextSize(text, FONT, 0.45, 1)[0][0]
+        if x > 8 and x + mark_px + text_px + 13 > width:
+            x, y = 8, y + LINE_PX
+        marks.append((x, y, text, colour, mark_px))
+        x += mark_px + text_px + 23
+    sheet = np.full((y + LINE_PX - 4, width, 3), 255, np.uint8)
+    sheet[:height, :picture.shape[1]] = picture
+    for x, y, text, colour, mark_px in marks:
+        thin = 0 if colour else 4
+        cv2.rectangle(sheet, (x, y + thin), (x + mark_px, y + 12 - thin), colour or (0, 0, 0), -1)
+        cv2.putText(sheet, text, (x + mark_px + 5, y + 11), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
 
 

@@ -146,7 +146,8 @@ def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> tuple[np.nd
             logger.debug(f"{slide.path}: coarse QA sheet: {error}")
     scale = min(1, SHEET_PX / max(rgb.shape))
     size = tuple(max(1, round(side * scale)) for side in rgb.shape[1::-1])
-    small = cv2.resize(tissue.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
+    coarser = tissue.shape[1] < size[0]
+    small = cv2.resize(tissue.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR if coarser else cv2.INTER_AREA)
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), small >= 128
 
 

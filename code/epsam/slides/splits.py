@@ -1,21 +1,22 @@
 """Which slide belongs to train, val or test."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from epsam.config import Config
 from epsam.errors import ConfigError, DataError
 from epsam.runtime.log import logger
 from epsam.runtime.seeds import seed_of
 from epsam.slides.camelyon import PUBLISHED_SPLITS
-from epsam.slides.found import SlideRecord
+from epsam.slides.found import SlideRecord, short
 from epsam.workspace import SPLITS
 
 
 def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
     """Give each slide its published split; slides outside it become unused. Random splits come later.
 
-    With `patient-disjoint`, val and test stay as published, and train loses the slides of their patients.
+    With `patient-disjoint`, val and test stay as published, and train loses the slides of their patients. Slides of
+    the list that are not here are counted and named. Raises DataError when a split would get no slide at all.
     """
     settings = config.slides
     records = list(records)
@@ -31,10 +32,25 @@ def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
         record.split = record.split or published.get(record.name, "")
         if not record.split:
             record.drop("unused", f"not in the published split of {settings.collection}")
-    if missing := sorted(set(published) - {record.name for record in records}):
-        logger.warning(f"{len(missing)} of {len(published)} slides of the published split are not here: "
-                       f"{', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}")
+    _tell_missing(records, published, settings.collection)
     _treat_shared_patients(records, disjoint=settings.split == "patient-disjoint")
+
+
+def _tell_missing(records: Iterable[SlideRecord], published: Mapping[str, str], collection: str) -> None:
+    """Warn of slides that a published list names and that are not here; DataError when a split is left with none."""
+    here = {record.name for record in records if record.is_slide}
+    lines = []
+    for split in SPLITS:
+        wanted = sorted(name for name, of in published.items() if of == split)
+        if missing := [name for name in wanted if name not in here]:
+            lines.append(f"{split} {len(missing)} of {len(wanted)} ({short(missing, 10)})")
+    if lines:
+        logger.warning(f"slides of the published split of {collection} that are not here: {'; '.join(lines)}")
+    found = {record.split for record in records if record.is_slide}
+    if empty := [split for split in SPLITS if split not in found]:
+        raise DataError(f"none of the slides that the published split of {collection} names for {', '.join(empty)} is "
+                        f"here: {'; '.join(lines)}. Download them, name a split in slides.overrides, or use "
+                        "slides.split=random")
 
 
 def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:

@@ -6,12 +6,16 @@ import numpy as np
 from epsam.config import Tissue
 from epsam.slides.reader import Slide, overview
 
-STAINED = 30
-LEAST_CONTRAST = 6
-"""Otsu splits anything, the noise of an empty slide too: when what it finds is both below STAINED and less than
-LEAST_CONTRAST above the rest (saturation, of 255), there is nothing."""
-DARK = 40
-"""Saturation means nothing in pixels whose brightest channel is below this: pen, missing tiles, dust."""
+GREY = 0.1
+"""Pen, dust and missing tiles darken all channels alike; a stain's channels differ by more than this share of its
+darkness."""
+PALE = 0.12
+"""Glass has channels that differ by less than this share of its brightness."""
+LEAST_CONTRAST = 8
+"""Otsu splits anything, the noise of glass too, so the channels of tissue must differ by so much more than those of
+glass do."""
+SMOOTH_PX = 5
+"""Colour is compared as a mean over so many pixels of the overview, in which noise cancels out."""
 
 
 def tissue_mask(rgb: np.ndarray, settings: Tissue, threshold: int | None = None) -> np.ndarray:
@@ -19,25 +23,29 @@ def tissue_mask(rgb: np.ndarray, settings: Tissue, threshold: int | None = None)
 
     threshold: saturation in 0..255 in place of Otsu's, for slides on which that fails.
     """
-    saturation, value = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))[1:]
-    saturation[value < DARK] = 0
+    saturation = cv2.extractChannel(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV), 1)
+    red, green, blue = cv2.split(cv2.blur(rgb, (SMOOTH_PX, SMOOTH_PX)))
+    low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+    colour = high - low
+    saturation[colour < cv2.convertScaleAbs(255 - low, alpha=GREY)] = 0
     if threshold is None:
         threshold, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-        if _looks_empty(saturation, threshold):
-            return np.zeros(saturation.shape, bool)
-    mask = (saturation > threshold).astype(np.uint8)
+        # Pure white is where the file holds nothing.
+        glass = colour[(colour < cv2.convertScaleAbs(high, alpha=PALE)) & (low < 255)]
+        saturation[colour < (np.median(glass) if glass.size else 0) + LEAST_CONTRAST] = 0
+    return _smoothed(saturation > threshold, settings)
+
+
+def _smoothed(mask: np.ndarray, settings: Tissue) -> np.ndarray:
+    """Closed and median-filtered (H, W) bool. Beyond the border lies no tissue: closing would else reach for it."""
+    height, width = mask.shape
+    margin = settings.close_px * settings.close_iterations
+    closed = cv2.copyMakeBorder(mask.astype(np.uint8), *[margin] * 4, cv2.BORDER_CONSTANT, value=0)
     if settings.close_iterations:
         kernel = np.ones((settings.close_px, settings.close_px), np.uint8)
-        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel, iterations=settings.close_iterations)
-    return cv2.medianBlur(mask, settings.median_px | 1) > 0
-
-
-def _looks_empty(saturation: np.ndarray, threshold: float) -> bool:
-    stained = saturation > threshold
-    if not stained.any():
-        return True
-    found, rest = saturation[stained].mean(), saturation[~stained].mean() if not stained.all() else 0
-    return found < STAINED and found - rest < LEAST_CONTRAST
+        closed = cv2.morphologyEx(closed, cv2.MORPH_CLOSE, kernel, iterations=settings.close_iterations)
+    inside = np.ascontiguousarray(closed[margin:margin + height, margin:margin + width])
+    return cv2.medianBlur(inside, settings.median_px | 1) > 0
 
 
 def find_tissue(slide: Slide, settings: Tissue, threshold: int | None = None) -> np.ndarray:

@@ -12,17 +12,10 @@ from typing import TypeVar
 
 import cv2
 
-from epsam.errors import SlideError
+from epsam.errors import DataError, SlideError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-
-
-def count_workers(wanted: int | None) -> int:
-    """Worker processes to use: as wanted, else one per core that this process may use."""
-    if wanted is not None:
-        return wanted
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
@@ -30,7 +23,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
     """Yield (task, function(task)) as they are done; `function` is defined at the top of a module.
 
     With no workers it runs in this process. A task whose process dies (a crash in a reader's C code, no memory) gives
-    a SlideError in place of a result. Exceptions of `function` end the whole run.
+    a SlideError in place of a result. Exceptions of `function` end the whole run. Raises DataError when no worker
+    process can be started.
     """
     tasks = list(tasks)
     if workers == 0:
@@ -60,7 +54,13 @@ def _run_pool(function: Callable[[Task], Result], tasks: list[Task],
     pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), _prepare)
     lost: list[Task] = []
     try:
-        futures: dict[Future, Task] = {pool.submit(function, task): task for task in tasks}
+        _check_start(pool)
+        futures: dict[Future, Task] = {}
+        for task in tasks:
+            try:
+                futures[pool.submit(function, task)] = task
+            except BrokenProcessPool:
+                lost.append(task)
         for future in as_completed(futures):
             try:
                 result = future.result()
@@ -71,6 +71,15 @@ def _run_pool(function: Callable[[Task], Result], tasks: list[Task],
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return lost
+
+
+def _check_start(pool: ProcessPoolExecutor) -> None:
+    """So that tasks are not blamed for processes that cannot even be started."""
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        raise DataError("worker processes cannot be started (a script of one's own must call this under `if __name__ "
+                        '== "__main__":`, or there is no memory left); mend that, or set workers=0') from None
 
 
 def _prepare() -> None:
