@@ -110,13 +110,14 @@ def tumour_depth(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     depth = blobs(rng.integers(3, 6), (0.10, 0.19), tissue[::COARSE, ::COARSE] > 0.06 * side)
     depth += 0.021 * side * noise(x.shape, 0.066 * side / COARSE, rng)
     islands = blobs(rng.integers(2, 5), (0.03, 0.05), depth > min(0.04 * side, depth.max() / 2))
-    depth = _refine(np.minimum(depth, -islands), tissue.shape) + 22 * noise(tissue.shape, 60, rng)
+    depth = _refine(np.minimum(depth, -islands), tissue.shape)
+    depth += 20 * noise(tissue.shape, 60, rng) + 13 * noise(tissue.shape, 28, rng)
     return np.minimum(depth, tissue)
 
 
-def annotate(depth: np.ndarray, least_px: float = 4000) -> np.ndarray:
+def annotate(depth: np.ndarray, least_px: float = 1500) -> np.ndarray:
     """What an annotator outlines: bool mask of the regions and holes larger than `least_px`, without islands."""
-    smooth = cv2.GaussianBlur(depth, (0, 0), 5) > 0
+    smooth = cv2.GaussianBlur(depth, (0, 0), 3) > 0
     regions = _large(smooth, least_px)
     contours, _ = cv2.findContours(regions.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = cv2.drawContours(np.zeros(depth.shape, np.uint8), contours, -1, 1, cv2.FILLED) > 0
@@ -146,8 +147,8 @@ def draw_tissue(shape: tuple[int, int], tumour: bool, stain: Stain, rng: np.rand
 
 def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> None:
     shape = tissue.shape
-    # Tumour cells leave the nests singly and in tongues: a soft border around the annotated one.
-    ragged = depth + 11 * noise(shape, 18, rng) + 14 * noise(shape, 45, rng)
+    # Single tumour cells leave the nests: the annotated border is nearly, not quite, where they end.
+    ragged = depth + 6 * noise(shape, 18, rng)
     nests = ragged > 0
     plan = noise(shape, 230, rng) + 0.3 * noise(shape, 60, rng)
     beams = np.abs(noise(shape, 330, rng) + 0.2 * noise(shape, 60, rng)) < 0.055
