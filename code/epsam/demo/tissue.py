@@ -111,7 +111,7 @@ def tumour_depth(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     depth += 0.021 * side * noise(x.shape, 0.066 * side / COARSE, rng)
     islands = blobs(rng.integers(2, 5), (0.03, 0.05), depth > min(0.04 * side, depth.max() / 2))
     depth = _refine(np.minimum(depth, -islands), tissue.shape)
-    depth += 20 * noise(tissue.shape, 60, rng) + 13 * noise(tissue.shape, 28, rng)
+    depth += 32 * noise(tissue.shape, 60, rng) + 15 * noise(tissue.shape, 30, rng)
     return np.minimum(depth, tissue)
 
 
