@@ -16,6 +16,8 @@ from epsam.evaluation.evaluate import evaluate
 from epsam.evaluation.methods import Figures, figures_csv, predictions, read_figures
 from epsam.evaluation.overview import draw_overview
 from epsam.evaluation.report import duration, report
+from epsam.inference.models import load_models
+from epsam.patches import patches_for_sam
 from epsam.pipeline import find_stage, run_stage, signature_of
 from epsam.results import read_results
 from epsam.runtime.device import choose_hardware
@@ -101,6 +103,18 @@ def test_table_holds_every_method_and_agrees_with_the_masks(made):
         assert float(row["dice_low"]) <= float(row["dice"]) <= float(row["dice_high"])
     assert "pxap" in rows[0]
     assert "pxap" not in rows[1]
+
+
+def test_inference_predicts_a_test_patch_as_the_evaluation_did(made):
+    config, workspace = made
+    hardware = choose_hardware("cpu")
+    models = load_models(config, hardware, resnet=workspace.classifier, sam=None, decoder=workspace.decoder(1),
+                         weights_dir=workspace.checkpoints)
+    patches = patches_for_sam(workspace, "test")
+    masks = models.segment(np.stack([read_image(p.path) for p in patches]), [p.name for p in patches]) > 0.5
+    evaluated = np.stack([read_mask(predictions(workspace, "round1") / f"{p.name}.png") for p in patches])
+    assert evaluated.any()
+    assert (masks != evaluated).mean() < 0.002
 
 
 def test_evaluating_anew_gives_the_same_figures(copy):

@@ -38,9 +38,10 @@ class Models:
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Probability that a patch holds tumour, float32 (N,), for RGB uint8 (N, H, W, 3)."""
         def step(size: int) -> np.ndarray:
-            parts = [torch.sigmoid(self.classifier(self._as_input(batch)).float()).reshape(-1).cpu()
-                     for batch in self._batches(images, size, images[0, ..., 0].size)]
-            return torch.cat(parts).numpy()
+            with self.hardware.autocast():
+                logits = [self.classifier(self._as_input(batch)).float().reshape(-1).cpu()
+                          for batch in self._batches(images, size, images[0, ..., 0].size)]
+            return torch.sigmoid(torch.cat(logits)).numpy()
 
         return self._classified.run(step)
 
@@ -61,9 +62,10 @@ class Models:
         """CAM, float [0, 1] (H, W), and CAM mask, bool (H, W), of each patch."""
         size, settings = images.shape[1:3], self.config.cam
         turned_px = size[0] * size[1] * len(settings.rotations)
-        maps = [m for batch in self._batches(images, self.hardware.cam_batch, turned_px)
-                for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
-                .float().cpu().numpy()]
+        with self.hardware.autocast():
+            maps = [m for batch in self._batches(images, self.hardware.cam_batch, turned_px)
+                    for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
+                    .float().cpu().numpy()]
         return [resize_map(m, size) for m in maps], [cam_mask(m, settings, size) for m in maps]
 
     def _segment_batch(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
