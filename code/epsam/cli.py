@@ -98,7 +98,9 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
 
     if as_json_:
         config = load_config(find_config(config_name), overrides)
-        click.echo(as_json(examine(config, Workspace(root, config.name))))
+        checks = examine(config, Workspace(root, config.name))
+        click.echo(as_json(checks))
+        sys.exit(any(check.status == "error" for check in checks))
     else:
         config, workspace = _open_run(config_name, overrides, root)
         report(examine(config, workspace))

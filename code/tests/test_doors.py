@@ -130,4 +130,5 @@ def test_doctor_as_json(run_in):
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert checks["torch"]["status"] == "ok"
     assert checks["slides"]["status"] == "error"
+    assert done.returncode == 1
     assert "images" in checks["slides"]["mend"]

@@ -1,14 +1,13 @@
 """Checks of Python, torch, GPU, memory, disk and readers."""
 
 import errno
-import math
 import platform
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -135,19 +134,24 @@ def check_disk(most: Mapping[Path, int], least: Mapping[Path, int]) -> Check:
     disks: dict[int, list[Path]] = {}
     for folder in most:
         disks.setdefault(_existing(folder).stat().st_dev, []).append(folder)
-    shown, ratios = [], {"most": math.inf, "least": math.inf}
-    for folders in disks.values():
-        place = _existing(folders[0])
-        free, needed, needed_least = shutil.disk_usage(place).free, *(sum(n[f] for f in folders) for n in (most, least))
-        shown.append(f"{size_text(free)} free on the disk of {place.resolve()}, about {size_text(needed)} more will be used")
-        ratios = {"most": min(ratios["most"], free / max(needed, 1)),
-                  "least": min(ratios["least"], free / max(needed_least, 1))}
-    message = "; ".join(shown)
-    if ratios["least"] < 1:
+    places = [_existing(folders[0]) for folders in disks.values()]
+    free = [shutil.disk_usage(place).free for place in places]
+    needed, at_least = ([sum(bytes_of[folder] for folder in folders) for folders in disks.values()]
+                        for bytes_of in (most, least))
+    message = "; ".join(f"{size_text(room)} free on the disk of {place.resolve()}, about {size_text(count)} more will be "
+                        "used" for place, room, count in zip(places, free, needed, strict=True))
+    if _spare(free, at_least) < 0:
         return Check("disk", "error", message, "make room, or set sam.embeddings=off (slow: nothing is kept then)")
-    if ratios["most"] < 1:
+    if _spare(free, needed) < 0:
         return Check("disk", "warning", message, "fewer views of each patch will be kept (sam.views); or make room")
-    return Check("disk", "ok" if ratios["most"] > 1.2 else "warning", message, "little will be left: make room")
+    if _spare(free, [1.2 * count for count in needed]) < 0:
+        return Check("disk", "warning", message, "little will be left: make room")
+    return Check("disk", "ok", message)
+
+
+def _spare(free: Sequence[float], needed: Sequence[float]) -> float:
+    """What is left on the fullest disk."""
+    return min(room - count for room, count in zip(free, needed, strict=True))
 
 
 def _existing(folder: Path) -> Path:
