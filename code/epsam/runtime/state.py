@@ -4,6 +4,7 @@
 they stopped from files that are whole; this record keeps them from going on over something that has changed.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -13,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def write_done(folder: Path, stage: str, signature: Mapping[str, Any], **figures
     write_json(folder / f"{stage}.json", record)
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock(run: Path) -> Iterator[None]:
     """Hold `runs/<name>/lock`; raise StateError while another live process holds it.
 
@@ -87,7 +87,8 @@ def lock(run: Path) -> Iterator[None]:
 def _take(path: Path, mine: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / ".lock_guard").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network disks know no locks: then two starts at once may race
+            fcntl.flock(guard, fcntl.LOCK_EX)
         host, processes = _holder(path)
         others = processes.items() - mine["processes"].items() if host == mine["host"] else processes.items()
         alive = sorted(int(pid) for pid, start in others if host != mine["host"] or (start and start_of(int(pid)) == start))
