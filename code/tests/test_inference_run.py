@@ -222,7 +222,6 @@ def test_data_that_cannot_be_meant_are_refused(settings, hardware, patch_folder,
     refused("broken.svs", SlideError, test_dataset_dir=tmp_path / "broken.svs")
     refused("inside", test_dataset_dir=patch_folder, output_dir=patch_folder / "out")
     refused("folder of the slide", output_dir=settings.test_dataset_dir.parent)
-    refused("is a patch folder", output_dir=patch_folder, fresh=True)
     (tmp_path / "file").write_text("")
     refused("is a file", output_dir=tmp_path / "file")
     write_png(patch_folder / "mask" / "b_1.png", np.ones((64, 128), bool))
@@ -233,6 +232,13 @@ def test_data_that_cannot_be_meant_are_refused(settings, hardware, patch_folder,
     shutil.rmtree(patch_folder / "image")
     (patch_folder / "image").mkdir()
     refused("no PNG", test_dataset_dir=patch_folder)
+
+
+def test_a_patch_folder_is_no_output_dir(settings, hardware, patch_folder):
+    masks = sorted((patch_folder / "mask").iterdir())
+    with pytest.raises(DataError, match="is a patch folder"):
+        infer(dataclasses.replace(settings, output_dir=patch_folder, fresh=True), hardware)
+    assert sorted((patch_folder / "mask").iterdir()) == masks
 
 
 def test_files_of_others_are_not_overwritten(settings, hardware):
