@@ -73,7 +73,7 @@ def save(path: Path, picture: Image.Image) -> None:
     while True:
         height = round(picture.height * width / picture.width)
         with atomic(path) as temporary:
-            picture.resize((width, height), Image.Resampling.LANCZOS).quantize(200).save(temporary, optimize=True)
+            picture.resize((width, height), Image.Resampling.LANCZOS).quantize(256, kmeans=2).save(temporary, optimize=True)
         if path.stat().st_size <= LARGEST:
             break
         width = int(width * 0.93)
@@ -94,7 +94,7 @@ def draw_qupath(slide_path: Path, geojson: Path) -> Image.Image:
     table.axis("off")
     keys = [*features[0]["properties"]["measurements"]]
     cells = [[f["properties"]["name"], f["properties"]["classification"]["name"],
-              *(f"{f['properties']['measurements'][key]:,.6g}" for key in keys)] for f in features[:ROWS]]
+              *(_shown(f["properties"]["measurements"][key]) for key in keys)] for f in features[:ROWS]]
     shown = table.table(cells, colLabels=["Name", "Class", *(key.replace(" ", "\n", 1) for key in keys)],
                         loc="upper left", cellLoc="left", edges="horizontal")
     shown.auto_set_font_size(False)
@@ -107,6 +107,10 @@ def draw_qupath(slide_path: Path, geojson: Path) -> Image.Image:
     _title(figure, 0.02, geojson.name)
     _title(figure, 0.53, f"its {len(features)} annotations" + (f", the first {ROWS}" if len(features) > ROWS else ""))
     return _finished(figure)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def draw_asap(slide_path: Path, xml: Path, probability: Path) -> Image.Image:
@@ -141,9 +145,9 @@ def _photo(figure: Figure, path: Path, rings: list[np.ndarray], column: int) -> 
     """The part of the slide that holds `rings`, as the left (0) or right (1) panel; axes in level-0 px."""
     corners = np.concatenate(rings)
     low, high = corners.min(0), corners.max(0)
-    side = float((high - low).max()) * (1 + 2 * MARGIN)
-    low = np.rint((low + high - side) / 2).astype(int)
     with open_slide(path) as slide:
+        side = min(float((high - low).max()) * (1 + 2 * MARGIN), min(slide.size))
+        low = np.rint(np.clip((low + high - side) / 2, 0, np.subtract(slide.size, side))).astype(int)
         image = overview(slide, max(1.0, side / PANEL_PX), window=(*low.tolist(), round(side), round(side)))
     axes = figure.add_axes((0.02 + 0.49 * column, 0.02, 0.47, 0.87))
     axes.imshow(image, extent=(low[0], low[0] + side, low[1] + side, low[1]))
