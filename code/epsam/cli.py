@@ -178,7 +178,7 @@ def fetch_command(model_types: tuple[str, ...], root: Path) -> None:
 
 def main() -> None:
     """Run the command line; known errors end as one line with status 1, Ctrl-C and SIGTERM with 130."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # not by way of SIGINT: nohup and `&` ignore that one
     end_with_owner()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:

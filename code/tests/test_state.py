@@ -207,7 +207,9 @@ def start(top):
 
     def popen(*command):
         started.append(subprocess.Popen(command, cwd=top, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True))
+                                        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+                                        # As at a terminal, also where the tests run in the background.
+                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))
         return started[-1]
 
     yield popen
