@@ -30,11 +30,11 @@ def headline(config: Config, workspace: Workspace) -> str:
     text = (f"On {last['patches']} test patches that hold tumour, the decoder of {rounds} reaches a mean Dice of "
             f"{_two(last, 'dice')} (95 % interval {_two(last, 'dice_low')} to {_two(last, 'dice_high')}), "
             f"against {_two(rows['cam'], 'dice')} for the CAM mask and {_two(rows['sam'], 'dice')} for SAM untuned.")
+    if "supervised" not in rows:
+        return text
+    text += f" Trained on true masks, the same decoder reaches {_two(rows['supervised'], 'dice')}"
     closed = share_closed(rows, final_method(config))
-    if closed is not None:
-        text += (f" That is {closed:.0%} of the way from the CAM to the same decoder trained on true masks "
-                 f"({_two(rows['supervised'], 'dice')}).")
-    return text
+    return text + (f": {closed:.0%} of that gain over the CAM came without them." if closed and closed > 0 else ".")
 
 
 def share_closed(rows: dict[str, Row], final: str) -> float | None:
@@ -59,7 +59,8 @@ def tiles(config: Config, workspace: Workspace) -> list[dict[str, str]]:
 
 
 def _signed(last: Row, first: Row) -> str:
-    return f"{float(last['dice']) - float(first['dice']):+.2f}".replace("-", "−")
+    difference = round(float(last["dice"]) - float(first["dice"]), 2) or 0.0  # never -0.00
+    return f"{difference:+.2f}".replace("-", "−")
 
 
 def _gain(config: Config, workspace: Workspace) -> str:

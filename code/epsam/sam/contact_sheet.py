@@ -58,7 +58,7 @@ def _tiles(row: Row) -> list[np.ndarray]:
     image = read_image(row.patch.path)
     truth = read_mask(row.patch.mask) if row.patch.has_mask else None
     size = image.shape[:2]
-    heat = cv2.applyColorMap((resize_map(row.cam, size) * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    heat = cv2.applyColorMap((resize_map(row.cam, size) * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     cam = cv2.addWeighted(image, 0.5, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.5, 0)
     tiles = [_scaled(picture) for picture in (image, cam, image, image)]
     scale = TILE_PX / max(size)
