@@ -183,6 +183,9 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         cli.main(prog_name="epsam", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, so first
+        logger.error("stopped. What was finished is kept; run the same command again to go on")
+        os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -200,6 +203,3 @@ def main() -> None:
         logger.error("error: the GPU's memory is full (nvidia-smi lists what uses it). Free it, set a smaller profile "
                      "(profile=8gb), or profile=cpu, and run the same command again: what was finished is kept")
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        logger.error("stopped. What was finished is kept; run the same command again to go on")
-        os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write
