@@ -64,7 +64,8 @@ def disk(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: r
     """Fill the disk at random moments; each time the run must say so, and go on when there is room again."""
     (work / "disk").mkdir()
     mount("-t", "tmpfs", "-o", "size=1g", "none", work / "disk")
-    trial, filler = Trial(work / "disk" / "top", work / "template"), work / "disk" / "filler"
+    trial = Trial(work / "disk" / "top", work / "template", outputs=work / "disk_outputs")
+    filler = work / "disk" / "filler"
     for _ in range(times):
         trial.start()
         # Only moments in which a stage has still something to write.
@@ -127,9 +128,7 @@ def clock(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: 
 
 def twice(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random) -> bool:
     """Start two runs in one folder at once: one goes on, the other says who is at work."""
-    one = Trial(work / "twice", work / "template")
-    other = Trial(one.top)
-    other.launches = 50  # so that it has an output of its own
+    one, other = Trial(work / "twice", work / "template"), Trial(work / "twice", outputs=work / "twice_other_outputs")
     one.start()
     other.start()
     winner, loser = (one, other) if other.process.wait() else (other, one)

@@ -40,13 +40,15 @@ def make_template(folder: Path) -> Path:
 class Trial:
     """One top level and the launches of ./train.sh in it, one after the other."""
 
-    def __init__(self, top: Path, template: Path | None = None):
+    def __init__(self, top: Path, template: Path | None = None, outputs: Path | None = None):
         self.top, self.launches, self.process = top, 0, None
+        self.outputs = outputs or top.with_name(f"{top.name}_outputs")
+        self.outputs.mkdir(exist_ok=True)
         if template:
             shutil.copytree(template, top, symlinks=True)
 
     def start(self, python_path: Path | None = None) -> None:
-        """./train.sh in a process group of its own, its output into a new file beside the folder."""
+        """./train.sh in a process group of its own, its output into a new file."""
         self.launches += 1
         paths = [str(path) for path in (python_path, self.top / "code") if path]
         with self.output.open("w") as stream:
@@ -57,7 +59,7 @@ class Trial:
     @property
     def output(self) -> Path:
         """What the launch says."""
-        return self.top.with_name(f"{self.top.name}_{self.launches:02d}.log")
+        return self.outputs / f"{self.launches:02d}.log"
 
     def said(self) -> str:
         return self.output.read_text(errors="replace")

@@ -176,16 +176,26 @@ def fetch_command(model_types: tuple[str, ...], root: Path) -> None:
         logger.info(f"{model_type}: {fetch(model_type, root / 'checkpoints')}")
 
 
+def _stop(*_: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 1)  # once more, since Python swallows what is raised in a finaliser
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; known errors end as one line with status 1, Ctrl-C and SIGTERM with 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # not by way of SIGINT: nohup and `&` ignore that one
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup and `&` have SIGINT ignored
+            signal.signal(number, _stop)
     end_with_owner()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         cli.main(prog_name="epsam", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, so first
-        logger.error("stopped. What was finished is kept; run the same command again to go on")
-        os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            logger.error("stopped. What was finished is kept; run the same command again to go on")
+        finally:
+            os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import epsam  # noqa: F401  before OpenCV, which takes its limit on the size of images when it is imported
-
 TOP = Path(__file__).parents[2]
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import numpy as np
 
 from epsam.errors import DataError
 
+MOST_PX = 2**27
 STEM = 40
 """Letters of a file's name that its temporary name begins with."""
 
@@ -131,7 +133,7 @@ def write_png(path: Path, array: np.ndarray) -> None:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as RGB uint8 (H, W, 3); raises DataError when it cannot be decoded."""
+    """Read a PNG as RGB uint8 (H, W, 3); raises DataError when it cannot be decoded."""
     return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
@@ -142,12 +144,23 @@ def read_mask(path: Path) -> np.ndarray:
 
 def _decode(path: Path, mode: int) -> np.ndarray:
     try:
-        array = cv2.imdecode(np.fromfile(path, np.uint8), mode)
+        data = np.fromfile(path, np.uint8)
+        _check_png(path, data[:24].tobytes())
+        array = cv2.imdecode(data, mode)
     except (OSError, cv2.error) as error:
         raise DataError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from None
     if array is None:
         raise DataError(f"{path}: cannot be decoded as an image; delete it and make it again")
     return array
+
+
+def _check_png(path: Path, head: bytes) -> None:
+    """Refuse what is no PNG, and a PNG of a few kilobytes that unpacks to gigabytes."""
+    if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise DataError(f"{path}: is not a PNG, or not a whole one; patches and masks are PNG files")
+    width, height = struct.unpack(">II", head[16:24])
+    if width * height > MOST_PX:
+        raise DataError(f"{path}: {width} x {height} px are too many for a patch")
 
 
 def sha256(path: Path) -> str:
