@@ -27,7 +27,7 @@ class MultiResolutionImageReader:
             with tifffile.TiffFile(path) as tiff:
                 page, levels = tiff.pages[0], len(tiff.pages)
             image = _Image(path, page)
-        except (openslide.OpenSlideError, tifffile.TiffFileError, OSError):
+        except (openslide.OpenSlideError, tifffile.TiffFileError, IndexError, OSError):
             return None
         too_wide = levels == 1 and page.imagewidth >= 4096
         return None if (page.subifds or too_wide) and not image._through_openslide else image

@@ -50,8 +50,8 @@ class OpenSlideSlide(Slide):
 
 def over_white(rgba: np.ndarray) -> np.ndarray:
     """(H, W, 4) uint8 RGBA on white ground, as (H, W, 3) uint8: tiles that a file leaves out are transparent."""
-    rgb, alpha = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), rgba[..., 3]
-    if alpha.min() < 255:
-        share = alpha[..., None] / 255
+    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    if rgba.view("<u4").min() < 0xFF000000:  # four bytes at a time: alpha is the highest
+        share = rgba[..., 3:] / 255
         rgb = np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
     return rgb
