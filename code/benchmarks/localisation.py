@@ -1,21 +1,19 @@
 """What makes a map that marks the tumour? ADL, the high-frequency channel, the layer, rotations; over several seeds.
 
-    python benchmarks/localisation.py --root /tmp/study [--config demo] [--source TOP] [--variants ...] [--seeds 1 2 3]
-                                      [--bf16] [section.key=value ...]
+    python code/benchmarks/localisation.py [section.key=value ...] --root /tmp/study [--config demo] [--source TOP]
+                                           [--variants ...] [--seeds 1 2 3]
 
 Patches come from dataset/<name> of --source, where the stage preprocess was run (the project's top level by default).
 Each variant and seed is trained in a folder of its own under --root; then the maps of the test split's positive
 patches are measured against their masks, which nothing was trained or chosen by. Run again, it goes on where it
-stopped; the table shows what is there. --bf16 trains in bfloat16, much faster on a CPU made for it.
+stopped; the table shows what is there.
 """
 
 import argparse
-import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from epsam.cam import ROTATIONS, compute_maps, resize_map
 from epsam.classifier import load_classifier
@@ -48,14 +46,11 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=Path(__file__).parents[2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
     set_up_logging()
     config = load_config(find_config(arguments.config), tuple(arguments.overrides))
     hardware = choose_hardware(config.profile)
-    if arguments.bf16:
-        hardware = dataclasses.replace(hardware, precision=torch.bfloat16)
     for seed in arguments.seeds:
         for variant in arguments.variants:
             settings = config.classifier.model_copy(update=VARIANTS[variant] | {"seed": seed})

@@ -1,6 +1,6 @@
 """The table of methods over several seeds, on one set of patches: mean and standard deviation.
 
-    python benchmarks/seeds.py --root /tmp/seeds [--seeds 1 2 3] [--config demo] [--source TOP] [section.key=value ...]
+    python code/benchmarks/seeds.py [section.key=value ...] --root /tmp/seeds [--config demo] [--source TOP] [--seeds 1 2 3]
 
 Every seed has a folder of its own under --root with a copy of the patches; the classifier and all that follows are
 trained in it. Patches come from dataset/<name> of --source, where the stage preprocess was run; without --source the

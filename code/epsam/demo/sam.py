@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from epsam.demo.examples import Batch, Examples, draw_batch, load_examples
 from epsam.demo.initialisation import initial_sam
 from epsam.demo.measuring import measure
+from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.fitting import fit, load_tensors, save_tensors
 from epsam.runtime.log import logger, progress, set_up_logging
 from epsam.runtime.seeds import generator, seed_of
@@ -68,9 +69,15 @@ def region_shares(regions: Tensor, side: int) -> Tensor:
     return F.adaptive_avg_pool2d(shares, side).flatten(2)
 
 
+@functools.cache
+def cpu() -> Hardware:
+    """The CPU, in the best precision it has."""
+    return choose_hardware("cpu")
+
+
 def encode(sam: Sam, images: Tensor) -> Tensor:
     """Embeddings (N, C, h, w) float of images (N, 3, INPUT_PX, INPUT_PX) uint8."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu().autocast():
         return sam.image_encoder(sam.preprocess(images)).float()
 
 
@@ -82,7 +89,7 @@ def decode(sam: Sam, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor, 
     points = None if batch.points is None else (batch.points, torch.ones(batch.points.shape[:2]))
     views = []
     hook = sam.mask_decoder.transformer.register_forward_hook(lambda module, given, result: views.append(result[1]))
-    with torch.autocast("cpu", torch.bfloat16), hook:
+    with cpu().autocast(), hook:
         sparse, dense = sam.prompt_encoder(points=points, boxes=batch.boxes, masks=None)
         masks, quality = sam.mask_decoder(
             image_embeddings=embeddings.new_zeros(1, embeddings.shape[1], 1, 1),

@@ -17,7 +17,7 @@ from epsam.runtime.seeds import generator
 
 MPP = 0.5
 TILE = 256
-DRAWING = 5
+DRAWING = 6
 """Raise when the drawing changes, so that slides of before are drawn again."""
 
 

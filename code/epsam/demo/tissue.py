@@ -63,6 +63,9 @@ def fibres(shape: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray
     return strands, np.arctan2(-slope_x, slope_y)
 
 
+CAPSULE_PX = 22
+"""Thickness of the fibres around the node; the tumour stays inside."""
+
 COARSE = 8
 """Outlines are laid out on a grid this much coarser than the pixels."""
 
@@ -111,8 +114,8 @@ def tumour_depth(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     depth += 0.021 * side * noise(x.shape, 0.066 * side / COARSE, rng)
     islands = blobs(rng.integers(2, 5), (0.03, 0.05), depth > min(0.04 * side, depth.max() / 2))
     depth = _refine(np.minimum(depth, -islands), tissue.shape)
-    depth += 32 * noise(tissue.shape, 60, rng) + 15 * noise(tissue.shape, 30, rng)
-    return np.minimum(depth, tissue)
+    depth += 30 * noise(tissue.shape, 64, rng) + 18 * noise(tissue.shape, 34, rng)
+    return np.minimum(depth, tissue - CAPSULE_PX)
 
 
 def annotate(depth: np.ndarray, least_px: float = 1500) -> np.ndarray:
@@ -148,17 +151,17 @@ def draw_tissue(shape: tuple[int, int], tumour: bool, stain: Stain, rng: np.rand
 def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> None:
     shape = tissue.shape
     # Single tumour cells leave the nests: the annotated border is nearly, not quite, where they end.
-    ragged = depth + 6 * noise(shape, 18, rng)
+    ragged = depth + 3 * noise(shape, 18, rng)
     nests = ragged > 0
     plan = noise(shape, 230, rng) + 0.3 * noise(shape, 60, rng)
     beams = np.abs(noise(shape, 330, rng) + 0.2 * noise(shape, 60, rng)) < 0.055
-    septa = nests & (np.abs(noise(shape, 110, rng) + 0.2 * noise(shape, 30, rng)) < 0.08)
+    septa = nests & (np.abs(noise(shape, 110, rng) + 0.2 * noise(shape, 30, rng)) < 0.03)
     follicle = noise(shape, 200, rng) + 0.1 * noise(shape, 40, rng)
     lumen = noise(shape, 50, rng) + 0.4 * noise(shape, 20, rng) > 2.9
-    stroma = ((beams & ~nests) | septa | (tissue < 22)) & ~lumen
-    # A growing metastasis pushes follicles away: their pale centres do not touch it.
+    stroma = ((beams & ~nests) | septa | (tissue < CAPSULE_PX)) & ~lumen
+    # A growing metastasis pushes follicles and sinuses away: neither touches it.
     centres = (follicle > 1.15) & (depth < -70) & ~stroma & ~lumen
-    sinus = (plan > 0.7) & ~centres & ~stroma & ~nests & ~lumen
+    sinus = (plan > 0.7) & (depth < -40) & ~centres & ~stroma & ~nests & ~lumen
     nests &= ~stroma & ~lumen
     packed = ~(stroma | centres | sinus | nests | lumen)
 
@@ -166,7 +169,7 @@ def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: 
     grain = 0.5 * noise(shape, 4, rng) + 0.5 * noise(shape, 11, rng)
     haematoxylin, eosin = stains
     for region, h, e, roughness in ((packed, 0.20, 0.25, 0.10), (centres, 0.17, 0.28, 0.08),
-                                    (sinus, 0.07, 0.20, 0.13), (nests, 0.15, 0.40, 0.09)):
+                                    (sinus, 0.07, 0.20, 0.13), (nests, 0.24, 0.40, 0.09)):
         haematoxylin += region * (h + 0.3 * roughness * grain)
         eosin += region * (e + roughness * grain)
     haematoxylin += stroma * 0.05
@@ -181,7 +184,7 @@ def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: 
     cells = [
         (nuclei.HISTIOCYTE, 0.75 * sinus + 0.12 * packed + 0.1 * centres),
         (nuclei.LYMPHOCYTE, 0.95 * packed + 0.12 * sinus + 0.10 * centres + 0.08 * stroma
-         + (0.03 + 0.09 * near) * nests),
+         + (0.02 + 0.05 * near) * nests),
         (nuclei.CENTROBLAST, 0.93 * centres + 0.10 * packed),
     ]
     for kind, density in cells:
