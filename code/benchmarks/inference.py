@@ -22,7 +22,7 @@ import tifffile
 import torch
 
 from epsam.classifier.resnet import build_classifier
-from epsam.config import find_config, load_config
+from epsam.config_file import find_config, load_config
 from epsam.demo.slides import make_demo
 from epsam.inference import InferenceSettings
 from epsam.inference.slide import OUTPUTS

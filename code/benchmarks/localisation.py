@@ -5,8 +5,10 @@
 
 Patches come from dataset/<name> of --source, where the stage preprocess was run (the project's top level by default).
 Each variant and seed is trained in a folder of its own under --root; then the maps of the test split's positive
-patches are measured against their masks, which nothing was trained or chosen by. Run again, it goes on where it
-stopped; the table shows what is there.
+patches are measured against their masks, which nothing was trained or chosen by. Beside it stand two measures that
+need no mask, to see whether they would choose as the masks do: agreement (mean correlation between the maps of a
+patch's four rotations) and fall (by how much the logit drops when the upper half of the map's pixels is blanked with
+the patch's mean colour). Run again, it goes on where it stopped; the table shows what is there.
 """
 
 import argparse
@@ -14,12 +16,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from epsam.cam import ROTATIONS, compute_maps, resize_map
-from epsam.classifier import load_classifier
+from epsam.classifier import ResNetADL, load_classifier
 from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.classifier.training import train_classifier
-from epsam.config import Config, find_config, load_config
+from epsam.config import Config
+from epsam.config_file import find_config, load_config
 from epsam.metrics import MapCurve
 from epsam.patches import patches_for_sam
 from epsam.results import read_results
@@ -68,10 +72,10 @@ def measure(config: Config, variant: str, hardware: Hardware, arguments: argpars
     if not workspace.dataset.exists():
         workspace.dataset.symlink_to(Workspace(arguments.source.resolve(), config.name).dataset)
     train_classifier(config, workspace, hardware)
-    curves = map_curves(config, workspace, hardware)
+    curves, unmasked = map_measures(config, workspace, hardware)
     measures = [
         {"layer": layer, "turns": turns, "pxap": curve.average_precision(RESAMPLES, "study"),
-         "dice": curve.best_dice(RESAMPLES, "study"), "ones": curve.whole_patch_dice()}
+         "dice": curve.best_dice(RESAMPLES, "study"), "ones": curve.whole_patch_dice()} | unmasked[layer]
         for (layer, turns), curve in curves.items()
     ]
     auc = next(float(row["auc"]) for row in read_results(workspace) if row["split"] == "test")
@@ -79,22 +83,47 @@ def measure(config: Config, variant: str, hardware: Hardware, arguments: argpars
                                           "maps": measures})
 
 
-def map_curves(config: Config, workspace: Workspace, hardware: Hardware) -> dict[tuple[str, str], MapCurve]:
-    """Precision and recall of the test patches' maps, by layer and number of rotations."""
+def map_measures(config: Config, workspace: Workspace, hardware: Hardware
+                 ) -> tuple[dict[tuple[str, str], MapCurve], dict[str, dict[str, float]]]:
+    """Curves of the test patches' maps by layer and number of rotations; agreement and fall by layer."""
     model = load_classifier(config.classifier, workspace.classifier, hardware.device)
     patches = patches_for_sam(workspace, "test")
     images = PatchImages(patches, config.worker_count)
     curves: dict[tuple[str, str], MapCurve] = defaultdict(MapCurve)
+    unmasked = {layer: {"agreement": [], "fall": []} for layer in LAYERS}
     batches = split_batches(len(patches), hardware.cam_batch)
     for indices, batch in progress(images.batches(batches, config.worker_count), total=len(batches), desc="maps"):
         truths = [read_mask(patches[index].mask) for index in indices]
+        inputs = as_float(batch, hardware.device)
         for layer in LAYERS:
-            for turns, rotations in TURNS.items():
-                with hardware.autocast():
-                    maps = compute_maps(model, as_float(batch, hardware.device), rotations, layer).cpu().numpy()
-                for cam, truth in zip(maps, truths, strict=True):
+            with hardware.autocast():
+                single = [compute_maps(model, inputs, (degrees,), layer) for degrees in ROTATIONS]
+                maps = {"1": single[0], "4": compute_maps(model, inputs, ROTATIONS, layer)}
+                unmasked[layer]["fall"] += fall(model, inputs, maps["4"])
+            unmasked[layer]["agreement"] += agreement(torch.stack(single, 1).cpu().numpy())
+            for turns, found in maps.items():
+                for cam, truth in zip(found.cpu().numpy(), truths, strict=True):
                     curves[layer, turns].add(resize_map(cam, truth.shape), truth)
-    return dict(curves)
+    return dict(curves), {layer: {name: float(np.mean(values)) for name, values in row.items()}
+                          for layer, row in unmasked.items()}
+
+
+def agreement(maps: np.ndarray) -> list[float]:
+    """Mean correlation between the maps (N, 4, h, w) of each patch; flat maps agree with nothing."""
+    centred = maps.reshape(*maps.shape[:2], -1)
+    centred = centred - centred.mean(-1, keepdims=True)
+    centred /= np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-6)
+    pairs = np.triu_indices(maps.shape[1], 1)
+    return (centred @ centred.transpose(0, 2, 1))[:, pairs[0], pairs[1]].mean(1).tolist()
+
+
+@torch.inference_mode()
+def fall(model: ResNetADL, images: torch.Tensor, maps: torch.Tensor) -> list[float]:
+    """Drop of the logit of `images` (N, 3, H, W) when the upper half of the pixels of `maps` (N, h, w) is blanked."""
+    maps = torch.nn.functional.interpolate(maps[:, None], images.shape[-2:], mode="bilinear")
+    blanked = torch.where(maps > maps.flatten(1).median(1).values[:, None, None, None],
+                          images.mean((2, 3), keepdim=True), images)
+    return (model(images) - model(blanked)).float().cpu().tolist()
 
 
 def print_table(root: Path, name: str) -> None:
@@ -104,8 +133,8 @@ def print_table(root: Path, name: str) -> None:
         saved = read_json(path)
         for row in saved["maps"]:
             rows[saved["variant"], row["layer"], row["turns"]].append(row | {"auc": saved["auc"]})
-    print("| variant | layer | rotations | seeds | AUC | PxAP | best Dice | all of the patch |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| variant | layer | rotations | seeds | AUC | PxAP | best Dice | all of the patch | agreement | fall |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for variant in VARIANTS:
         for layer in LAYERS:
             for turns in TURNS:
@@ -113,7 +142,8 @@ def print_table(root: Path, name: str) -> None:
                 if found:
                     print(f"| {variant} | {layer} | {turns} | {len(found)} | {spread([r['auc'] for r in found])} | "
                           f"{spread([r['pxap'][0] for r in found])} | {spread([r['dice'][0] for r in found])} | "
-                          f"{found[0]['ones']:.3f} |")
+                          f"{found[0]['ones']:.3f} | {spread([r['agreement'] for r in found])} | "
+                          f"{spread([r['fall'] for r in found])} |")
 
 
 def spread(values: list[float]) -> str:

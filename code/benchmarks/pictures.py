@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from slide_dice import predict, slide_path
 
-from epsam.config import load_config
+from epsam.config_file import load_config
 from epsam.evaluation.overview import draw_overview
 from epsam.inference.export import HOLE_COLOUR, TUMOUR_COLOUR
 from epsam.inference.overlay import COLOURS

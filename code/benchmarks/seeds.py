@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.config import Config, find_config, load_config
+from epsam.config import Config
+from epsam.config_file import find_config, load_config
 from epsam.demo.slides import make_demo
 from epsam.evaluation.methods import final_method, methods_of
 from epsam.evaluation.result_section import method_rows, share_closed

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from epsam.cam import cam_mask, load_cams
-from epsam.config import Config, load_config
+from epsam.config import Config
+from epsam.config_file import load_config
 from epsam.errors import DataError
 from epsam.metrics import overlap, pooled_dice
 from epsam.patches import patches_for_sam

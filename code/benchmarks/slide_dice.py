@@ -18,7 +18,8 @@ import shapely
 import tifffile
 from shapely.geometry import box, shape
 
-from epsam.config import Config, load_config
+from epsam.config import Config
+from epsam.config_file import load_config
 from epsam.evaluation.methods import final_method
 from epsam.evaluation.result_section import method_rows
 from epsam.inference import InferenceSettings, infer

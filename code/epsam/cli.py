@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from epsam.config import Config, config_from, find_config, load_config
+from epsam.config import Config
+from epsam.config_file import config_from, find_config, load_config
 from epsam.errors import CheckpointError, ConfigError, EpsamError
 from epsam.pipeline import STAGES, Stage, run_stage
 from epsam.reset import reset

@@ -1,19 +1,13 @@
-"""Typed settings of a run, one class per stage; a YAML file and `section.key=value` overrides fill them.
+"""Typed settings of a run, one class per stage; epsam/config_file.py fills them.
 
-The defaults are the published figures (Camelyon17, where the two datasets differ). Every unknown key or
-wrong value raises ConfigError naming the key and the closest right one.
+The defaults are the published figures (Camelyon17, where the two datasets differ).
 """
 
-import difflib
 import os
-import reprlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from epsam.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -281,102 +275,3 @@ class Config(Section):
             if low >= high:
                 raise ValueError(f"{section}.positive_share must rise, not {low} to {high}")
         return self
-
-
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read a YAML file and apply overrides of the form `section.key=value` (value in YAML).
-
-    Raises ConfigError for a missing or malformed file, an unknown key or a wrong value.
-    """
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise ConfigError(f"{path}: no such settings file; give the path of a YAML file or one of {shipped}") from None
-    except (OSError, *NOT_YAML) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: expected settings such as `name: mine`, found {type(settings).__name__}")
-    settings.setdefault("name", Path(path).stem)
-    return config_from(settings, str(path), overrides)
-
-
-def config_from(settings: dict[str, Any], source: str, overrides: tuple[str, ...] = ()) -> Config:
-    """Check settings, nested or with dotted keys, after applying overrides; errors name `source`."""
-    nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        _put(nested, str(key), value)
-    for override in overrides:
-        _apply(nested, override)
-    try:
-        return Config.model_validate(nested)
-    except (ValidationError, RecursionError) as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from None
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2  # a kilobyte of YAML can stand for gigabytes of nested lists
-
-NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
-"""What PyYAML raises: its own errors, and those of the types it makes (`2024-13-45`, `!!bool x`, `[[[[...`)."""
-
-SHIPPED = Path(__file__).parents[1] / "configs"
-
-
-def find_config(name_or_path: str) -> Path:
-    """Path of a shipped config by its name (`demo`), or the path itself."""
-    shipped = SHIPPED / f"{name_or_path}.yaml"
-    return shipped if shipped.is_file() else Path(name_or_path)
-
-
-def _apply(settings: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"`{override}`: an override reads section.key=value, e.g. retrain.rounds=2")
-    try:
-        _put(settings, key, yaml.safe_load(text))
-    except NOT_YAML as error:
-        raise ConfigError(f"`{override}`: the value is not YAML: {_one_line(error)}") from None
-
-
-def _put(settings: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        settings = settings.setdefault(section, {})
-        if not isinstance(settings, dict):
-            raise ConfigError(f"`{dotted}`: `{section}` is a value, not a section")
-    settings[key] = value
-
-
-def _explain(error: ValidationError | RecursionError) -> str:
-    """One line for all complaints, with the closest right key for unknown ones."""
-    if isinstance(error, RecursionError):
-        return "settings are nested too deeply"
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-")))
-        if item["type"] == "extra_forbidden":
-            keys = _keys_beside(item["loc"])
-            close = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1, cutoff=0.5)
-            hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(keys)}"
-            lines.append(f"unknown setting `{where}`; {hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            given = item["input"]
-            shown = f" (given: {_SHORT.repr(given)})" if isinstance(given, str | int | float | list | None) else ""
-            lines.append(f"`{where or 'settings'}`: {message}{shown}")
-    return "; ".join(lines)
-
-
-def _keys_beside(location: tuple) -> list[str]:
-    model = Config
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

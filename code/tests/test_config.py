@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from epsam.config import SHIPPED, Config, find_config, load_config
+from epsam.config import Config
+from epsam.config_file import SHIPPED, find_config, load_config
 from epsam.errors import ConfigError
 
 TOP = Path(__file__).parents[2]
@@ -94,7 +95,7 @@ def test_every_key_of_the_shipped_files_is_read():
 
 
 def test_config_survives_the_file_beside_a_checkpoint():
-    from epsam.config import config_from
+    from epsam.config_file import config_from
     from epsam.runtime.checkpoints import flatten
 
     config = load_config(find_config("camelyon17"))

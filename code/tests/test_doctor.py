@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from epsam.config import find_config, load_config
+from epsam.config_file import find_config, load_config
 from epsam.doctor import Check, as_json, as_lines, report
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
 from epsam.doctor.estimate import bytes_still_needed, flop, stage_bytes

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from epsam.config import Config, load_config
+from epsam.config import Config
+from epsam.config_file import load_config
 from epsam.errors import DataError
 from epsam.evaluation.evaluate import evaluate
 from epsam.evaluation.methods import Figures, figures_csv, predictions, read_figures

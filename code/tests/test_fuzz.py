@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from epsam.cam import load_cams, save_cams
-from epsam.config import load_config
+from epsam.config_file import load_config
 from epsam.errors import EpsamError
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import read_csv, read_image, read_json, read_mask

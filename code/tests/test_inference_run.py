@@ -22,7 +22,7 @@ import torch
 from shapely.geometry import shape
 
 from epsam.classifier.resnet import build_classifier
-from epsam.config import load_config
+from epsam.config_file import load_config
 from epsam.demo.slides import make_demo
 from epsam.errors import CheckpointError, DataError, SlideError, StateError
 from epsam.inference import InferenceSettings, infer

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from epsam.config import load_config
+from epsam.config_file import load_config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.pipeline import STAGES, find_stage, run_stage, signature_of
 from epsam.reset import reset
