@@ -35,6 +35,8 @@ VARIANTS = {
     "points_50": ("prompts.points=50",),
     "ids_0.8": ("retrain.ids=0.8",),
     "ids_0.9": ("retrain.ids=0.9",),
+    "lr_a_third": ("finetune.lr=1.0e-4",),
+    "embeddings_off": ("sam.embeddings=off", "retrain.rounds=0"),
     "prompts_from_mask": ("finetune.prompts_from=mask",),
     "prompts_from_cam": ("finetune.prompts_from=cam",),
     "select_on_val_masks": ("finetune.select_on=val_masks",),
