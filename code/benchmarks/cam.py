@@ -2,7 +2,7 @@
 
     python benchmarks/cam.py [--device cuda] [--patches 32] [--repeats 3]
 
-On the CPU at the demo's size (ResNet-18, 256 px), on the GPU at the published one (ResNet-50, 512 px). Both ways
+On the CPU at the demo's size (ResNet-18, 128 px), on the GPU at the published one (ResNet-50, 512 px). Both ways
 start from the same arrays in memory and end with the same maps in memory; the better of the repeats counts. On the
 GPU the process may use 12 GB, and the peaks of training at an effective batch of 16 and of the maps are shown.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     gpu = arguments.device == "cuda"
     hardware = choose_hardware("12gb" if gpu else "cpu")
-    depth, size = (50, 512) if gpu else (18, 256)
+    depth, size = (50, 512) if gpu else (18, 128)
     if gpu:
         share = CAP_BYTES / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))

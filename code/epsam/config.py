@@ -187,6 +187,12 @@ class Sam(Section):
     views: Annotated[int, Field(ge=1, le=8)] = 4
     """Dihedral views of each training patch that are kept: the augmentation."""
 
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _as_word(cls, value: object) -> object:
+        """YAML reads `on` and `off` as true and false."""
+        return ("off", "on")[value] if isinstance(value, bool) else value
+
 
 class Finetune(Section):
     """Fine-tuning of SAM's mask decoder, the same in every round (method.md, section 4)."""

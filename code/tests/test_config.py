@@ -33,6 +33,11 @@ def test_published_figures_of_camelyon17():
     assert (c.patches.seed, c.finetune.seed, c.prompts.points) == (42, 21, 50)
 
 
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_words_that_yaml_takes_for_true_and_false_are_words(word):
+    assert load_config(find_config("demo"), (f"sam.embeddings={word}",)).sam.embeddings == word
+
+
 def test_unknown_key_names_the_closest_right_one():
     with pytest.raises(ConfigError, match=r"unknown setting `finetune.learning_rat`.*`retrain.round`; did you mean `rounds`"):
         load_config(find_config("demo"), ("finetune.learning_rat=1", "retrain.round=2"))
