@@ -132,6 +132,15 @@ def test_second_call_leaves_what_is_whole_untouched(ws):
     assert times() == before
 
 
+def test_sheets_drawn_from_kept_scans_are_those_of_the_first_call(ws):
+    preprocess(config(), ws)
+    first = {path.name: path.read_bytes() for path in ws.qa.glob("*.png")}
+    assert first
+    shutil.rmtree(ws.qa)
+    preprocess(config(), ws)
+    assert {path.name: path.read_bytes() for path in ws.qa.glob("*.png")} == first
+
+
 def test_masks_that_were_lost_are_written_again_and_the_images_stay(ws):
     preprocess(config(), ws)
     whole = written(ws)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from epsam.config import Config
 from epsam.doctor import Check
-from epsam.doctor.estimate import size_text
 from epsam.errors import DataError
 from epsam.patches import list_patches
-from epsam.runtime.files import sha256
+from epsam.runtime.files import sha256, size_text
 from epsam.runtime.weights import WEIGHTS
 from epsam.slides.camelyon import PUBLISHED_SPLITS, canonical_name, kind_of, split_lists
 from epsam.slides.found import SUFFIXES

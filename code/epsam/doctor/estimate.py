@@ -34,11 +34,6 @@ def stage_bytes(config: Config, views: int) -> dict[str, int]:
     }
 
 
-def size_text(count: float) -> str:
-    """Bytes as people say them."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 def bytes_still_needed(config: Config, workspace: Workspace, views: int) -> dict[str, int]:
     """The same without stages that are done and without patches and embeddings that are there."""
     there = {"preprocess": [workspace.split(split) for split in SPLITS],

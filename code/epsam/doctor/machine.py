@@ -15,7 +15,7 @@ import openslide
 
 from epsam.config import Config
 from epsam.doctor import Check
-from epsam.doctor.estimate import size_text
+from epsam.runtime.files import size_text
 
 GIB = 2**30
 NEEDED_GIB = {"8gb": 7.0, "12gb": 11.0, "24gb": 22.0}

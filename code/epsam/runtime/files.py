@@ -50,6 +50,11 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def size_text(count: float) -> str:
+    """Bytes as people say them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def remove(paths: Iterable[Path]) -> None:
     """Delete files, and folders with all they hold; what is not there is no error."""
     for path in list(paths):

@@ -15,7 +15,7 @@ from epsam.config import Config
 from epsam.errors import EpsamError
 from epsam.patches import Patch, patches_for_sam
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import read_image, sha256
+from epsam.runtime.files import read_image, sha256, size_text
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
 from epsam.sam.checkpoint import load_sam
@@ -24,8 +24,8 @@ from epsam.sam.store import EmbeddingStore, Layout
 from epsam.sam.views import apply_view
 from epsam.workspace import SPLITS, Workspace
 
-DISK_RESERVE = 2**30
-"""Bytes of the disk that the stores leave free."""
+RESERVE = 0.1
+"""What must be left of the disk beside the stores, as a share of them."""
 
 
 class Embeddings(Protocol):
@@ -153,16 +153,16 @@ def views_that_fit(wanted: int, need: Callable[[int], int], folder: Path) -> int
     Raises EpsamError when there is no room for one.
     """
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = psutil.disk_usage(str(existing)).free - DISK_RESERVE
-    fitting = next((views for views in range(wanted, 0, -1) if need(views) <= free), 0)
-    room = f"the disk has {max(free, 0) / 2**30:.1f} GiB to spare"
+    free = psutil.disk_usage(str(existing)).free
+    fitting = next((views for views in range(wanted, 0, -1) if (1 + RESERVE) * need(views) <= free), 0)
+    room = f"{size_text(free)} of the disk are free"
     if not fitting:
-        raise EpsamError(f"{folder}: the embeddings need {need(1) / 2**30:.1f} GiB, {room}; make room, or set "
+        raise EpsamError(f"{folder}: the embeddings need {size_text((1 + RESERVE) * need(1))}, {room}; make room, or set "
                          "sam.embeddings=off (slow: the encoder then runs again in every epoch)")
     if fitting < wanted:
-        logger.warning(f"embed: {wanted} views need {need(wanted) / 2**30:.1f} GiB, {room}; going on with {fitting}, "
-                       "so there is less augmentation")
-    logger.info(f"embed: the embeddings take {need(fitting) / 2**30:.2f} GiB; {room}")
+        logger.warning(f"embed: {wanted} views need {size_text((1 + RESERVE) * need(wanted))}, {room}; going on with "
+                       f"{fitting}, so there is less augmentation")
+    logger.info(f"embed: the embeddings take {size_text(need(fitting))}; {room}")
     return fitting
 
 

@@ -78,6 +78,7 @@ def scan_slide(task: ScanTask) -> Scan | EpsamError:
             scan = _scan(task.record, task.config, signature)
             remove_patches(task.workspace, {task.record.slide}, keep=set())
             _save(task.file, scan)
+            scan = _load(task.file, signature) or scan  # the thumbnail as its file keeps it: after a stop, the same sheet
     except (SlideError, AnnotationError) as error:
         return error
     return scan
