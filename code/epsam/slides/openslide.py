@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import openslide
+from PIL.Image import Image
 
 from epsam.errors import SlideError
 from epsam.slides.reader import Slide, plausible_mpp
@@ -40,18 +40,20 @@ class OpenSlideSlide(Slide):
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
         try:
-            pixels = np.asarray(self.handle().read_region((x, y), level, (width, height)))
+            image = self.handle().read_region((x, y), level, (width, height))
         except openslide.OpenSlideError as error:
             self.close()  # OpenSlide answers nothing more on a handle that failed once
             raise SlideError(f"{self.path}: cannot be decoded at x={x} y={y}, level {level} ({error}); "
                              "download it again") from None
-        return over_white(pixels)
+        return over_white(image)
 
 
-def over_white(rgba: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint8 RGBA on white ground, as (H, W, 3) uint8: tiles that a file leaves out are transparent."""
-    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
-    if rgba.view("<u4").min() < 0xFF000000:  # four bytes at a time: alpha is the highest
-        share = rgba[..., 3:] / 255
-        rgb = np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
-    return rgb
+def over_white(image: Image) -> np.ndarray:
+    """RGBA on white ground, as (H, W, 3) uint8: tiles that a file leaves out are transparent."""
+    # Pillow packs RGB and alpha apart several times faster than it gives them together.
+    alpha, rgb = (np.frombuffer(image.tobytes("raw", mode), np.uint8).reshape(image.height, image.width, -1)
+                  for mode in ("A", "RGB"))
+    if alpha.min() == 255:
+        return rgb.copy()  # bytes are read-only
+    share = alpha / 255
+    return np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
