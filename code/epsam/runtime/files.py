@@ -5,10 +5,9 @@ import errno
 import glob
 import hashlib
 import json
-import os
+import secrets
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,15 +29,12 @@ def atomic(path: Path) -> Iterator[Path]:
 
     An OSError names `path`: a full disk itself does not say which file it refused.
     """
-    path, temporary = Path(path), None
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:STEM]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         if not path.parent.is_dir():  # much cheaper than to try
             path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:STEM]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         # NumPy says how many bytes went missing, but neither why nor where.
@@ -46,8 +42,7 @@ def atomic(path: Path) -> Iterator[Path]:
         other = error.filename if error.filename and ".tmp" not in Path(error.filename).name else None
         raise OSError(number, why, other or str(path)) from error
     finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def size_text(count: float) -> str:
@@ -67,12 +62,6 @@ def remove(paths: Iterable[Path]) -> None:
 def remove_temporaries(folder: Path, stem: str = "") -> None:
     """Delete the temporary files that a killed process left under `folder`: all of them, or those for `stem`.*"""
     remove(folder.rglob(f".{glob.escape(stem[:STEM])}*.tmp*"))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -144,7 +144,8 @@ def write_stored_png(path: Path, pixels: np.ndarray) -> None:
     Deflating H&E takes longer than reading it from the slide and saves a third of the room.
     """
     height, width = pixels.shape[:2]
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row begins with the number of its filter: none
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 0  # each row begins with the number of its filter: none
     rows[:, 1:] = pixels.reshape(height, -1)
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
     with atomic(path) as temporary, temporary.open("wb") as stream:
