@@ -9,7 +9,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,10 +177,22 @@ def _train_stage(sam: Sam, stage: Stage, training: Examples, held_out: Examples,
             losses.append(loss.item())
         return {"train_loss": sum(losses) / len(losses), "val_loss": _validate(loss_of, held_out)}
 
-    fit(f"demo SAM, {stage.name}", run_epoch,
-        {"sam": sam, "likeness": likeness, "readout": readout, "optimiser": optimiser, "schedule": schedule},
-        sam.state_dict, epochs=stage.epochs, early_stop=stage.epochs, state=work / f"{stage.name}_state.pth", best=best,
-        curves=work / f"{stage.name}_curves.csv")
+    with _same_every_time():
+        fit(f"demo SAM, {stage.name}", run_epoch,
+            {"sam": sam, "likeness": likeness, "readout": readout, "optimiser": optimiser, "schedule": schedule},
+            sam.state_dict, epochs=stage.epochs, early_stop=stage.epochs, state=work / f"{stage.name}_state.pth",
+            best=best, curves=work / f"{stage.name}_curves.csv")
+
+
+@contextmanager
+def _same_every_time() -> Iterator[None]:
+    """Add up the gradients of indexing in a fixed order: threads do not, and a training that went on would end apart."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _validate(loss_of: Callable[[Examples, Batch], Tensor], held_out: Examples) -> float:
