@@ -7,8 +7,9 @@ Patches come from dataset/<name> of --source, where the stage preprocess was run
 Each variant and seed is trained in a folder of its own under --root; then the maps of the test split's positive
 patches are measured against their masks, which nothing was trained or chosen by. Beside it stand two measures that
 need no mask, to see whether they would choose as the masks do: agreement (mean correlation between the maps of a
-patch's four rotations) and fall (by how much the logit drops when the upper half of the map's pixels is blanked with
-the patch's mean colour). Run again, it goes on where it stopped; the table shows what is there.
+patch's four rotations) and evidence (the logit with only the upper half of the map's pixels kept, less that with only
+the lower half kept; the other half has the patch's mean colour both times, so that what the colour itself says cancels
+out). Run again, it goes on where it stopped; the table shows what is there.
 """
 
 import argparse
@@ -25,18 +26,20 @@ from epsam.classifier.training import train_classifier
 from epsam.config import Config
 from epsam.config_file import find_config, load_config
 from epsam.metrics import MapCurve
-from epsam.patches import patches_for_sam
+from epsam.patches import patches_for_classifier, patches_for_sam
 from epsam.results import read_results
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_json, read_mask, write_json
 from epsam.runtime.log import progress, set_up_logging
-from epsam.workspace import Workspace
+from epsam.workspace import SPLITS, Workspace
 
 VARIANTS = {
     "RGB": {"adl": False, "high_frequency": False},
     "RGB + ADL": {"adl": True, "high_frequency": False},
     "RGB + HF": {"adl": False, "high_frequency": True},
     "RGB + ADL + HF": {"adl": True, "high_frequency": True},
+    "both, mixed positives": {"adl": True, "high_frequency": True, "positive_share": (0.2, 0.9)},
+    "both, ADL as published": {"adl": True, "high_frequency": True, "adl_drop_rate": 0.75},
 }
 LAYERS = ("layer4.0", "layer4")
 TURNS = {"1": (0,), "4": ROTATIONS}
@@ -68,9 +71,7 @@ def measure(config: Config, variant: str, hardware: Hardware, arguments: argpars
     if (folder / "measures.json").is_file():
         return
     workspace = Workspace(folder, config.name)
-    workspace.dataset.parent.mkdir(parents=True, exist_ok=True)
-    if not workspace.dataset.exists():
-        workspace.dataset.symlink_to(Workspace(arguments.source.resolve(), config.name).dataset)
+    link_patches(Workspace(arguments.source.resolve(), config.name), workspace, config)
     train_classifier(config, workspace, hardware)
     curves, unmasked = map_measures(config, workspace, hardware)
     measures = [
@@ -83,14 +84,30 @@ def measure(config: Config, variant: str, hardware: Hardware, arguments: argpars
                                           "maps": measures})
 
 
+def link_patches(source: Workspace, workspace: Workspace, config: Config) -> None:
+    """Give `workspace` the patches of `source`, without the classifier's extra ones when the variant has none."""
+    mixed_only = config.classifier.positive_share == config.patches.positive_share
+    for split in SPLITS:
+        patches = patches_for_classifier(source, split)
+        if mixed_only:
+            patches = patches_for_sam(source, split) + [patch for patch in patches if patch.label == 0]
+        for original in [file for patch in patches for file in (patch.path, patch.mask) if file.is_file()]:
+            link = workspace.split(split) / original.parent.name / original.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(original)
+    if source.patches_csv.is_file() and not workspace.patches_csv.exists():
+        workspace.patches_csv.symlink_to(source.patches_csv)
+
+
 def map_measures(config: Config, workspace: Workspace, hardware: Hardware
                  ) -> tuple[dict[tuple[str, str], MapCurve], dict[str, dict[str, float]]]:
-    """Curves of the test patches' maps by layer and number of rotations; agreement and fall by layer."""
+    """Curves of the test patches' maps by layer and number of rotations; agreement and evidence by layer."""
     model = load_classifier(config.classifier, workspace.classifier, hardware.device)
     patches = patches_for_sam(workspace, "test")
     images = PatchImages(patches, config.worker_count)
     curves: dict[tuple[str, str], MapCurve] = defaultdict(MapCurve)
-    unmasked = {layer: {"agreement": [], "fall": []} for layer in LAYERS}
+    unmasked = {layer: {"agreement": [], "evidence": []} for layer in LAYERS}
     batches = split_batches(len(patches), hardware.cam_batch)
     for indices, batch in progress(images.batches(batches, config.worker_count), total=len(batches), desc="maps"):
         truths = [read_mask(patches[index].mask) for index in indices]
@@ -99,7 +116,7 @@ def map_measures(config: Config, workspace: Workspace, hardware: Hardware
             with hardware.autocast():
                 single = [compute_maps(model, inputs, (degrees,), layer) for degrees in ROTATIONS]
                 maps = {"1": single[0], "4": compute_maps(model, inputs, ROTATIONS, layer)}
-                unmasked[layer]["fall"] += fall(model, inputs, maps["4"])
+                unmasked[layer]["evidence"] += evidence(model, inputs, maps["4"])
             unmasked[layer]["agreement"] += agreement(torch.stack(single, 1).cpu().numpy())
             for turns, found in maps.items():
                 for cam, truth in zip(found.cpu().numpy(), truths, strict=True):
@@ -118,12 +135,13 @@ def agreement(maps: np.ndarray) -> list[float]:
 
 
 @torch.inference_mode()
-def fall(model: ResNetADL, images: torch.Tensor, maps: torch.Tensor) -> list[float]:
-    """Drop of the logit of `images` (N, 3, H, W) when the upper half of the pixels of `maps` (N, h, w) is blanked."""
+def evidence(model: ResNetADL, images: torch.Tensor, maps: torch.Tensor) -> list[float]:
+    """Logit of `images` (N, 3, H, W) with the upper half of the pixels of `maps` (N, h, w) kept, less the lower's."""
     maps = torch.nn.functional.interpolate(maps[:, None], images.shape[-2:], mode="bilinear")
-    blanked = torch.where(maps > maps.flatten(1).median(1).values[:, None, None, None],
-                          images.mean((2, 3), keepdim=True), images)
-    return (model(images) - model(blanked)).float().cpu().tolist()
+    upper = maps > maps.flatten(1).median(1).values[:, None, None, None]
+    colour = images.mean((2, 3), keepdim=True)
+    kept, rest = torch.where(upper, images, colour), torch.where(upper, colour, images)
+    return (model(kept) - model(rest)).float().cpu().tolist()
 
 
 def print_table(root: Path, name: str) -> None:
@@ -133,7 +151,7 @@ def print_table(root: Path, name: str) -> None:
         saved = read_json(path)
         for row in saved["maps"]:
             rows[saved["variant"], row["layer"], row["turns"]].append(row | {"auc": saved["auc"]})
-    print("| variant | layer | rotations | seeds | AUC | PxAP | best Dice | all of the patch | agreement | fall |")
+    print("| variant | layer | rotations | seeds | AUC | PxAP | best Dice | all of the patch | agreement | evidence |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for variant in VARIANTS:
         for layer in LAYERS:
@@ -143,7 +161,7 @@ def print_table(root: Path, name: str) -> None:
                     print(f"| {variant} | {layer} | {turns} | {len(found)} | {spread([r['auc'] for r in found])} | "
                           f"{spread([r['pxap'][0] for r in found])} | {spread([r['dice'][0] for r in found])} | "
                           f"{found[0]['ones']:.3f} | {spread([r['agreement'] for r in found])} | "
-                          f"{spread([r['fall'] for r in found])} |")
+                          f"{spread([r['evidence'] for r in found])} |")
 
 
 def spread(values: list[float]) -> str:
