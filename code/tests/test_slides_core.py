@@ -12,7 +12,7 @@ from epsam.demo.slides import make_demo
 from epsam.errors import AnnotationError, SlideError
 from epsam.slides import load_annotation, open_slide
 from epsam.slides.camelyon import PUBLISHED_SPLITS
-from epsam.slides.reader import overview
+from epsam.slides.slide import overview
 from epsam.workspace import SPLITS
 
 GROUPS = {"tumour": ["_0", "Tumor"], "hole": ["_2", "Exclusion"]}

@@ -16,7 +16,7 @@ from epsam.patches import Patch, list_patches
 from epsam.runtime.files import read_csv, read_mask
 from epsam.slides import open_slide, overview
 from epsam.slides.grid import window_px
-from epsam.slides.reader import plausible_mpp
+from epsam.slides.slide import plausible_mpp
 from epsam.workspace import Workspace
 
 PICTURE_PX = 720

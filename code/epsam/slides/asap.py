@@ -13,7 +13,7 @@ import tifffile
 from epsam.errors import SlideError
 from epsam.runtime.log import logger
 from epsam.slides.openslide import OpenSlideSlide
-from epsam.slides.reader import Slide, plausible_mpp
+from epsam.slides.slide import Slide, plausible_mpp
 
 MODULE = "multiresolutionimageinterface"
 INSTALLED = Path("/opt/ASAP/bin")

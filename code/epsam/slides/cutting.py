@@ -16,8 +16,9 @@ from epsam.runtime.files import atomic, write_png
 from epsam.runtime.log import logger, progress
 from epsam.slides.annotation import Annotation, read_annotation
 from epsam.slides.found import SlideRecord, used
-from epsam.slides.reader import Slide, open_slide, read_window
+from epsam.slides.reader import open_slide
 from epsam.slides.scan import Scan
+from epsam.slides.slide import Slide, read_window
 from epsam.slides.tables import patch_names
 from epsam.slides.workers import run_tasks
 from epsam.workspace import Workspace

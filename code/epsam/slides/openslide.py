@@ -7,7 +7,7 @@ import openslide
 from PIL.Image import Image
 
 from epsam.errors import SlideError
-from epsam.slides.reader import Slide, plausible_mpp
+from epsam.slides.slide import Slide, plausible_mpp
 
 CACHE_BYTES = 128 * 2**20
 """Of decoded tiles; a tile of 512 px takes 1 MiB."""

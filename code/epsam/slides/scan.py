@@ -15,8 +15,9 @@ from epsam.runtime.log import logger
 from epsam.slides.annotation import Annotation, read_annotation
 from epsam.slides.found import SlideRecord
 from epsam.slides.grid import candidate_windows, window_px
-from epsam.slides.reader import Slide, open_slide, overview
-from epsam.slides.tables import remove_patches
+from epsam.slides.leftovers import remove_patches
+from epsam.slides.reader import open_slide
+from epsam.slides.slide import Slide, overview
 from epsam.slides.tissue import tissue_mask
 from epsam.workspace import Workspace
 

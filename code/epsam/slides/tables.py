@@ -1,40 +1,35 @@
-"""Names of patches, the tables patches.csv and slides.csv, and patches that earlier runs left behind."""
+"""Names of patches, and the tables patches.csv and slides.csv."""
 
-import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
 from epsam.slides.found import SLIDE_COLUMNS, SlideRecord, used
+from epsam.slides.leftovers import remove_patches
+from epsam.slides.scan import Scan
 from epsam.workspace import SPLITS, Workspace
-
-if TYPE_CHECKING:
-    from epsam.slides.scan import Scan
 
 PATCH_COLUMNS = ["name", "slide", "x", "y", "read_px", "tumour_fraction", "split", "label", "chosen", "purpose",
                  "reader", "reader_version", "vendor"]
-CUT_HERE = re.compile(r"(.+)_x\d+_y\d+_[01]")
-"""Names that this program gives; group 1 is the slide."""
 
 
-def patch_names(record: SlideRecord, scan: "Scan") -> list[str]:
+def patch_names(record: SlideRecord, scan: Scan) -> list[str]:
     """`<slide>_x<X>_y<Y>_<label>` of each candidate window: level-0 corner; label 1 when it holds tumour."""
     labels = (scan.fraction > 0).astype(int)
     return [f"{record.slide}_x{x}_y{y}_{label}" for x, y, label in
             zip(scan.x.tolist(), scan.y.tolist(), labels.tolist(), strict=True)]
 
 
-def write_patches(records: list[SlideRecord], scans: Mapping[str, "Scan"], purposes: Mapping[str, np.ndarray],
+def write_patches(records: list[SlideRecord], scans: Mapping[str, Scan], purposes: Mapping[str, np.ndarray],
                   workspace: Workspace) -> None:
     """Write patches.csv: every candidate window of the slides in use."""
     write_csv(workspace.patches_csv, (row for record in used(records) for row in
                                       _rows(record, scans[record.slide], purposes[record.slide])), PATCH_COLUMNS)
 
 
-def _rows(record: SlideRecord, scan: "Scan", purpose: np.ndarray) -> Iterator[dict[str, object]]:
+def _rows(record: SlideRecord, scan: Scan, purpose: np.ndarray) -> Iterator[dict[str, object]]:
     common = {"slide": record.slide, "read_px": scan.read_px, "split": record.split, "reader": scan.reader,
               "reader_version": scan.reader_version, "vendor": scan.vendor}
     for i, name in enumerate(patch_names(record, scan)):
@@ -58,7 +53,7 @@ def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
         logger.info(f"{status}: {shown}: {reason}")
 
 
-def remove_stale(records: list[SlideRecord], scans: Mapping[str, "Scan"], purposes: Mapping[str, np.ndarray],
+def remove_stale(records: list[SlideRecord], scans: Mapping[str, Scan], purposes: Mapping[str, np.ndarray],
                  workspace: Workspace) -> None:
     """Remove patches of these slides that earlier runs cut and that are not chosen now."""
     keep: set[tuple[str, str]] = set()
@@ -67,16 +62,3 @@ def remove_stale(records: list[SlideRecord], scans: Mapping[str, "Scan"], purpos
         keep |= {(record.split, str(name)) for name in names[purposes[record.slide] != ""]}
     if removed := remove_patches(workspace, {record.slide for record in records}, keep):
         logger.info(f"removed {removed} patches of an earlier run that are not chosen now")
-
-
-def remove_patches(workspace: Workspace, slides: set[str], keep: set[tuple[str, str]]) -> int:
-    """Remove images and masks cut from `slides` other than `keep`, pairs of split and name; gives how many images."""
-    removed = 0
-    for split in SPLITS:
-        for kind in ("image", "mask"):
-            for path in (workspace.split(split) / kind).glob("*.png"):
-                match = CUT_HERE.fullmatch(path.stem)
-                if match and match[1] in slides and (split, path.stem) not in keep:
-                    path.unlink()
-                    removed += kind == "image"
-    return removed

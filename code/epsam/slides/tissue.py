@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from epsam.config import Tissue
-from epsam.slides.reader import Slide, overview
+from epsam.slides.slide import Slide, overview
 
 GREY = 0.1
 """Pen, dust and missing tiles darken all channels alike; a stain's channels differ by more than this share of its

@@ -1,0 +1,150 @@
+"""A slide as the stages see it, whichever library reads it.
+
+Frames: x and y are level-0 pixels of the slide; width and height are pixels of the level that is read.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from epsam.errors import SlideError
+
+PLAUSIBLE_MPP = (0.02, 20.0)
+"""um per pixel between which a resolution is believed; scanners write 0.1 to 1, converters anything."""
+
+
+class Slide(ABC):
+    """An opened slide. It can be pickled and used after a fork: every process opens the file for itself."""
+
+    reader: str
+    """`asap` or `openslide`."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._handle: Any = None
+        self._owner: int | None = None
+        self.reader_version = ""
+        self.vendor = ""
+        self.level_sizes: tuple[tuple[int, int], ...] = ()
+        """(width, height) of each level."""
+        self.mpp: tuple[float, float] | None = None
+        """um per level-0 pixel in x and y; None when the file says nothing or something absurd."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of level 0."""
+        return self.level_sizes[0]
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Level-0 pixels per pixel of each level, mean of both axes."""
+        width, height = self.size
+        return tuple((width / w + height / h) / 2 for w, h in self.level_sizes)
+
+    def level_for(self, downsample: float) -> int:
+        """The coarsest level that still has at least one pixel per `downsample` level-0 pixels."""
+        fitting = [i for i, d in enumerate(self.level_downsamples) if d <= downsample * 1.01]
+        return max(fitting, key=self.level_downsamples.__getitem__, default=0)
+
+    def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
+        """Read (height, width, 3) uint8 RGB; white outside the slide and where the file holds no tile.
+
+        x, y: top-left corner in level-0 pixels; width, height: pixels of `level`.
+        Raises SlideError when the level does not exist or a tile cannot be decoded.
+        """
+        x, y, width, height = int(x), int(y), int(width), int(height)
+        if not 0 <= level < len(self.level_sizes):
+            raise SlideError(f"{self.path}: no level {level}; it has {len(self.level_sizes)}")
+        if width < 1 or height < 1:
+            raise SlideError(f"{self.path}: cannot read {width} x {height} px; ask for at least one pixel")
+        scale = self.level_downsamples[level]
+        level_width, level_height = self.level_sizes[level]
+        left, top = round(x / scale), round(y / scale)
+        x0, x1 = max(0, -left), min(width, level_width - left)
+        y0, y1 = max(0, -top), min(height, level_height - top)
+        if x0 >= x1 or y0 >= y1:
+            return np.full((height, width, 3), 255, np.uint8)
+        at = (max(0, x) if x0 == 0 else 0, max(0, y) if y0 == 0 else 0)
+        inside = self._read_inside(*at, x1 - x0, y1 - y0, level)
+        if inside.shape[:2] == (height, width):
+            return inside
+        out = np.full((height, width, 3), 255, np.uint8)
+        out[y0:y1, x0:x1] = inside
+        return out
+
+    def handle(self) -> Any:
+        """The library's own object, opened in this process."""
+        if self._owner != os.getpid():
+            self._handle, self._owner = self._open(), os.getpid()
+        return self._handle
+
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        self._handle, self._owner = None, None
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None, "_owner": None}
+
+    @abstractmethod
+    def _open(self) -> Any:
+        """Open the file; raises SlideError."""
+
+    @abstractmethod
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """Read RGB of a part that lies inside the level; raises SlideError."""
+
+
+def plausible_mpp(x: float | str | None, y: float | str | None) -> tuple[float, float] | None:
+    """(x, y) in um when both are numbers that a scanner can have, else None."""
+    try:
+        values = float(x), float(y)
+    except (TypeError, ValueError):
+        return None
+    low, high = PLAUSIBLE_MPP
+    return values if all(low <= value <= high for value in values) else None
+
+
+def read_window(slide: Slide, x: int, y: int, read_px: int, size_px: int) -> np.ndarray:
+    """Read the square of `read_px` level-0 pixels at (x, y) as (size_px, size_px, 3) uint8 RGB."""
+    if read_px == size_px:
+        return slide.read(x, y, size_px, size_px)
+    level = slide.level_for(read_px / size_px)
+    side = max(1, round(read_px / slide.level_downsamples[level]))
+    pixels = slide.read(x, y, side, side, level)
+    return cv2.resize(pixels, (size_px, size_px),
+                      interpolation=cv2.INTER_AREA if side >= size_px else cv2.INTER_LINEAR)
+
+
+def overview(
+    slide: Slide, downsample: float, block_px: int = 2048, window: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """The whole slide, or its `window` x, y, W, H in level-0 px, as (ceil(H / downsample), ceil(W / downsample), 3).
+
+    uint8 RGB. Pixel [i, j] covers level-0 pixels from (x + j * downsample, y + i * downsample) on, whatever levels
+    the file has; it is read in blocks of at most `block_px` level pixels, so memory grows with the result alone.
+    """
+    x, y, *size = window or (0, 0, *slide.size)
+    level = slide.level_for(downsample)
+    factor = downsample / slide.level_downsamples[level]
+    width, height = (-int(-side // downsample) for side in size)
+    out = np.empty((height, width, 3), np.uint8)
+    step = max(1, int(block_px / factor))
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            rows, columns = min(step, height - top), min(step, width - left)
+            block = slide.read(round(x + left * downsample), round(y + top * downsample),
+                               max(1, round(columns * factor)), max(1, round(rows * factor)), level)
+            if block.shape[:2] != (rows, columns):
+                block = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
+            out[top:top + rows, left:left + columns] = block
+    return out
