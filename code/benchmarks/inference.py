@@ -84,7 +84,7 @@ def prepare(folder: Path) -> InferenceSettings:
     torch.manual_seed(0)
     weights = build_classifier(config.classifier).state_dict()
     weights["fc.bias"] += 5
-    save_weights(folder / "resnet.pth", weights, {}, layer="layer4")
+    save_weights(folder / "resnet.pth", weights, {})
     save_weights(folder / "decoder.pth", decoder_weights(load_sam("demo", None, WEIGHTS)), {})
     return InferenceSettings(slide, folder / "resnet.pth", "demo", None, folder / "decoder.pth", folder / "whole",
                              config, weights_dir=WEIGHTS, fresh=True)

@@ -21,7 +21,6 @@ import torch
 
 from epsam.cam import ROTATIONS, compute_maps, resize_map
 from epsam.classifier import ResNetADL, load_classifier
-from epsam.classifier.activation import LAYERS, agreement, rotation_maps
 from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.classifier.training import train_classifier
 from epsam.config import Config
@@ -42,6 +41,7 @@ VARIANTS = {
     "both, mixed positives": {"adl": True, "high_frequency": True, "positive_share": (0.2, 0.9)},
     "both, ADL as published": {"adl": True, "high_frequency": True, "adl_drop_rate": 0.75},
 }
+LAYERS = ("layer4.0", "layer4")
 TURNS = {"1": (0,), "4": ROTATIONS}
 RESAMPLES = 500
 
@@ -114,14 +114,24 @@ def map_measures(config: Config, workspace: Workspace, hardware: Hardware
         inputs = as_float(batch, hardware.device)
         for layer in LAYERS:
             with hardware.autocast():
-                maps = {turns: compute_maps(model, inputs, rotations, layer) for turns, rotations in TURNS.items()}
+                single = [compute_maps(model, inputs, (degrees,), layer) for degrees in ROTATIONS]
+                maps = {"1": single[0], "4": compute_maps(model, inputs, ROTATIONS, layer)}
                 unmasked[layer]["evidence"] += evidence(model, inputs, maps["4"])
-                unmasked[layer]["agreement"] += agreement(rotation_maps(model, inputs, layer=layer)).tolist()
+            unmasked[layer]["agreement"] += agreement(torch.stack(single, 1).cpu().numpy())
             for turns, found in maps.items():
                 for cam, truth in zip(found.cpu().numpy(), truths, strict=True):
                     curves[layer, turns].add(resize_map(cam, truth.shape), truth)
     return dict(curves), {layer: {name: float(np.mean(values)) for name, values in row.items()}
                           for layer, row in unmasked.items()}
+
+
+def agreement(maps: np.ndarray) -> list[float]:
+    """Mean correlation between the maps (N, 4, h, w) of each patch; flat maps agree with nothing."""
+    centred = maps.reshape(*maps.shape[:2], -1)
+    centred = centred - centred.mean(-1, keepdims=True)
+    centred /= np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-6)
+    pairs = np.triu_indices(maps.shape[1], 1)
+    return (centred @ centred.transpose(0, 2, 1))[:, pairs[0], pairs[1]].mean(1).tolist()
 
 
 @torch.inference_mode()

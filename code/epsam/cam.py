@@ -11,7 +11,6 @@ import torch
 
 from epsam.cam_sheet import draw_cam_sheet
 from epsam.classifier.activation import ROTATIONS, compute_maps, resize_map
-from epsam.classifier.choosing import with_layer
 from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.classifier.resnet import ResNetADL, load_classifier
 from epsam.config import Cam, Config
@@ -58,8 +57,6 @@ def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware)
     A split whose maps are on disk is not computed again. An empty mask is written too and counted in the log.
     """
     model = load_classifier(config.classifier, workspace.classifier, hardware.device)
-    config = with_layer(config, workspace.classifier)
-    logger.info(f"initial masks: maps are taken after {config.cam.layer}")
     for split in SPLITS:
         patches = patches_for_sam(workspace, split)
         path = workspace.cams(split)

@@ -148,8 +148,7 @@ class Classifier(Section):
 class Cam(Section):
     """Class activation maps and the masks cut from them (method.md, section 2)."""
 
-    layer: Literal["layer4.0", "layer4", "auto"] = "layer4.0"
-    """`auto`: the one whose maps agree best across the rotations of the val split's positives."""
+    layer: Literal["layer4.0", "layer4"] = "layer4.0"
     rotations: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
     mask_px: Positive = 32
     """Side to which the map is resized before threshold and opening."""

@@ -17,14 +17,12 @@ from epsam.cam import (
     save_cams,
 )
 from epsam.classifier import ResNetADL, build_classifier
-from epsam.classifier.activation import agreement, rotation_maps
-from epsam.classifier.choosing import layer_agreements
 from epsam.config import Cam, Classifier, Config
-from epsam.errors import CheckpointError, DataError
+from epsam.errors import DataError
 from epsam.patches import patches_for_sam
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import choose_hardware
-from epsam.runtime.files import read_image, read_mask, write_csv
+from epsam.runtime.files import read_mask, write_csv
 from epsam.runtime.fitting import load_tensors
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
@@ -93,23 +91,6 @@ def test_maps_are_floats_from_0_to_1_in_the_precision_of_the_device(model):
     assert len(maps.unique()) > 16  # not quantised
     with torch.autocast("cpu", torch.bfloat16):
         assert compute_maps(model, images).dtype == torch.float32
-
-
-def test_maps_that_turn_with_the_patch_agree_and_those_that_stay_do_not():
-    bump = torch.from_numpy(_bump()).expand(2, 32, 32)
-    follows = torch.stack([bump, 0.5 * bump + 0.1])
-    assert agreement(follows).tolist() == pytest.approx([1, 1])
-    stays = torch.stack([torch.rot90(bump, k, (1, 2)) for k in range(4)])
-    assert (agreement(stays) < 0.3).all()
-    assert agreement(torch.stack([bump, 1 - bump])).tolist() == pytest.approx([-1, -1])
-    assert agreement(torch.zeros(4, 3, 8, 8)).tolist() == [0, 0, 0]
-
-
-def test_the_maps_of_the_rotations_keep_their_order(model):
-    images = torch.rand(2, 3, 64, 96)  # not square, so that two calls of the model are put together
-    maps = rotation_maps(model, images, (90, 0, 270))
-    for map_, degrees in zip(maps, (90, 0, 270), strict=True):
-        torch.testing.assert_close(map_, rotation_maps(model, images, (degrees,))[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("rotations", [(), (45,)])
@@ -212,29 +193,6 @@ def test_the_stage_writes_maps_of_every_split_and_masks_of_the_positives(workspa
     assert read_mask(masks[0]).shape == (64, 64)
     assert cv2.imread(str(workspace.run / "cams" / "sheet.png")) is not None
     assert re.search(r"initial masks: 5 patches, mean foreground \d", caplog.text)
-
-
-def test_the_layer_is_the_one_noted_when_the_classifier_was_trained(workspace):
-    hardware = choose_hardware("cpu")
-    with pytest.raises(CheckpointError, match=r"set cam.layer to one of layer4.0, layer4"):
-        make_initial_masks(_config(layer="auto"), workspace, hardware)
-    maps = {}
-    for layer in ("layer4.0", "layer4", "auto"):
-        save_weights(workspace.classifier, load_tensors(workspace.classifier), {}, layer="layer4")
-        make_initial_masks(_config(layer=layer), workspace, hardware)
-        maps[layer] = load_cams(workspace.cams("test"))["slide_x0_y0_1"]
-        workspace.cams("test").unlink()
-    np.testing.assert_array_equal(maps["auto"], maps["layer4"])
-    assert not np.array_equal(maps["auto"], maps["layer4.0"])
-
-
-def test_layers_are_compared_on_the_positives_of_the_val_split(workspace, model):
-    found = layer_agreements(model, _config(), workspace, choose_hardware("cpu"))
-    images = torch.stack([torch.from_numpy(read_image(patch.path)).permute(2, 0, 1) / 255
-                          for patch in patches_for_sam(workspace, "val")])
-    assert set(found) == {"layer4.0", "layer4"}
-    for layer, value in found.items():
-        assert value == pytest.approx(agreement(rotation_maps(model, images, layer=layer)).mean().item(), abs=0.02)
 
 
 def test_the_stage_goes_on_with_the_splits_that_are_whole(workspace, caplog):

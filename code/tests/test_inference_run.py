@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
                  "inference.threshold=0.3", "inference.overlap=0.25", "cam.rotations=[0]")
     config = load_config(top / "tiny.yaml", overrides)
     torch.manual_seed(0)
-    save_weights(top / "resnet.pth", build_classifier(config.classifier).state_dict(), {}, layer="layer4")
+    save_weights(top / "resnet.pth", build_classifier(config.classifier).state_dict(), {})
     save_weights(top / "decoder.pth", decoder_weights(load_sam("demo", None, WEIGHTS)), {})
     return InferenceSettings(top / "images" / "tumor_001.tif", top / "resnet.pth", "demo", None, top / "decoder.pth",
                              top / "nowhere", config, weights_dir=WEIGHTS)

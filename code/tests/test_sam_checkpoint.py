@@ -97,7 +97,7 @@ def test_a_decoder_of_another_sam_is_refused_and_changes_nothing(tmp_path):
 
 def test_a_decoder_trained_on_another_encoder_is_refused(tmp_path):
     sam, other = build_sam("demo"), build_sam("demo")
-    save_weights(tmp_path / "decoder.pth", decoder_weights(other), {}, encoder=encoder_hash(other))
+    save_weights(tmp_path / "decoder.pth", decoder_weights(other), {}, encoder_hash(other))
     load_decoder(other, tmp_path / "decoder.pth")
     with pytest.raises(CheckpointError, match=r"decoder.pth was trained on another SAM \(encoder \w+ there, \w+ here\)"):
         load_decoder(sam, tmp_path / "decoder.pth")

@@ -14,7 +14,7 @@ patches:
   test: {per_bin: 1, negatives: 8}
   tissue: {downsample: 8}
 classifier: {depth: 18, positive_share: [0.2, 1.0], lr: 1.0e-3, epochs: 2}
-cam: {layer: auto, percentile: null, threshold: 0.4, mask_px: 128}
+cam: {layer: layer4, percentile: null, threshold: 0.4, mask_px: 128}
 prompts: {points: 10}
 sam: {model_type: demo, views: 2}
 finetune: {lr: 1.0e-4, batch: 8, epochs: 2}

@@ -10,8 +10,6 @@ from epsam.classifier.resnet import ResNetADL
 from epsam.errors import DataError
 
 ROTATIONS = (0, 90, 180, 270)
-LAYERS = ("layer4.0", "layer4")
-"""Where maps can be taken: after the first block of layer4, as published, or after all of it."""
 FLAT = 1e-6
 """A map whose values differ by less has no place to show; it becomes 0 everywhere."""
 
@@ -21,26 +19,17 @@ def compute_maps(
 ) -> torch.Tensor:
     """Class activation maps (N, h, w), float32 in [0, 1], of `images` (N, 3, H, W), float in [0, 1].
 
-    The mean of `rotation_maps` over the rotations, scaled to [0, 1] again.
-    """
-    return _scaled(rotation_maps(model, images, rotations, layer).mean(0))
-
-
-def rotation_maps(
-    model: ResNetADL, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
-) -> torch.Tensor:
-    """One map for each of `rotations` (degrees, counter-clockwise), turned back: (R, N, h, w), float32 in [0, 1].
-
     Features after `layer`, weighted by the last layer's weights (Zhou et al., CVPR 2016), their negative part
-    cut off, scaled to [0, 1]. A map that is the same everywhere becomes 0. All rotations of all images are one
-    call of the model (two, where images are not square); everything stays on the images' device.
+    cut off, scaled to [0, 1]; the mean over `rotations` (degrees, counter-clockwise), turned back, is scaled
+    to [0, 1] again. A map that is the same everywhere becomes 0. All rotations of all images are one call of
+    the model (two, where images are not square); everything stays on the images' device.
     """
     _check_rotations(rotations)
     quarters = [degrees // 90 for degrees in rotations]
     groups = [quarters] if images.shape[-1] == images.shape[-2] else [
         group for group in ([k for k in quarters if k % 2 == 0], [k for k in quarters if k % 2]) if group
     ]
-    turned_back = {}
+    total = 0
     with torch.inference_mode():
         for group in groups:
             turned = torch.cat([torch.rot90(images, k, (2, 3)) for k in group])
@@ -48,19 +37,8 @@ def rotation_maps(
             with torch.autocast(images.device.type, enabled=False):
                 maps = torch.einsum("nchw,c->nhw", features.float(), model.fc.weight[0].float()).relu()
             for k, part in zip(group, _scaled(maps).chunk(len(group)), strict=True):
-                turned_back[k] = torch.rot90(part, -k, (1, 2))
-    return torch.stack([turned_back[k] for k in quarters])
-
-
-def agreement(maps: torch.Tensor) -> torch.Tensor:
-    """Mean correlation between the maps (R, N, h, w) of each patch's rotations: (N,), in [-1, 1]; flat maps give 0.
-
-    Needs no outline: a map that follows the tissue turns with it.
-    """
-    centred = maps.flatten(2) - maps.flatten(2).mean(-1, keepdim=True)
-    centred = torch.nn.functional.normalize(centred, dim=-1).transpose(0, 1)
-    first, second = torch.triu_indices(len(maps), len(maps), 1)
-    return (centred @ centred.transpose(1, 2))[:, first, second].mean(-1)
+                total = total + torch.rot90(part, -k, (1, 2))
+        return _scaled(total / len(quarters))
 
 
 def resize_map(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from epsam.classifier.choosing import layer_agreements, map_error
+from epsam.classifier.choosing import map_error
 from epsam.classifier.curves import draw_curves
 from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches, split_batches
 from epsam.classifier.learner import Learner
@@ -72,11 +72,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     )
     draw_curves(curves.with_suffix(".png"), done)
     model.load_state_dict(load_tensors(best))
-    agreements = layer_agreements(model, config, workspace, hardware)
-    layer = max(agreements, key=agreements.__getitem__)
-    logger.info("classifier: agreement of its maps across rotations, "
-                + ", ".join(f"{name} {value:.3f}" for name, value in agreements.items()))
-    save_weights(workspace.classifier, model.state_dict(), config.model_dump(mode="json"), layer=layer)
+    save_weights(workspace.classifier, model.state_dict(), config.model_dump(mode="json"))
     logger.info(f"classifier: peak memory {peak_memory_mib(str(hardware.device)):.0f} MiB")
     record_results(workspace, "train-classifier", [
         {"split": split, "method": "classifier"} | figures(model, labelled, hardware, config.worker_count)

@@ -7,7 +7,6 @@ import numpy as np
 from epsam import metrics
 from epsam.cam import cam_mask, load_cams, resize_map
 from epsam.classifier import load_classifier
-from epsam.classifier.choosing import with_layer
 from epsam.config import Config
 from epsam.errors import DataError
 from epsam.evaluation.methods import Figures, Method, figures_csv, methods_of, predictions, read_figures, write_figures
@@ -69,8 +68,7 @@ def _measure(config: Config, workspace: Workspace, hardware: Hardware, methods: 
              known: Sequence[Patch], negatives: Sequence[Patch]) -> None:
     """Predict the patches with each method and keep masks and figures."""
     sam = load_sam(config.sam.model_type, config.sam.checkpoint, workspace.checkpoints, hardware.device)
-    classifier = load_classifier(config.classifier, workspace.classifier, hardware.device)
-    models = Models(classifier, sam, with_layer(config, workspace.classifier), hardware)
+    models = Models(load_classifier(config.classifier, workspace.classifier, hardware.device), sam, config, hardware)
     patches = [*known, *negatives]
     probabilities = _classify(models, patches)
     gate = config.inference.classifier_probability

@@ -10,7 +10,6 @@ from segment_anything.modeling import Sam
 
 from epsam.cam import cam_mask, compute_maps, resize_map
 from epsam.classifier import ResNetADL, load_classifier
-from epsam.classifier.choosing import with_layer
 from epsam.config import Config
 from epsam.errors import CheckpointError
 from epsam.prompts import prompts_for
@@ -103,7 +102,7 @@ def load_models(
     classifier = _load(CLASSIFIER, resnet, lambda: load_classifier(config.classifier, resnet, hardware.device))
     model = _load(WHOLE_SAM, sam, lambda: load_sam(config.sam.model_type, sam, weights_dir, hardware.device))
     _load(DECODER, decoder, lambda: load_decoder(model, decoder))
-    return Models(classifier, model, with_layer(config, resnet), hardware)
+    return Models(classifier, model, config, hardware)
 
 
 def _load(wanted: str, path: Path | None, load: Callable[[], Model]) -> Model:

@@ -12,17 +12,16 @@ from epsam.runtime.fitting import load_tensors, write_tensors
 from epsam.runtime.settings import flatten, read_note, settings_file
 
 
-def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], **notes: str) -> None:
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], encoder: str = "") -> None:
     """Write `weights` to `path` and `settings` (nested or flat; with the weights' hash) beside it, atomically.
 
     The settings are those of the whole run, `config.model_dump(mode="json")`, so that inference finds them all.
-    `notes` go there too: a decoder's `encoder` is the hash of the SAM it was trained on, a classifier's `layer` the one
-    whose maps agree best.
+    A decoder also notes the hash of the SAM `encoder` it was trained on.
     """
     with atomic(path) as temporary:
         write_tensors(temporary, {name: tensor.detach().cpu() for name, tensor in weights.items()})
         # Before the weights get their name: weights that exist have their settings beside them.
-        note = {"settings": flatten(settings), "sha256": sha256(temporary)} | notes
+        note = {"settings": flatten(settings), "sha256": sha256(temporary)} | ({"encoder": encoder} if encoder else {})
         write_json(settings_file(path), note)
 
 

@@ -109,7 +109,7 @@ def train_decoder(
         state=state, best=best, curves=workspace.run / f"{name}_curves.csv",
     )
     context.sam.mask_decoder.requires_grad_(False)
-    save_weights(path, load_tensors(best), config.model_dump(mode="json"), encoder=encoder_hash(context.sam))
+    save_weights(path, load_tensors(best), config.model_dump(mode="json"), encoder_hash(context.sam))
 
 
 class DecoderTraining:
