@@ -33,13 +33,15 @@ from epsam.runtime.files import read_json, read_mask, write_json
 from epsam.runtime.log import progress, set_up_logging
 from epsam.workspace import SPLITS, Workspace
 
+ADL = {"adl": True, "adl_drop_rate": 0.4}
+BOTH = ADL | {"high_frequency": True}
 VARIANTS = {
     "RGB": {"adl": False, "high_frequency": False},
-    "RGB + ADL": {"adl": True, "high_frequency": False},
+    "RGB + ADL": ADL | {"high_frequency": False},
     "RGB + HF": {"adl": False, "high_frequency": True},
-    "RGB + ADL + HF": {"adl": True, "high_frequency": True},
-    "both, mixed positives": {"adl": True, "high_frequency": True, "positive_share": (0.2, 0.9)},
-    "both, ADL as published": {"adl": True, "high_frequency": True, "adl_drop_rate": 0.75},
+    "RGB + ADL + HF": BOTH,
+    "both, mixed positives": BOTH | {"positive_share": (0.2, 0.9)},
+    "both, ADL as published": BOTH | {"adl_drop_rate": 0.75},
 }
 LAYERS = ("layer4.0", "layer4")
 TURNS = {"1": (0,), "4": ROTATIONS}
