@@ -25,12 +25,14 @@ from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.classifier.training import train_classifier
 from epsam.config import Config
 from epsam.config_file import find_config, load_config
+from epsam.errors import StateError
 from epsam.metrics import MapCurve
 from epsam.patches import patches_for_classifier, patches_for_sam
 from epsam.results import read_results
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_json, read_mask, write_json
 from epsam.runtime.log import progress, set_up_logging
+from epsam.runtime.settings import flatten
 from epsam.workspace import SPLITS, Workspace
 
 ADL = {"adl": True, "adl_drop_rate": 0.4}
@@ -68,8 +70,15 @@ def main() -> None:
 
 
 def measure(config: Config, variant: str, hardware: Hardware, arguments: argparse.Namespace) -> None:
-    """Train one classifier and write what its maps are worth to measures.json, unless that is there."""
+    """Train one classifier and write what its maps are worth to measures.json, unless that is there.
+
+    Raises StateError when what is there was trained with other settings.
+    """
     folder = arguments.root / config.name / f"{variant.replace(' ', '')}_{config.classifier.seed}"
+    settings = flatten(config.classifier.model_dump(mode="json"))
+    if (folder / "settings.json").is_file() and read_json(folder / "settings.json") != settings:
+        raise StateError(f"{folder} was trained with other settings (settings.json there); give another --root")
+    write_json(folder / "settings.json", settings)
     if (folder / "measures.json").is_file():
         return
     workspace = Workspace(folder, config.name)
