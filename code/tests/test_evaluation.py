@@ -36,7 +36,7 @@ patches: {size_px: 64}
 classifier: {depth: 18, lr: 1.0e-3, epochs: 1, adl: false}
 cam: {layer: layer4, mask_px: 32, percentile: 50, opening_px: 0, rotations: [0]}
 prompts: {points: 5}
-sam: {model_type: demo, views: 1}
+sam: {model_type: demo, views: 1, min_region_px: 30}
 finetune: {lr: 1.0e-4, epochs: 1}
 retrain: {rounds: 1, ids: 0}
 evaluate: {bootstrap: 50, supervised: true}
@@ -113,7 +113,7 @@ def test_inference_predicts_a_test_patch_as_the_evaluation_did(made):
     models = load_models(config, hardware, resnet=workspace.classifier, sam=None, decoder=workspace.decoder(1),
                          weights_dir=workspace.checkpoints)
     patches = patches_for_sam(workspace, "test")
-    masks = models.segment(np.stack([read_image(p.path) for p in patches]), [p.name for p in patches]) > 0.5
+    masks = models.masks(np.stack([read_image(p.path) for p in patches]), [p.name for p in patches])
     evaluated = np.stack([read_mask(predictions(workspace, "round1") / f"{p.name}.png") for p in patches])
     assert evaluated.any()
     assert (masks != evaluated).mean() < 0.002

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage.measure import label
 
 from epsam.cam import load_cams, save_cams
 from epsam.errors import DataError
 from epsam.patches import patches_for_sam
 from epsam.runtime.files import read_csv, read_image, read_mask, write_png
 from epsam.runtime.fitting import load_tensors
-from epsam.sam import predict_split
+from epsam.sam import predict_split, without_small_regions
 from epsam.sam.context import Context
 from epsam.sam.embeddings import embed
 from epsam.sam.finetuning import finetune, train_decoder, validation_examples, with_labels
@@ -103,6 +104,29 @@ def test_pseudo_labels_are_the_predictions_for_the_patches_as_they_are(rounds):
     predicted = dict(predict_split(config, workspace, CPU, "train", workspace.decoder(0)))
     for path in workspace.pseudo_labels(1).glob("*.png"):
         np.testing.assert_array_equal(read_mask(path), predicted[path.stem])
+
+
+def test_small_islands_go_and_small_holes_are_filled():
+    mask = np.zeros((40, 40), bool)
+    mask[5:25, 5:25] = True
+    whole = mask.copy()
+    mask[10:13, 10:13] = False  # a hole of 9 pixels
+    mask[30, 30:39] = True  # an island of 9
+    np.testing.assert_array_equal(without_small_regions(mask, 10), whole)
+    np.testing.assert_array_equal(without_small_regions(mask, 9), mask)
+    assert without_small_regions(mask & ~whole, 10).sum() == 9, "the only island stays, however small"
+    assert not without_small_regions(np.zeros((40, 40), bool), 10).any()
+
+
+def test_pseudo_labels_have_no_small_regions_when_these_are_set_to_go(rounds):
+    workspace, config = rounds
+    tidied = config.model_copy(update={"sam": config.sam.model_copy(update={"min_region_px": 60})})
+    decoded = dict(predict_split(config, workspace, CPU, "train", None))
+    masks = dict(predict_split(tidied, workspace, CPU, "train", None))
+    assert any((masks[name] != mask).any() for name, mask in decoded.items())
+    for mask in masks.values():
+        sizes = sorted(np.bincount(label(mask, connectivity=2).ravel())[1:])
+        assert all(size >= 60 for size in sizes[:-1])  # the largest island stays, however small
 
 
 def test_predictions_do_not_depend_on_the_batch(rounds):

@@ -120,7 +120,7 @@ def _masks(config: Config, workspace: Workspace, hardware: Hardware, models: Mod
         if method.name == "cam":
             yield patch, models.cam_masks(image)[1][0]
         else:
-            yield patch, models.segment(image, [patch.name])[0] > 0.5
+            yield patch, models.masks(image, [patch.name])[0]
 
 
 def _overlap(patch: Patch, mask: np.ndarray) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.fitting import load_tensors
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.seeds import generator
-from epsam.sam import load_decoder, load_sam, predict_masks
+from epsam.sam import load_decoder, load_sam, predict_masks, without_small_regions
 from epsam.sam.encoder import encode, to_input
 
 Model = TypeVar("Model")
@@ -57,6 +57,11 @@ class Models:
                                    for start in range(0, len(images), size)])
 
         return self._segmented.run(step)
+
+    def masks(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Masks bool (N, H, W) of patches, from `segment`, tidied as in training and evaluation."""
+        return np.stack([without_small_regions(probability > 0.5, self.config.sam.min_region_px)
+                         for probability in self.segment(images, names)])
 
     def cam_masks(self, images: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """CAM, float [0, 1] (H, W), and CAM mask, bool (H, W), of each patch."""

@@ -135,7 +135,7 @@ def _predict_batch(batch: list[Input], images: np.ndarray, output: Path, models:
     masks = np.zeros(images.shape[:3], bool)
     if chosen.any():
         names = [patch.name for patch, seen in zip(batch, chosen, strict=True) if seen]
-        masks[chosen] = models.segment(images[chosen], names) > 0.5
+        masks[chosen] = models.masks(images[chosen], names)
     rows = []
     for patch, image, mask, probability, seen in zip(batch, images, masks, probabilities, chosen, strict=True):
         write_png(output / "mask" / f"{patch.name}.png", mask)

@@ -2,6 +2,6 @@
 
 from epsam.sam.checkpoint import load_decoder, load_sam
 from epsam.sam.decoding import decode_batch, predict_masks
-from epsam.sam.prediction import predict_split
+from epsam.sam.prediction import predict_split, without_small_regions
 
-__all__ = ["decode_batch", "load_decoder", "load_sam", "predict_masks", "predict_split"]
+__all__ = ["decode_batch", "load_decoder", "load_sam", "predict_masks", "predict_split", "without_small_regions"]

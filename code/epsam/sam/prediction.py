@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from segment_anything.utils.amg import remove_small_regions
 
 from epsam.config import Config
 from epsam.runtime.device import Hardware
@@ -35,7 +36,7 @@ def predict_split(
 def predict(
     context: Context, split: str, examples: Sequence[Example], draw: int = 0
 ) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Each example as a sample, with the mask (H, W) bool that the context's decoder predicts for it.
+    """Each example as a sample, with the mask (H, W) bool that the context's decoder predicts for it, tidied.
 
     `draw` numbers the draw of prompts. Samples come in order unless patch sizes differ within a batch. A sample
     without prompts has an empty mask.
@@ -49,8 +50,21 @@ def predict(
                 with torch.no_grad():
                     inputs = embeddings.batch([sample.item for sample in group])
                     logits = predict_masks(context.sam, inputs, [sample.prompts for sample in group], size)
-                yield from zip(group, (logits > context.sam.mask_threshold).cpu().numpy(), strict=True)
+                masks = (logits > context.sam.mask_threshold).cpu().numpy()
+                for sample, mask in zip(group, masks, strict=True):
+                    yield sample, without_small_regions(mask, context.config.sam.min_region_px)
             bar.update(len(batch))
+
+
+def without_small_regions(mask: np.ndarray, min_px: int) -> np.ndarray:
+    """`mask` (H, W) bool with its islands of fewer than `min_px` pixels removed, then such holes filled.
+
+    As SAM's own mask generator tidies its masks: regions are 8-connected, and where all islands are small the largest
+    stays.
+    """
+    for mode in ("islands", "holes"):
+        mask, _ = remove_small_regions(mask, min_px, mode)
+    return mask
 
 
 def warn_of_unprompted(split: str, names: Sequence[str]) -> None:
