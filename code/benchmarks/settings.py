@@ -35,6 +35,8 @@ VARIANTS = {
     "points_50": ("prompts.points=50",),
     "ids_0.8": ("retrain.ids=0.8",),
     "ids_0.9": ("retrain.ids=0.9",),
+    "all_kept": ("retrain.ids=0",),
+    "masks_as_decoded": ("sam.min_region_px=0",),
     "lr_a_third": ("finetune.lr=1.0e-4",),
     "embeddings_off": ("sam.embeddings=off", "retrain.rounds=0"),
     "prompts_from_mask": ("finetune.prompts_from=mask",),
