@@ -186,6 +186,8 @@ class Sam(Section):
     embeddings: Literal["on", "off"] = "on"
     views: Annotated[int, Field(ge=1, le=8)] = 4
     """Dihedral views of each training patch that are kept: the augmentation."""
+    islands: Literal["all", "supported"] = "all"
+    """Islands of SAM's masks that stay: all, or those that the CAM mask touches, from which the prompts came."""
     min_region_px: Count = 0
     """Islands and holes of SAM's masks of patches with fewer patch pixels are removed and filled; 0 leaves the masks
     as decoded. Slides have inference.min_focus_px for this."""

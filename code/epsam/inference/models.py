@@ -17,7 +17,7 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.fitting import load_tensors
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.seeds import generator
-from epsam.sam import load_decoder, load_sam, predict_masks, without_small_regions
+from epsam.sam import load_decoder, load_sam, predict_masks, supported_islands, without_small_regions
 from epsam.sam.encoder import encode, to_input
 
 Model = TypeVar("Model")
@@ -50,7 +50,7 @@ class Models:
         """Tumour probability of each pixel, float32 (N, H, W), for patches RGB uint8 (N, H, W, 3) said to hold it.
 
         `names` seed the prompts, so the answer for a patch does not depend on the others. A patch whose CAM gives
-        no prompt is 0 everywhere.
+        no prompt is 0 everywhere, and so are islands that the CAM mask does not touch, where the settings drop them.
         """
         def step(size: int) -> np.ndarray:
             return np.concatenate([self._segment_batch(images[start : start + size], names[start : start + size])
@@ -82,7 +82,12 @@ class Models:
         embeddings = torch.cat([encode(self.sam, batch, self.hardware)
                                 for batch in self._batches(inputs, self.hardware.encoder_batch, side**2)])
         logits = predict_masks(self.sam, embeddings.float(), prompts, images.shape[1:3])
-        return torch.sigmoid(logits.float()).cpu().numpy()
+        probabilities = torch.sigmoid(logits.float()).cpu().numpy()
+        if self.config.sam.islands == "supported":
+            for probability, mask in zip(probabilities, masks, strict=True):
+                tumour = probability > 0.5
+                probability[tumour & ~supported_islands(tumour, mask)] = 0
+        return probabilities
 
     def _batches(self, items: Sequence | np.ndarray, size: int, pixels: int) -> list:
         """Runs of at most `size` items, of `pixels` each."""

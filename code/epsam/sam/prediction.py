@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from segment_anything.utils.amg import remove_small_regions
 
+from epsam.cam import cam_mask
 from epsam.config import Config
 from epsam.runtime.device import Hardware
 from epsam.runtime.log import logger, progress
@@ -14,6 +14,7 @@ from epsam.sam.context import Context
 from epsam.sam.decoding import predict_masks
 from epsam.sam.embeddings import loader_workers
 from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, loader
+from epsam.sam.tidying import tidy
 from epsam.workspace import Workspace
 
 
@@ -52,19 +53,8 @@ def predict(
                     logits = predict_masks(context.sam, inputs, [sample.prompts for sample in group], size)
                 masks = (logits > context.sam.mask_threshold).cpu().numpy()
                 for sample, mask in zip(group, masks, strict=True):
-                    yield sample, without_small_regions(mask, context.config.sam.min_region_px)
+                    yield sample, tidy(mask, cam_mask(sample.example.cam, context.config.cam, size), context.config.sam)
             bar.update(len(batch))
-
-
-def without_small_regions(mask: np.ndarray, min_px: int) -> np.ndarray:
-    """`mask` (H, W) bool with its islands of fewer than `min_px` pixels removed, then such holes filled.
-
-    As SAM's own mask generator tidies its masks: regions are 8-connected, and where all islands are small the largest
-    stays.
-    """
-    for mode in ("islands", "holes"):
-        mask, _ = remove_small_regions(mask, min_px, mode)
-    return mask
 
 
 def warn_of_unprompted(split: str, names: Sequence[str]) -> None:
