@@ -10,17 +10,19 @@ import torch
 from skimage.measure import label
 
 from epsam.cam import load_cams, save_cams
+from epsam.config import Sam
 from epsam.errors import DataError
 from epsam.patches import patches_for_sam
 from epsam.runtime.files import read_csv, read_image, read_mask, write_png
 from epsam.runtime.fitting import load_tensors
-from epsam.sam import predict_split, without_small_regions
+from epsam.sam import predict_split, supported_islands, without_small_regions
 from epsam.sam.context import Context
 from epsam.sam.embeddings import embed
 from epsam.sam.finetuning import finetune, train_decoder, validation_examples, with_labels
 from epsam.sam.losses import dice_loss, iou_loss
 from epsam.sam.pseudo_labels import ids_score, warn_of_drift
 from epsam.sam.retraining import retrain, train_supervised
+from epsam.sam.tidying import tidy
 from epsam.workspace import Workspace
 from tests.sam_factory import CPU, SIZE, make_config, make_patches
 
@@ -116,6 +118,17 @@ def test_small_islands_go_and_small_holes_are_filled():
     np.testing.assert_array_equal(without_small_regions(mask, 9), mask)
     assert without_small_regions(mask & ~whole, 10).sum() == 9, "the only island stays, however small"
     assert not without_small_regions(np.zeros((40, 40), bool), 10).any()
+
+
+def test_islands_that_the_cam_does_not_touch_go():
+    mask, cam = np.zeros((2, 40, 40), bool)
+    mask[2:10, 2:10] = mask[20:30, 20:30] = True
+    cam[9:15, 9:15] = True  # a corner of the first
+    kept = supported_islands(mask, cam)
+    np.testing.assert_array_equal(kept[:15, :15], mask[:15, :15])
+    assert kept.sum() == 64
+    assert not supported_islands(mask, np.zeros_like(cam)).any()
+    np.testing.assert_array_equal(tidy(mask, cam, Sam()), mask, "as published, all stay")
 
 
 def test_pseudo_labels_have_no_small_regions_when_these_are_set_to_go(rounds):
