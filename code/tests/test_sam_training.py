@@ -118,6 +118,7 @@ def test_small_islands_go_and_small_holes_are_filled():
     np.testing.assert_array_equal(without_small_regions(mask, 9), mask)
     assert without_small_regions(mask & ~whole, 10).sum() == 9, "the only island stays, however small"
     assert not without_small_regions(np.zeros((40, 40), bool), 10).any()
+    assert not without_small_regions(np.zeros((40, 40), bool), 2000).any(), "nothing becomes tumour all over"
 
 
 def test_islands_that_the_cam_does_not_touch_go():

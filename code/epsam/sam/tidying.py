@@ -24,8 +24,10 @@ def without_small_regions(mask: np.ndarray, min_px: int) -> np.ndarray:
     """`mask` (H, W) bool with its islands of fewer than `min_px` pixels removed, then such holes filled.
 
     As SAM's own mask generator tidies its masks: regions are 8-connected, and where all islands are small the largest
-    stays.
+    stays. An empty mask stays empty, even where the whole patch is a small hole.
     """
+    if not mask.any():
+        return mask
     for mode in ("islands", "holes"):
         mask, _ = remove_small_regions(mask, min_px, mode)
     return mask
