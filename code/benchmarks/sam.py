@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from epsam.cam import save_cams
+from epsam.cam import ActivationMap, save_cams
 from epsam.config import Config
 from epsam.patches import patches_for_sam
 from epsam.runtime.device import Hardware, choose_hardware
@@ -167,16 +167,17 @@ def prepare(top: Path, model: str, counts: dict[str, int], size_px: int, **setti
     torch.manual_seed(0)
     save_tensors(config.sam.checkpoint, build_sam(model).state_dict())
     for split, count in counts.items():
-        maps = {}
+        cams = {}
         for number in range(count):
             name = f"{split}_x{number}_y0_1"
             image, mask = _draw(name, size_px)
             write_png(workspace.split(split) / "image" / f"{name}.png", image)
             write_png(workspace.split(split) / "mask" / f"{name}.png", mask)
-            maps[name] = cv2.resize(cv2.dilate(mask.astype(np.float32), np.ones((9, 9))), (32, 32))
+            values = cv2.resize(cv2.dilate(mask.astype(np.float32), np.ones((9, 9))), (32, 32))
+            cams[name] = ActivationMap(values, config.cam.threshold)
             if split == "train":
                 write_png(workspace.pseudo_labels(0) / f"{name}.png", mask)
-        save_cams(workspace.cams(split), maps)
+        save_cams(workspace.cams(split), cams)
     return workspace, config
 
 

@@ -100,8 +100,8 @@ def borrow(source: Workspace, top: Path) -> Workspace:
 
 def cam_dice(config: Config, workspace: Workspace) -> float:
     """Mean Dice of the CAM masks of test patches."""
-    maps = load_cams(workspace.cams("test"))
-    return mean_dice(workspace, ((patch.name, cam_mask(maps[patch.name], config.cam, read_mask(patch.mask).shape))
+    cams = load_cams(workspace.cams("test"))
+    return mean_dice(workspace, ((patch.name, cam_mask(cams[patch.name], config.cam, read_mask(patch.mask).shape))
                                  for patch in patches_for_sam(workspace, "test")))
 
 

@@ -3,24 +3,33 @@
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from epsam.cam_sheet import draw_cam_sheet
 from epsam.classifier.activation import ROTATIONS, compute_maps, resize_map
 from epsam.classifier.data import PatchImages, as_float, split_batches
-from epsam.classifier.resnet import ResNetADL, load_classifier
+from epsam.classifier.resnet import ResNetADL
 from epsam.config import Cam, Config
 from epsam.errors import DataError
-from epsam.patches import Patch, patches_for_sam
+from epsam.patches import Patch
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import atomic, read_image, write_png
-from epsam.runtime.log import logger, progress
+from epsam.runtime.files import atomic
+from epsam.runtime.log import progress
 from epsam.runtime.memory import BatchSize
-from epsam.workspace import SPLITS, Workspace
+
+
+@dataclass(frozen=True)
+class ActivationMap:
+    """Where the classifier sees tumour in a patch, and from which value on it counts."""
+
+    values: np.ndarray
+    """(h, w) float32 in [0, 1]."""
+    limit: float
+    """In [0, 1]; the CAM mask is where the map is greater."""
 
 
 def compute_cams(
@@ -31,38 +40,43 @@ def compute_cams(
     return torch.nn.functional.interpolate(maps[:, None], images.shape[-2:], mode="bilinear").squeeze(1)
 
 
-def cam_mask(cam: np.ndarray, settings: Cam, size: tuple[int, int]) -> np.ndarray:
-    """The mask (height, width) bool of `size` cut from a map (h, w), float in [0, 1].
+def fixed_limit(values: np.ndarray, settings: Cam) -> float:
+    """The limit of a map (h, w) in [0, 1] by settings alone: a fixed threshold, or the percentile of what is not zero.
 
-    The map is resized to `mask_px` on a side, cut above the percentile of its non-zero values or above the
-    threshold, opened, and resized to `size`. A map of zeros gives an empty mask. Raises DataError when the map
-    is not finite.
+    The percentile is that of the map resized to `mask_px`. Raises DataError when the map is not finite.
     """
-    if cam.ndim != 2 or not np.isfinite(cam).all():
-        raise DataError(f"a CAM of shape {cam.shape} is not a finite map; compute it again")
-    values = resize_map(cam, (settings.mask_px, settings.mask_px))
-    positive = values[values > 0]
-    if not len(positive):
-        return np.zeros(size, bool)
-    limit = settings.threshold if settings.percentile is None else np.percentile(positive, settings.percentile)
-    mask = (values > limit).astype(np.uint8)
-    if settings.opening_px > 1:
-        mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((settings.opening_px, settings.opening_px), np.uint8))
+    if settings.percentile is None:
+        return settings.threshold
+    resized = _at_mask_px(values, settings)
+    positive = resized[resized > 0]
+    return float(np.percentile(positive, settings.percentile)) if len(positive) else 1.0
+
+
+def cam_mask(cam: ActivationMap, settings: Cam, size: tuple[int, int]) -> np.ndarray:
+    """The CAM mask (height, width) bool of `size`. A map of zeros gives an empty one.
+
+    The map is resized to `mask_px` on a side, cut above its limit, opened, and resized to `size`. Raises DataError
+    when the map is not finite.
+    """
+    (mask,) = masks_at(cam.values, [cam.limit], settings)
     return cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware) -> None:
-    """Stage: maps of SAM's patches of every split, and the masks of the train split that round 0 learns from.
+def masks_at(values: np.ndarray, limits: Sequence[float], settings: Cam) -> Iterator[np.ndarray]:
+    """The masks (mask_px, mask_px), uint8 0 or 1, cut from a map (h, w) at each of `limits` and opened."""
+    resized = _at_mask_px(values, settings)
+    kernel = np.ones((settings.opening_px, settings.opening_px), np.uint8)
+    for limit in limits:
+        mask = (resized > limit).astype(np.uint8)
+        if settings.opening_px > 1:
+            mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel)
+        yield mask
 
-    A split whose maps are on disk is not computed again. An empty mask is written too and counted in the log.
-    """
-    model = load_classifier(config.classifier, workspace.classifier, hardware.device)
-    for split in SPLITS:
-        patches = patches_for_sam(workspace, split)
-        path = workspace.cams(split)
-        if not (path.is_file() and list(load_cams(path)) == [patch.name for patch in patches]):
-            save_cams(path, dict(compute_split(model, patches, config, hardware, split)))
-    _write_masks(config, workspace)
+
+def _at_mask_px(values: np.ndarray, settings: Cam) -> np.ndarray:
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise DataError(f"a CAM of shape {values.shape} is not a finite map; compute it again")
+    return resize_map(values, (settings.mask_px, settings.mask_px))
 
 
 def compute_split(
@@ -88,47 +102,21 @@ def compute_split(
 NOT_ZIP = (zipfile.BadZipFile, zlib.error)
 
 
-def save_cams(path: Path, maps: Mapping[str, np.ndarray]) -> None:
-    """Write maps by name, all of one shape (h, w), as npz with `names` and `maps`, atomically."""
-    stacked = np.stack(list(maps.values())) if maps else np.zeros((0, 0, 0), np.float32)
+def save_cams(path: Path, cams: Mapping[str, ActivationMap]) -> None:
+    """Write maps by name, all of one shape (h, w), as npz with `names`, `maps` and `limits`, atomically."""
+    maps = np.stack([cam.values for cam in cams.values()]) if cams else np.zeros((0, 0, 0))
+    limits = np.array([cam.limit for cam in cams.values()], np.float64)
     with atomic(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, names=np.array(list(maps), dtype=np.str_), maps=stacked.astype(np.float32))
+        np.savez_compressed(stream, names=np.array(list(cams), dtype=np.str_), maps=maps.astype(np.float32), limits=limits)
 
 
-def load_cams(path: Path) -> dict[str, np.ndarray]:
-    """Maps (h, w) float32 in [0, 1] by patch name. Raises DataError when the file is missing or damaged."""
+def load_cams(path: Path) -> dict[str, ActivationMap]:
+    """Maps by patch name. Raises DataError when the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as saved:
-            return dict(zip(saved["names"].tolist(), saved["maps"], strict=True))
+            cams = map(ActivationMap, saved["maps"], saved["limits"].tolist())
+            return dict(zip(saved["names"].tolist(), cams, strict=True))
     except FileNotFoundError:
         raise DataError(f"{path}: no maps here; run the stage initial-masks") from None
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, *NOT_ZIP) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, TypeError, *NOT_ZIP) as error:
         raise DataError(f"{path}: not readable as maps ({error}); run initial-masks again with --from") from None
-
-
-def _write_masks(config: Config, workspace: Workspace) -> None:
-    patches, folder = patches_for_sam(workspace, "train"), workspace.pseudo_labels(0)
-    maps = load_cams(workspace.cams("train"))
-    size = read_image(patches[0].path).shape[:2] if patches else (0, 0)
-    shares = []
-    for patch in progress(patches, desc="initial masks", unit="patch"):
-        mask = cam_mask(maps[patch.name], config.cam, size)
-        write_png(folder / f"{patch.name}.png", mask)
-        shares.append(mask.mean())
-    names = {patch.name for patch in patches}
-    for stale in [path for path in folder.glob("*.png") if path.stem not in names]:
-        stale.unlink()
-    draw_cam_sheet(workspace.run / "cams" / "sheet.png", patches, maps, folder)
-    _report(np.array(shares))
-
-
-def _report(shares: np.ndarray) -> None:
-    if not len(shares):
-        logger.warning("initial masks: the train split holds no patch for SAM")
-        return
-    empty = int((shares == 0).sum())
-    logger.info(f"initial masks: {len(shares)} patches, mean foreground {shares.mean():.1%}, {empty} empty")
-    if shares.mean() > 0.95 or shares.mean() < 0.02 or empty > len(shares) / 2:
-        what = "nearly everything" if shares.mean() > 0.95 else "nearly nothing"
-        logger.warning(f"initial masks: they cover {what}; look at runs/<name>/cams/sheet.png, and at cam.percentile, "
-                       "cam.threshold and cam.layer")

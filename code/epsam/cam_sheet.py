@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from epsam.cam import ActivationMap
 from epsam.panels import draw_map, draw_mask, photo
 from epsam.patches import Patch
 from epsam.runtime.files import read_image, read_mask, write_png
@@ -15,22 +16,22 @@ ROWS, SETS = 8, 2
 GAP_PX = 6
 
 
-def draw_cam_sheet(path: Path, patches: Sequence[Patch], maps: Mapping[str, np.ndarray], masks: Path) -> None:
+def draw_cam_sheet(path: Path, patches: Sequence[Patch], cams: Mapping[str, ActivationMap], masks: Path) -> None:
     """Write a PNG of up to 16 patches evenly spread over `patches`: photo, map, mask in `masks`, and the true
     mask where there is one (to look at; nothing learns from it)."""
     if not patches:
         return
     chosen = np.unique(np.linspace(0, len(patches) - 1, ROWS * SETS).astype(int))
-    strips = [_strip(patches[index], maps[patches[index].name], masks) for index in chosen]
+    strips = [_strip(patches[index], cams[patches[index].name], masks) for index in chosen]
     blank = np.full_like(strips[0], 255)
     strips += [blank] * (-len(strips) % SETS)
     rows = [np.hstack(strips[start : start + SETS]) for start in range(0, len(strips), SETS)]
     write_png(path, np.vstack(rows))
 
 
-def _strip(patch: Patch, cam: np.ndarray, masks: Path) -> np.ndarray:
+def _strip(patch: Patch, cam: ActivationMap, masks: Path) -> np.ndarray:
     image = read_image(patch.path)
-    panels = [photo(image, PANEL_PX), draw_map(image, cam, PANEL_PX)]
+    panels = [photo(image, PANEL_PX), draw_map(image, cam.values, PANEL_PX)]
     panels.append(draw_mask(image, read_mask(masks / f"{patch.name}.png"), PANEL_PX))
     truth = draw_mask(image, read_mask(patch.mask), PANEL_PX) if patch.has_mask else np.full_like(panels[0], 255)
     framed = [cv2.copyMakeBorder(panel, 0, GAP_PX, 0, GAP_PX, cv2.BORDER_CONSTANT, value=(255, 255, 255))

@@ -115,6 +115,9 @@ class Classifier(Section):
 
     depth: Literal[18, 34, 50] = 50
     layer3_stride: Literal[1, 2] = 2
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """What the convolutions see beyond the patch: zeros, as published, or its mirror image. Zeros look like nothing in
+    a slide, and maps come out weak, or odd, along the patch's border."""
     init: Literal["random", "imagenet"] | Path = "random"
     """`imagenet` fetches torchvision's weights; a path names such a file."""
     high_frequency: bool = True
@@ -154,8 +157,9 @@ class Cam(Section):
     """Side to which the map is resized before threshold and opening."""
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = 30
     """Threshold: this percentile of the map's non-zero values..."""
-    threshold: Share | None = None
-    """...or this value of the map; exactly one of the two."""
+    threshold: Share | Literal["auto"] | None = None
+    """...or this value of the map, or `auto`: for each patch a value at which the mask parts SAM's embedding of the
+    patch into two different halves. Exactly one of percentile and threshold."""
     opening_px: Count = 5
     """Side of the opening's structuring element at `mask_px`; 0 for none."""
 
@@ -210,6 +214,9 @@ class Finetune(Section):
     smooth: Rate = 1e-3
     prompts_from: Literal["mask", "cam"] = "mask"
     """Where training prompts come from: uniform in the pseudo mask, or by the CAM as in evaluation."""
+    points: Literal["all", "some"] = "all"
+    """Points of a training prompt: always `prompts.points`, or a random number up to it, 1 at least, so that the decoder
+    learns to find what looks like the place of a point, not only what lies between points."""
     select_on: Literal["pseudo", "val_masks"] = "pseudo"
     """What the best epoch is chosen by: pseudo masks of the val split, or its true masks."""
     seed: int = 21

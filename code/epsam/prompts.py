@@ -1,6 +1,6 @@
 """Prompts for SAM out of masks and class activation maps (method.md, section 3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from skimage.measure import label, regionprops
@@ -65,6 +65,17 @@ def boxes_from_mask(mask: np.ndarray, min_px: int = 0) -> np.ndarray:
     regions.sort(key=lambda region: -region.area)
     boxes = [(x0, y0, x1, y1) for y0, x0, y1, x1 in (region.bbox for region in regions)]
     return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def some_points(prompts: PromptSet, rng: np.random.Generator) -> PromptSet:
+    """The prompts with a random number of their points, from 1 to all, repeated to as many points as before.
+
+    The number stays, so that prompts of different patches can still be one batch.
+    """
+    if not len(prompts.points):
+        return prompts
+    kept = prompts.points[: rng.integers(1, len(prompts.points) + 1)]
+    return replace(prompts, points=np.resize(kept, prompts.points.shape))
 
 
 def prompts_for(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from epsam.cam import cam_mask, save_cams
+from epsam.cam import ActivationMap, cam_mask, save_cams
 from epsam.config import Config
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import write_png
@@ -56,17 +56,18 @@ def make_patches(root: Path, name: str = "small", sizes: tuple[tuple[int, int], 
     """Patches, true masks, maps (coarse and a little too large) and initial masks under `root`."""
     workspace = Workspace(root, name)
     for split, count in COUNTS.items():
-        maps = {}
+        cams = {}
         for number in range(count):
             patch = f"{split}_x{number}_y0_1"
             image, mask = draw_patch(patch, sizes[number % len(sizes)])
             write_png(workspace.split(split) / "image" / f"{patch}.png", image)
             write_png(workspace.split(split) / "mask" / f"{patch}.png", mask)
             wide = cv2.dilate(mask.astype(np.float32), np.ones((15, 15)))
-            maps[patch] = cv2.resize(cv2.GaussianBlur(wide, (0, 0), 5), (16, 16), interpolation=cv2.INTER_AREA)
-        save_cams(workspace.cams(split), maps)
+            values = cv2.resize(cv2.GaussianBlur(wide, (0, 0), 5), (16, 16), interpolation=cv2.INTER_AREA)
+            cams[patch] = ActivationMap(values, make_config().cam.threshold)
+        save_cams(workspace.cams(split), cams)
         if split == "train":
-            for patch, cam in maps.items():
+            for patch, cam in cams.items():
                 size = cv2.imread(str(workspace.split(split) / "image" / f"{patch}.png")).shape[:2]
                 write_png(workspace.pseudo_labels(0) / f"{patch}.png", cam_mask(cam, make_config().cam, size))
     weights = workspace.checkpoints / "random.pth"

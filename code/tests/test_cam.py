@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from epsam.cam import (
+    ActivationMap,
     cam_mask,
     compute_cams,
     compute_maps,
+    fixed_limit,
     load_cams,
-    make_initial_masks,
     resize_map,
     save_cams,
 )
@@ -24,6 +25,7 @@ from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_mask, write_csv
 from epsam.runtime.fitting import load_tensors
+from epsam.sam.initial_masks import make_initial_masks
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 from tests.test_classifier_model import golden, published  # noqa: F401  fixtures
@@ -104,10 +106,14 @@ def _bump(size=32, y=10, x=20, spread=5.0):
     return np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * spread**2)).astype(np.float32)
 
 
+def _cut(values: np.ndarray, settings: Cam, size: tuple[int, int]) -> np.ndarray:
+    return cam_mask(ActivationMap(values, fixed_limit(values, settings)), settings, size)
+
+
 @pytest.mark.parametrize("settings", [CAMELYON16, CAMELYON17])
 def test_published_rules_cut_at_their_percentile_and_open(settings):
     cam = _bump()
-    mask = cam_mask(cam, settings, (512, 512))
+    mask = _cut(cam, settings, (512, 512))
     assert mask.shape == (512, 512)
     assert mask.dtype == bool
     assert mask[160, 320]
@@ -120,14 +126,14 @@ def test_published_rules_cut_at_their_percentile_and_open(settings):
 def test_the_percentile_is_that_of_the_non_zero_values():
     cam = _bump()
     cam[cam < 0.3] = 0
-    mask = cam_mask(cam, Cam(mask_px=32, percentile=50, opening_px=0), (32, 32))
+    mask = _cut(cam, Cam(mask_px=32, percentile=50, opening_px=0), (32, 32))
     assert mask.sum() == pytest.approx((cam > 0).sum() / 2, rel=0.05)
     assert cam[mask].min() > cam[~mask].max() - 1e-6
 
 
 def test_a_fixed_threshold_cuts_at_that_value():
     cam = _bump()
-    mask = cam_mask(cam, Cam(mask_px=32, percentile=None, threshold=0.5, opening_px=0), (32, 32))
+    mask = _cut(cam, Cam(mask_px=32, percentile=None, threshold=0.5, opening_px=0), (32, 32))
     np.testing.assert_array_equal(mask, cam > 0.5)
 
 
@@ -135,15 +141,15 @@ def test_opening_removes_specks():
     cam = np.zeros((32, 32), np.float32)
     cam[5:15, 5:15] = 1
     cam[25, 25] = 1
-    mask = cam_mask(cam, Cam(mask_px=32, percentile=None, threshold=0.5, opening_px=5), (64, 64))
+    mask = _cut(cam, Cam(mask_px=32, percentile=None, threshold=0.5, opening_px=5), (64, 64))
     assert mask[20, 20]
     assert not mask[40:, 40:].any()
 
 
 def test_a_flat_map_gives_an_empty_mask_and_a_broken_one_an_error():
-    assert not cam_mask(np.zeros((16, 16), np.float32), CAMELYON17, (64, 64)).any()
+    assert not _cut(np.zeros((16, 16), np.float32), CAMELYON17, (64, 64)).any()
     with pytest.raises(DataError, match="not a finite map"):
-        cam_mask(np.full((16, 16), np.nan, np.float32), CAMELYON17, (64, 64))
+        _cut(np.full((16, 16), np.nan, np.float32), CAMELYON17, (64, 64))
 
 
 def test_resized_maps_keep_their_place_and_range():
@@ -155,11 +161,12 @@ def test_resized_maps_keep_their_place_and_range():
 
 def test_maps_on_disk_come_back(tmp_path):
     path = tmp_path / "cams" / "train.npz"
-    maps = {"b_1": _bump(16), "ä_1": _bump(16, 3, 3)}
-    save_cams(path, maps)
+    cams = {"b_1": ActivationMap(_bump(16), 0.3), "ä_1": ActivationMap(_bump(16, 3, 3), 0.7)}
+    save_cams(path, cams)
     loaded = load_cams(path)
-    assert list(loaded) == list(maps)
-    np.testing.assert_array_equal(loaded["ä_1"], maps["ä_1"])
+    assert list(loaded) == list(cams)
+    np.testing.assert_array_equal(loaded["ä_1"].values, cams["ä_1"].values)
+    assert loaded["ä_1"].limit == 0.7
     path.write_bytes(b"PK broken")
     with pytest.raises(DataError, match="not readable as maps"):
         load_cams(path)

@@ -102,6 +102,23 @@ def test_anything_but_rgb_images_is_refused():
         ResNetADL(18)(torch.rand(2, 4, 64, 64))
 
 
+def test_reflecting_padding_lets_a_place_look_alike_at_the_border_and_inside():
+    stripes = torch.rand(1, 3, 64, 1).expand(1, 3, 64, 96)
+    for padding, alike in (("reflect", True), ("zeros", False)):
+        torch.manual_seed(0)
+        model = ResNetADL(18, padding=padding, high_frequency=False).eval()
+        with torch.inference_mode():
+            features = model.features(stripes, "layer4")
+        assert torch.allclose(features[..., :1], features[..., 2:3], atol=1e-3 * features.abs().max()) == alike
+
+
+def test_reflecting_padding_refuses_patches_without_a_mirror_image():
+    model = ResNetADL(18, padding="reflect").eval()
+    assert model(torch.rand(1, 3, 17, 17)).shape == (1,)
+    with pytest.raises(DataError, match="16 x 32 px are too small for classifier.padding"):
+        model(torch.rand(1, 3, 32, 16))
+
+
 def test_switching_adl_off_keeps_the_names_of_weights():
     assert list(ResNetADL(18, adl=False).state_dict()) == list(ResNetADL(18).state_dict())
 

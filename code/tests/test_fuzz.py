@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from epsam.cam import load_cams, save_cams
+from epsam.cam import ActivationMap, load_cams, save_cams
 from epsam.config_file import load_config
 from epsam.errors import EpsamError
 from epsam.runtime.checkpoints import load_weights, save_weights
@@ -73,7 +73,7 @@ READERS = {
     "embed.json": (STATE, lambda p: read_state(p.parent, "embed")),
     "weights.pth.json": (NOTE, lambda p: read_note(p.with_suffix(""))),
     "weights.pth": (_written(lambda p: save_weights(p, {}, {})), load_weights),
-    "maps.npz": (_written(lambda p: save_cams(p, {"a_1": np.eye(3)})), load_cams),
+    "maps.npz": (_written(lambda p: save_cams(p, {"a_1": ActivationMap(np.eye(3), 0.5)})), load_cams),
 }
 
 

@@ -5,7 +5,16 @@ import pytest
 
 from epsam.config import Prompts
 from epsam.errors import DataError
-from epsam.prompts import boxes_from_mask, points_from_cam, points_from_mask, prompts_for
+from epsam.prompts import (
+    NO_BOXES,
+    NO_POINTS,
+    PromptSet,
+    boxes_from_mask,
+    points_from_cam,
+    points_from_mask,
+    prompts_for,
+    some_points,
+)
 from epsam.runtime.seeds import generator
 
 
@@ -107,3 +116,21 @@ def test_the_kind_decides_what_sam_is_told():
     assert {kind: (len(p.points), len(p.boxes)) for kind, p in told.items()} == {
         "points": (5, 0), "boxes": (0, 1), "both": (5, 1)}
     assert not any(p.is_empty for p in told.values())
+
+
+def test_some_of_the_points_are_one_to_all_and_of_the_same_number():
+    everything = prompts_for(_square(), None, Prompts(kind="both", points=10, min_box_px=0), generator(1))
+    counts = set()
+    for draw in range(200):
+        some = some_points(everything, generator("some", draw))
+        assert some.points.shape == (10, 2)
+        assert some.points.dtype == np.float32
+        different = {tuple(point) for point in some.points}
+        assert different <= {tuple(point) for point in everything.points}
+        counts.add(len(different))
+        np.testing.assert_array_equal(some.boxes, everything.boxes)
+    assert counts == set(range(1, 11))
+
+
+def test_some_of_no_points_are_none():
+    assert some_points(PromptSet(NO_POINTS, NO_BOXES), generator(1)).is_empty

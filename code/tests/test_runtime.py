@@ -35,7 +35,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from epsam.cam import save_cams
+from epsam.cam import ActivationMap, save_cams
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.files import atomic, write_csv, write_png
 from epsam.runtime.fitting import save_tensors
@@ -48,7 +48,7 @@ for write in (lambda: write_png(folder / "a.png", noise), lambda: save_array(fol
               lambda: write_csv(folder / "c.csv", [{"x": "y" * 99}] * 999, ["x"]),
               lambda: save_tensors(folder / "d.pth", {"x": torch.from_numpy(noise)}),
               lambda: save_weights(folder / "e.pth", {"x": torch.from_numpy(noise)}, {}),
-              lambda: save_cams(folder / "f.npz", {"x": noise[..., 0] / 255})):
+              lambda: save_cams(folder / "f.npz", {"x": ActivationMap(noise[..., 0] / 255, 0.5)})):
     try:
         write()
     except OSError as error:

@@ -181,3 +181,17 @@ def test_a_draw_depends_on_its_number_and_name_alone(tmp_path):
     plain = Samples(examples, source, config, "predict")[2, 0]
     np.testing.assert_array_equal(plain.target, read_mask(examples[2].target))
     assert plain.size == read_image(patches[2].path).shape[:2]
+
+
+def test_some_points_are_for_training_alone(tmp_path):
+    workspace = make_patches(tmp_path)
+    config = make_config(tmp_path, sam={"embeddings": "off"}, finetune={"prompts_from": "cam", "points": "some"})
+    examples = examples_of(workspace, "train", patches_for_sam(workspace, "train"))
+    embeddings = open_embeddings(config, workspace, CPU, _sam(config), "train")
+
+    def counts(varied: bool) -> set[int]:
+        samples = Samples(examples, embeddings, config, "train", varied)
+        return {len(np.unique(samples[index, 0].prompts.points, axis=0)) for index in range(len(samples))}
+
+    assert len(counts(varied=True)) > 1
+    assert counts(varied=False) == {10}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage.measure import label
 
-from epsam.cam import load_cams, save_cams
+from epsam.cam import ActivationMap, load_cams, save_cams
 from epsam.config import Sam
 from epsam.errors import DataError
 from epsam.patches import patches_for_sam
@@ -261,11 +261,11 @@ def test_retraining_goes_on_after_the_last_finished_round(tmp_path):
 
 def test_a_patch_without_prompts_is_predicted_empty_and_reported(tmp_path, caplog):
     workspace, config = make_patches(tmp_path), make_config(tmp_path, sam={"embeddings": "off"})
-    maps = load_cams(workspace.cams("test"))
-    blank = list(maps)[1]
-    save_cams(workspace.cams("test"), maps | {blank: np.zeros_like(maps[blank])})
+    cams = load_cams(workspace.cams("test"))
+    blank = list(cams)[1]
+    save_cams(workspace.cams("test"), cams | {blank: ActivationMap(np.zeros_like(cams[blank].values), 0.5)})
     masks = dict(predict_split(config, workspace, CPU, "test", None))
-    assert list(masks) == list(maps)
+    assert list(masks) == list(cams)
     assert not masks[blank].any()
     text = caplog.text
     assert f"test: 1 patches have no prompt, as their CAM mask is empty, and are predicted empty: {blank}" in text
@@ -273,9 +273,9 @@ def test_a_patch_without_prompts_is_predicted_empty_and_reported(tmp_path, caplo
 
 def test_a_patch_without_a_map_is_named(tmp_path):
     workspace, config = make_patches(tmp_path), make_config(tmp_path, sam={"embeddings": "off"})
-    maps = load_cams(workspace.cams("test"))
-    missing = list(maps)[2]
-    save_cams(workspace.cams("test"), {name: cam for name, cam in maps.items() if name != missing})
+    cams = load_cams(workspace.cams("test"))
+    missing = list(cams)[2]
+    save_cams(workspace.cams("test"), {name: cam for name, cam in cams.items() if name != missing})
     with pytest.raises(DataError, match=rf"no CAM of {missing} \(1 of 3 patches\); run the stage initial-masks"):
         list(predict_split(config, workspace, CPU, "test", None))
 

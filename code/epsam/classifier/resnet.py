@@ -15,6 +15,9 @@ from epsam.runtime.checkpoints import load_weights
 
 ARCHITECTURES = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3))}
 
+SMALLEST_MIRRORED = 16
+"""Side (px) of a patch that the four halvings before layer4 leave a single place of, which has no mirror image."""
+
 
 class ResNetADL(nn.Module):
     """ResNet for one logit, with stride 1 in layer4 and ADL after the first block of layer3 and of layer4
@@ -30,6 +33,7 @@ class ResNetADL(nn.Module):
         depth: int = 50,
         *,
         layer3_stride: int = 2,
+        padding: str = "zeros",
         high_frequency: bool = True,
         frequency_block_px: int = 2,
         adl: bool = True,
@@ -39,6 +43,7 @@ class ResNetADL(nn.Module):
         super().__init__()
         block, counts = ARCHITECTURES[depth]
         self.depth = depth
+        self.padding = padding
         self.high_frequency = high_frequency
         self.frequency_block_px = frequency_block_px
 
@@ -59,6 +64,9 @@ class ResNetADL(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * block.expansion, 1)
         _initialise(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and any(module.padding):
+                module.padding_mode = padding
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N,) of RGB `images` (N, 3, H, W), float in [0, 1]; positive means tumour."""
@@ -74,6 +82,9 @@ class ResNetADL(nn.Module):
         """Features after layer3 of RGB `images` (N, 3, H, W). Raises DataError for another shape."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise DataError(f"the classifier takes RGB images (N, 3, H, W), not an array of {tuple(images.shape)}")
+        if self.padding == "reflect" and min(images.shape[-2:]) <= SMALLEST_MIRRORED:
+            raise DataError(f"patches of {images.shape[-1]} x {images.shape[-2]} px are too small for classifier.padding: "
+                            f"reflect, which takes more than {SMALLEST_MIRRORED} px on a side; set it to zeros")
         if self.high_frequency:
             images = with_high_frequency(images, self.frequency_block_px)
         images = images.contiguous(memory_format=_memory_format(self.conv1.weight))
@@ -86,6 +97,7 @@ def build_classifier(settings: Classifier) -> ResNetADL:
     return ResNetADL(
         settings.depth,
         layer3_stride=settings.layer3_stride,
+        padding=settings.padding,
         high_frequency=settings.high_frequency,
         frequency_block_px=settings.frequency_block_px,
         adl=settings.adl,
@@ -94,7 +106,7 @@ def build_classifier(settings: Classifier) -> ResNetADL:
     )
 
 
-SHAPE_SETTINGS = ("depth", "layer3_stride", "high_frequency", "frequency_block_px")
+MODEL_SETTINGS = ("depth", "layer3_stride", "padding", "high_frequency", "frequency_block_px")
 """Settings that must be those of the training when a checkpoint is used."""
 
 
@@ -103,7 +115,7 @@ def load_classifier(settings: Classifier, path: Path, device: torch.device | str
 
     Raises CheckpointError when the file is missing, damaged, or of another depth or number of channels.
     """
-    expected = {f"classifier.{name}": getattr(settings, name) for name in SHAPE_SETTINGS}
+    expected = {f"classifier.{name}": getattr(settings, name) for name in MODEL_SETTINGS}
     weights = load_weights(Path(path), expected)
     model = build_classifier(settings)
     check_fit(model, weights, path)

@@ -118,7 +118,7 @@ def _masks(config: Config, workspace: Workspace, hardware: Hardware, models: Mod
     for patch in progress(alarms, desc=f"{method.name}: false alarms", unit="patch") if alarms else ():
         image = read_image(patch.path)[None]
         if method.name == "cam":
-            yield patch, models.cam_masks(image)[1][0]
+            yield patch, models.cam_masks(image)[0]
         else:
             yield patch, models.masks(image, [patch.name])[0]
 
@@ -138,7 +138,7 @@ def cam_curve(workspace: Workspace, patches: Sequence[Patch]) -> metrics.MapCurv
     cams, curve = load_cams(workspace.cams("test")), metrics.MapCurve()
     for patch in progress(patches, desc="PxAP", unit="patch"):
         truth = read_mask(patch.mask)
-        curve.add(resize_map(cams[patch.name], truth.shape), truth)
+        curve.add(resize_map(cams[patch.name].values, truth.shape), truth)
     return curve
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from epsam.cam import cam_mask, load_cams, resize_map
+from epsam.cam import ActivationMap, cam_mask, load_cams, resize_map
 from epsam.config import Config
 from epsam.evaluation.methods import Figures, Method, figures_csv, final_method, predictions, read_figures
 from epsam.evaluation.result_section import method_rows
@@ -25,12 +25,12 @@ def example_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     if final.name not in method_rows(workspace):
         return {"groups": [], "missing": missing}
     figures = read_figures(figures_csv(workspace, final.name)).positives()
-    cam = read_figures(figures_csv(workspace, "cam")).positives()
+    first = read_figures(figures_csv(workspace, "cam")).positives()
     patches = {patch.name: patch for patch in patches_for_sam(workspace, "test")}
     cams = load_cams(workspace.cams("test"))
     groups = [
         {"title": title,
-         "cases": [_case(config, workspace, patches[figures.names[i]], cams[figures.names[i]], figures, cam, i)
+         "cases": [_case(config, workspace, patches[figures.names[i]], cams[figures.names[i]], figures, first, i)
                    for i in chosen]}
         for title, chosen in _choose(figures.dice).items()
     ]
@@ -51,20 +51,20 @@ def _choose(dice: np.ndarray) -> dict[str, np.ndarray]:
     return {title: ranks for title, ranks in chosen.items() if len(ranks)}
 
 
-def prompts_of(config: Config, patch: Patch, values: np.ndarray, size: tuple[int, int]) -> PromptSet:
-    """The prompts that a patch was predicted from, in patch pixels; `values` (h, w) is its CAM."""
+def prompts_of(config: Config, patch: Patch, cam: ActivationMap, size: tuple[int, int]) -> PromptSet:
+    """The prompts that a patch was predicted from, in patch pixels; `cam` is its map."""
     rng = generator(config.finetune.seed, patch.name, "predict", 0)
-    return prompts_for(cam_mask(values, config.cam, size), resize_map(values, size), config.prompts, rng)
+    return prompts_for(cam_mask(cam, config.cam, size), resize_map(cam.values, size), config.prompts, rng)
 
 
-def _case(config: Config, workspace: Workspace, patch: Patch, values: np.ndarray, figures: Figures, cam: Figures,
+def _case(config: Config, workspace: Workspace, patch: Patch, cam: ActivationMap, figures: Figures, first: Figures,
           row: int) -> dict[str, Any]:
     image, truth = read_image(patch.path), read_mask(patch.mask)
     size = truth.shape
     prediction = read_mask(predictions(workspace, final_method(config)) / f"{patch.name}.png")
-    prompts = prompts_of(config, patch, values, size)
-    mask = cam_mask(values, config.cam, size)
-    heat = draw_prompts(draw_map(image, resize_map(values, size)), prompts.points, prompts.boxes, size)
+    prompts = prompts_of(config, patch, cam, size)
+    mask = cam_mask(cam, config.cam, size)
+    heat = draw_prompts(draw_map(image, resize_map(cam.values, size)), prompts.points, prompts.boxes, size)
     shown = {
         "Patch": (photo(image), "as cut from the slide"),
         "CAM and prompts": (heat, f"class activation map with {len(prompts.points)} points and "
@@ -77,7 +77,7 @@ def _case(config: Config, workspace: Workspace, patch: Patch, values: np.ndarray
     return {
         "name": patch.name,
         "dice": f"{figures.dice[row]:.2f}",
-        "note": f"IoU {figures.iou[row]:.2f}; CAM mask alone: Dice {cam.dice[row]:.2f}",
+        "note": f"IoU {figures.iou[row]:.2f}; CAM mask alone: Dice {first.dice[row]:.2f}",
         "images": [{"title": title, "uri": as_jpeg(panel), "size": PANEL_PX, "alt": f"{title} of {patch.name}: {what}"}
                    for title, (panel, what) in shown.items()],
     }

@@ -60,7 +60,7 @@ def _panels(config: Config, labels: Path, sample: Sample, prediction: np.ndarray
     prompted = draw_prompts(draw_mask(image, first, PANEL_PX), sample.prompts.points, sample.prompts.boxes, truth.shape)
     return [
         (photo(image, PANEL_PX), ""),
-        (draw_map(image, resize_map(example.cam, truth.shape), PANEL_PX), ""),
+        (draw_map(image, resize_map(example.cam.values, truth.shape), PANEL_PX), ""),
         *((picture, f"Dice {dice(mask, truth):.2f}") for picture, mask in (
             (prompted, first),
             (draw_mask(image, label, PANEL_PX), label),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from epsam.cam import cam_mask, compute_maps, resize_map
+from epsam.cam import ActivationMap, cam_mask, compute_maps, fixed_limit, resize_map
 from epsam.classifier import ResNetADL, load_classifier
 from epsam.config import Config
 from epsam.errors import CheckpointError
@@ -19,6 +19,7 @@ from epsam.runtime.memory import BatchSize
 from epsam.runtime.seeds import generator
 from epsam.sam import load_decoder, load_sam, predict_masks, supported_islands, without_small_regions
 from epsam.sam.encoder import encode, to_input
+from epsam.sam.limits import clearest_limit
 
 Model = TypeVar("Model")
 
@@ -63,31 +64,48 @@ class Models:
         return np.stack([without_small_regions(probability > 0.5, self.config.sam.min_region_px)
                          for probability in self.segment(images, names)])
 
-    def cam_masks(self, images: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """CAM, float [0, 1] (H, W), and CAM mask, bool (H, W), of each patch."""
-        size, settings = images.shape[1:3], self.config.cam
-        turned_px = size[0] * size[1] * len(settings.rotations)
-        with self.hardware.autocast():
-            maps = [m for batch in self._batches(images, self.hardware.cam_batch, turned_px)
-                    for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
-                    .float().cpu().numpy()]
-        return [resize_map(m, size) for m in maps], [cam_mask(m, settings, size) for m in maps]
+    @torch.inference_mode()
+    def cam_masks(self, images: np.ndarray) -> list[np.ndarray]:
+        """CAM mask, bool (H, W), of each patch."""
+        embeddings = self._embed(images) if self.config.cam.threshold == "auto" else None
+        return [cam_mask(cam, self.config.cam, images.shape[1:3]) for cam in self._cams(images, embeddings)]
 
     def _segment_batch(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        cams, masks = self.cam_masks(images)
+        size, embeddings = images.shape[1:3], self._embed(images)
+        found = self._cams(images, embeddings)
+        cams = [resize_map(cam.values, size) for cam in found]
+        masks = [cam_mask(cam, self.config.cam, size) for cam in found]
         prompts = [prompts_for(mask, cam, self.config.prompts, generator(self.config.finetune.seed, name, "predict", 0))
                    for name, cam, mask in zip(names, cams, masks, strict=True)]
-        side = self.sam.image_encoder.img_size
-        inputs = [to_input(image, side) for image in images]
-        embeddings = torch.cat([encode(self.sam, batch, self.hardware)
-                                for batch in self._batches(inputs, self.hardware.encoder_batch, side**2)])
-        logits = predict_masks(self.sam, embeddings.float(), prompts, images.shape[1:3])
+        logits = predict_masks(self.sam, embeddings, prompts, size)
         probabilities = torch.sigmoid(logits.float()).cpu().numpy()
         if self.config.sam.islands == "supported":
             for probability, mask in zip(probabilities, masks, strict=True):
                 tumour = probability > 0.5
                 probability[tumour & ~supported_islands(tumour, mask)] = 0
         return probabilities
+
+    def _embed(self, images: np.ndarray) -> torch.Tensor:
+        """SAM's embeddings (N, C, h, w) float32 on the device, rounded as the store rounds them."""
+        side = self.sam.image_encoder.img_size
+        inputs = [to_input(image, side) for image in images]
+        return torch.cat([encode(self.sam, batch, self.hardware)
+                          for batch in self._batches(inputs, self.hardware.encoder_batch, side**2)]).float()
+
+    def _cams(self, images: np.ndarray, embeddings: torch.Tensor | None) -> list[ActivationMap]:
+        """The map of each patch with its limit; `embeddings` are needed where `cam.threshold` is auto."""
+        size, settings = images.shape[1:3], self.config.cam
+        turned_px = size[0] * size[1] * len(settings.rotations)
+        with self.hardware.autocast():
+            maps = [m for batch in self._batches(images, self.hardware.cam_batch, turned_px)
+                    for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
+                    .float().cpu().numpy()]
+        if settings.threshold == "auto":
+            limits = [clearest_limit(values, embedding, image, settings)
+                      for values, embedding, image in zip(maps, embeddings.cpu().numpy(), images, strict=True)]
+        else:
+            limits = [fixed_limit(values, settings) for values in maps]
+        return [ActivationMap(values, limit) for values, limit in zip(maps, limits, strict=True)]
 
     def _batches(self, items: Sequence | np.ndarray, size: int, pixels: int) -> list:
         """Runs of at most `size` items, of `pixels` each."""

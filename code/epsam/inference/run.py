@@ -95,6 +95,7 @@ def signature_of(settings: InferenceSettings, config: Config) -> dict[str, Any]:
         "SAM_DECODER_CHECKPOINT": sha256(settings.sam_decoder_checkpoint),
         "patches": patches,
         "seed": config.finetune.seed,
+        "sam": {key: dump["sam"][key] for key in ("islands", "min_region_px")},
     } | {section: dump[section] for section in ("cam", "prompts", "inference")}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from epsam.cam import resize_map
+from epsam.cam import ActivationMap, resize_map
 from epsam.patches import Patch
 from epsam.prompts import PromptSet
 from epsam.runtime.files import read_image, read_mask, write_png
@@ -27,8 +27,7 @@ class Row:
     """One patch of the sheet."""
 
     patch: Patch
-    cam: np.ndarray
-    """(h, w) float in [0, 1]."""
+    cam: ActivationMap
     prompts: PromptSet
     label: np.ndarray
     """(H, W) bool."""
@@ -58,7 +57,7 @@ def _tiles(row: Row) -> list[np.ndarray]:
     image = read_image(row.patch.path)
     truth = read_mask(row.patch.mask) if row.patch.has_mask else None
     size = image.shape[:2]
-    heat = cv2.applyColorMap((resize_map(row.cam, size) * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    heat = cv2.applyColorMap((resize_map(row.cam.values, size) * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     cam = cv2.addWeighted(image, 0.5, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.5, 0)
     tiles = [_scaled(picture) for picture in (image, cam, image, image)]
     scale = TILE_PX / max(size)

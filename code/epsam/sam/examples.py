@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from epsam.cam import cam_mask, load_cams, resize_map
+from epsam.cam import ActivationMap, cam_mask, load_cams, resize_map
 from epsam.config import Config
 from epsam.errors import DataError
 from epsam.patches import Patch
-from epsam.prompts import PromptSet, prompts_for
+from epsam.prompts import PromptSet, prompts_for, some_points
 from epsam.runtime.files import read_mask
 from epsam.runtime.seeds import generator, torch_generator
 from epsam.sam.embeddings import Embeddings
@@ -28,8 +28,7 @@ class Example:
     patch: Patch
     position: int
     """Of its embedding in the split."""
-    cam: np.ndarray
-    """(h, w) float32 in [0, 1]."""
+    cam: ActivationMap
     target: Path | None = None
     """The mask to learn; None where there is only something to predict."""
 
@@ -93,6 +92,8 @@ class Samples(Dataset):
         if example.target is not None:
             target = apply_view(_read_target(example), view)
         prompts, size = self._prompts(example, target, view, rng)
+        if self.varied and self.config.finetune.points == "some":
+            prompts = some_points(prompts, rng)
         return Sample(example, self.embeddings.item(example.position, view), prompts, size, target)
 
     def _prompts(self, example: Example, target: np.ndarray | None, view: int,
@@ -102,7 +103,7 @@ class Samples(Dataset):
         size = patch_size(example.patch)
         # The mask is cut from the map before both are turned: opening is not symmetric for an even element.
         mask = apply_view(cam_mask(example.cam, self.config.cam, size), view)
-        cam = apply_view(resize_map(example.cam, size), view)
+        cam = apply_view(resize_map(example.cam.values, size), view)
         return prompts_for(mask, cam, self.config.prompts, rng), mask.shape
 
 
