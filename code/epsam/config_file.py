@@ -86,7 +86,7 @@ def _explain(error: ValidationError | RecursionError) -> str:
         return "settings are nested too deeply"
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-")))
+        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-", "constrained-")))
         if item["type"] == "extra_forbidden":
             keys = _keys_beside(item["loc"])
             close = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1, cutoff=0.5)
