@@ -114,8 +114,8 @@ def load_cams(path: Path) -> dict[str, ActivationMap]:
     """Maps by patch name. Raises DataError when the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as saved:
-            cams = map(ActivationMap, saved["maps"], saved["limits"].tolist())
-            return dict(zip(saved["names"].tolist(), cams, strict=True))
+            columns = saved["names"].tolist(), saved["maps"], saved["limits"].tolist()
+            return {name: ActivationMap(values, limit) for name, values, limit in zip(*columns, strict=True)}
     except FileNotFoundError:
         raise DataError(f"{path}: no maps here; run the stage initial-masks") from None
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, TypeError, *NOT_ZIP) as error:

@@ -47,11 +47,15 @@ def _fixed(maps: Mapping[str, np.ndarray], config: Config) -> dict[str, Activati
 def _by_sam(
     maps: Mapping[str, np.ndarray], context: Context, split: str, patches: Sequence[Patch]
 ) -> dict[str, ActivationMap]:
-    embeddings, cams = context.embeddings(split), {}
-    for position, patch in enumerate(progress(patches, desc=f"limits {split}", unit="patch")):
-        embedding = embeddings.batch([embeddings.item(position, 0)])[0].cpu().numpy()
-        limit = clearest_limit(maps[patch.name], embedding, read_image(patch.path), context.config.cam)
-        cams[patch.name] = ActivationMap(maps[patch.name], limit)
+    embeddings, step, cams = context.embeddings(split), context.hardware.encoder_batch, {}
+    with progress(total=len(patches), desc=f"limits {split}", unit="patch") as bar:
+        for start in range(0, len(patches), step):
+            part = patches[start : start + step]
+            batch = embeddings.batch([embeddings.item(start + i, 0) for i in range(len(part))]).cpu().numpy()
+            for patch, embedding in zip(part, batch, strict=True):
+                limit = clearest_limit(maps[patch.name], embedding, read_image(patch.path), context.config.cam)
+                cams[patch.name] = ActivationMap(maps[patch.name], limit)
+            bar.update(len(part))
     return cams
 
 

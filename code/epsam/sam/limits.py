@@ -23,9 +23,9 @@ def clearest_limit(values: np.ndarray, embedding: np.ndarray, image: np.ndarray,
     patch, RGB uint8. How well is the variance between the two classes, inside and outside of the mask: Otsu's criterion
     (IEEE Trans. Syst. Man Cybern. 9, 1979), summed over the embedding's channels, glass left out, as nothing else looks
     so different. The map says in which order places are added to the mask, the picture where to stop. Otsu's own choice,
-    the best limit, gives masks that are a little too small, and the rounds make masks smaller rather than larger; so of
-    all limits with ENOUGH of the greatest variance the lowest is taken. Where no limit parts anything, as in a map of
-    zeros, that is the lowest of all.
+    the best limit, gives masks that are a little too small, which the rounds do not make up for, while they cut down what
+    is a little too large; so of all limits with ENOUGH of the greatest variance the lowest is taken. Where no limit parts
+    anything, as in a map of zeros, that is the lowest of all.
     """
     features = _of_patch(embedding, image.shape[:2])
     grid = features.shape[1:]
