@@ -1,8 +1,30 @@
 """Errors that a user can mend: what is wrong, where, and what to do. The command line shows them as one line."""
 
+import re
+
+MAX_CHARACTERS = 480
+"""Of a message: a name or value of a hostile file may have megabytes."""
+TAIL = 160
+"""Of them from the message's end, where it says what to do."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys, that turn the direction of writing, or that are no text."""
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, control characters escaped (ESC as \\x1b), its middle left out where it is long."""
+    if len(text) > 4 * MAX_CHARACTERS:
+        text = text[: 2 * MAX_CHARACTERS] + text[-2 * MAX_CHARACTERS :]
+    text = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\n", " "))
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[: MAX_CHARACTERS - TAIL - 5]} ... {text[-TAIL:]}"
+
 
 class EpsamError(Exception):
     """Base of all errors raised on purpose; anything else that escapes is a defect of this program."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class ConfigError(EpsamError):

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -269,3 +270,11 @@ def test_no_network_says_where_to_put_the_file(tmp_path, monkeypatch):
         weights.fetch("vit_b", tmp_path)
     with pytest.raises(CheckpointError, match="no weights called `vit_x`"):
         weights.fetch("vit_x", tmp_path)
+
+
+def test_messages_are_short_single_lines_without_terminal_codes():
+    error = DataError("a\nb \x1b[31m \udcff " + "x" * 10**7 + "; delete it")
+    message = str(pickle.loads(pickle.dumps(error)))
+    assert message.startswith("a b \\x1b[31m \\udcff xxx")
+    assert message.endswith("xxx; delete it")
+    assert len(message) < 500
