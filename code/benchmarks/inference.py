@@ -25,7 +25,7 @@ from epsam.classifier.resnet import build_classifier
 from epsam.config_file import find_config, load_config
 from epsam.demo.slides import make_demo
 from epsam.inference import InferenceSettings
-from epsam.inference.slide import OUTPUTS
+from epsam.inference.output import OUTPUTS
 from epsam.runtime.checkpoints import save_weights
 from epsam.sam import load_sam
 from epsam.sam.checkpoint import decoder_weights

@@ -26,7 +26,7 @@ from epsam.config_file import load_config
 from epsam.demo.slides import make_demo
 from epsam.errors import CheckpointError, DataError, SlideError, StateError
 from epsam.inference import InferenceSettings, infer
-from epsam.inference.slide import OUTPUTS
+from epsam.inference.output import OUTPUTS
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_png
@@ -148,8 +148,12 @@ def test_what_is_done_is_kept_unless_fresh(settings, hardware):
     other = with_inference(settings, threshold=0.6)
     with pytest.raises(StateError, match=r"inference.*--fresh"):
         infer(other, hardware)
+    with pytest.raises(StateError, match=r"tumor_001\.xml was changed since"):
+        infer(dataclasses.replace(other, fresh=True), hardware)
+    edited = xml.rename(settings.output_dir / "edited.xml")
     infer(dataclasses.replace(other, fresh=True), hardware)
     assert "ASAP_Annotations" in xml.read_text()
+    assert edited.read_text() == "edited by hand"
     assert notes.read_text() == "mine"
 
 

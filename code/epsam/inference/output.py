@@ -1,12 +1,37 @@
-"""The folder that predictions are written to: whose it is, what is kept, what may be replaced."""
+"""The folder that predictions are written to: whose it is, what is kept, what may be replaced.
 
-import shutil
+`state/inference.json` records every file that this program writes there, by plain names; only these are deleted.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from epsam.errors import DataError, StateError
-from epsam.runtime.files import read_json, write_json
+from epsam.runtime.files import remove_temporaries, sha256
 from epsam.runtime.log import logger
+from epsam.runtime.records import PlainName, Record, as_plain_values, read_record, write_record
+
+Place = Literal["", "mask", "overlay"]
+"""Folders of predictions below OUTPUT_DIR; "" is OUTPUT_DIR itself."""
+OUTPUTS = (".geojson", ".xml", "_mask.tif", "_probability.tif", "_overlay.png")
+"""What is written for a slide: its name and this."""
+WORK_FILES = ("classified.f32", "tiles.u8", "map.u8")
+"""What a slide under way has in state/work/<name>/."""
+TABLES = ("slides.csv", "predictions.csv")
+"""Written anew by every call, so that another hash does not mean that somebody else wrote them."""
+ADVICE = "move it away, or choose another OUTPUT_DIR"
+
+
+class OutputRecord(Record):
+    """state/inference.json."""
+
+    signature: dict[str, Any]
+    """What the predictions depend on."""
+    files: dict[Place, dict[PlainName, str | None]]
+    """Files by folder, with their SHA-256 once a call has ended; a folder of this list was made by this program."""
+    slides: list[PlainName]
+    """Slides that were begun: they have state/slides/<name>.json and perhaps state/work/<name>/."""
 
 
 def check_place(data: Path, output: Path) -> None:
@@ -24,36 +49,127 @@ def check_place(data: Path, output: Path) -> None:
                         "next call would take its own outputs for data")
 
 
-def open_output(output: Path, names: list[str], signature: dict[str, Any], *, fresh: bool) -> None:
-    """Make `output` ready for `names` (files and folders that will be written), made under `signature`.
+class OutputFolder:
+    """OUTPUT_DIR with the record of what this program wrote there."""
 
-    What an earlier call made under the same signature is kept and gone on with; `fresh` deletes what earlier calls
-    made, and nothing else. Raises StateError for a folder of another signature, and for files of these names that
-    were not made by this program.
-    """
-    mark = output / "state" / "inference.json"
-    saved = read_json(mark) if mark.is_file() else {"signature": None, "written": []}
-    if fresh:
-        for name in {*saved["written"], *names}:
-            _delete(output / name)
-        for left in ("slides", "work", "patches.jsonl"):
-            _delete(output / "state" / left)
-        saved = {"signature": None, "written": []}
-    changed = [key for key, value in signature.items() if saved["signature"] and saved["signature"].get(key) != value]
-    if changed:
-        raise StateError(f"OUTPUT_DIR={output} holds predictions made with another {', '.join(changed)}; choose "
-                         "another OUTPUT_DIR, or replace them with --fresh")
-    foreign = [name for name in names if name not in saved["written"] and (output / name).exists()]
-    if foreign:
-        raise StateError(f"{output / foreign[0]} is there but was not made by ./infer.sh; choose another OUTPUT_DIR, "
-                         "or replace it with --fresh")
-    if saved["written"]:
-        logger.info(f"{output}: going on with what is there; --fresh would replace it")
-    write_json(mark, {"signature": signature, "written": sorted({*saved["written"], *names})})
+    def __init__(self, folder: Path, signature: Mapping[str, Any], *, fresh: bool):
+        """Go on with what an earlier call made under the same signature; `fresh` deletes what earlier calls made.
+
+        Raises StateError for a folder of another signature, and for one in which somebody else's files lie where this
+        program would write; DataError when the record is damaged. Nothing is deleted then.
+        """
+        self.path, self._file = folder, folder / "state" / "inference.json"
+        signature = as_plain_values(signature)
+        self._check_links()
+        if self._file.is_file():
+            self._record = read_record(self._file, OutputRecord, "what was made here is then not known: choose another "
+                                                                 "OUTPUT_DIR, or move this one away")
+        else:
+            self._record = OutputRecord(signature=signature, files={}, slides=[])
+        self._check_folders()
+        if fresh:
+            self._delete_recorded()
+            self._record = OutputRecord(signature=signature, files={place: {} for place in self._record.files}, slides=[])
+        saved = self._record.signature
+        if changed := [key for key in signature if saved.get(key) != signature[key]]:
+            raise StateError(f"OUTPUT_DIR={folder} holds predictions made with another {', '.join(changed)}; choose "
+                             "another OUTPUT_DIR, or replace them with --fresh")
+        if any(self._record.files.values()):
+            logger.info(f"{folder}: going on with what is there; --fresh would replace it")
+        self._save()
+
+    def check_free(self, names: Iterable[str], place: Place = "") -> None:
+        """Raise StateError when a file of these names is there that this program did not write."""
+        known, folder = self._record.files.get(place, {}), self.path / place
+        foreign = next((name for name in names if name not in known and _exists(folder / name)), None)
+        if foreign is not None:
+            raise StateError(f"{folder / foreign} is there but was not made by ./infer.sh; {ADVICE}")
+
+    def __enter__(self) -> "OutputFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):  # Ctrl-C does not wait for hashes; the next call makes them
+            self._close()
+
+    def claim_slide(self, slide: str) -> None:
+        """Record a slide and its outputs before it is predicted; StateError as `claim`."""
+        self.claim([slide + suffix for suffix in OUTPUTS], "")
+        if slide not in self._record.slides:
+            self.clear_work(slide)  # of another call, so perhaps of another slide
+            self._record.slides.append(slide)
+            self._save()
+
+    def claim(self, names: Iterable[str], *places: Place) -> None:
+        """Record files before they are written; StateError when one is there and is not as this program left it."""
+        names = list(names)
+        for place in places:
+            self.check_free(names, place)
+            for name in names:
+                self._check_unchanged(place, name)
+        for place in places:
+            self._record.files.setdefault(place, {}).update(dict.fromkeys(names))
+        self._save()
+
+    def _close(self) -> None:
+        """Record the hashes of the files that are new, and forget those that were not written after all."""
+        for place, files in self._record.files.items():
+            for name, digest in list(files.items()):
+                path = self.path / place / name
+                if not path.is_file():
+                    del files[name]
+                elif digest is None and name not in TABLES:
+                    files[name] = sha256(path)
+        self._save()
+
+    def clear_work(self, slide: str) -> None:
+        """Delete what a slide under way had in state/work/<slide>/."""
+        folder = self.path / "state" / "work" / slide
+        if not folder.is_dir() or folder.is_symlink():
+            return
+        remove_temporaries(folder)
+        for name in WORK_FILES:
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _save(self) -> None:
+        write_record(self._file, self._record)
+
+    def _check_links(self) -> None:
+        for name in ("mask", "overlay", "state", "state/slides", "state/work", "state/inference.json", "state/patches.jsonl"):
+            if (path := self.path / name).is_symlink():
+                raise StateError(f"{path} is a link: what lies behind it is not this program's to write or delete; {ADVICE}")
+
+    def _check_folders(self) -> None:
+        """Refuse folders and notes that this program did not make."""
+        state = self.path / "state"
+        paths = [self.path / place for place in ("mask", "overlay") if place not in self._record.files]
+        if not self._file.is_file():
+            paths += [state / "slides", state / "work", state / "patches.jsonl"]
+        for path in paths:
+            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+                raise StateError(f"{path} is there but was not made by ./infer.sh; {ADVICE}")
+
+    def _check_unchanged(self, place: Place, name: str) -> None:
+        path, digest = self.path / place / name, self._record.files.get(place, {}).get(name)
+        if digest is not None and path.is_file() and sha256(path) != digest:
+            raise StateError(f"{path} was changed since ./infer.sh wrote it; {ADVICE}")
+
+    def _delete_recorded(self) -> None:
+        """Delete what earlier calls wrote and recorded; StateError, before anything is deleted, for what was changed."""
+        recorded = [(place, name) for place, files in self._record.files.items() for name in files]
+        for place, name in recorded:
+            self._check_unchanged(place, name)
+        state = self.path / "state"
+        (state / "patches.jsonl").unlink(missing_ok=True)
+        for slide in self._record.slides:
+            (state / "slides" / f"{slide}.json").unlink(missing_ok=True)
+            self.clear_work(slide)
+        for place, name in recorded:
+            if (path := self.path / place / name).is_symlink() or path.is_file():
+                path.unlink()
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()

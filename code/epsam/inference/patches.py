@@ -1,21 +1,25 @@
 """A folder of patches in, their masks and overlays out; with true masks, the figures of the method as well."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from epsam.errors import DataError
 from epsam.inference.models import Models
+from epsam.inference.output import OutputFolder
 from epsam.metrics import dice, iou
 from epsam.results import result_line
-from epsam.runtime.files import read_image, read_mask, write_csv, write_png, write_text
+from epsam.runtime.files import read_image, read_mask, write_csv, write_png
 from epsam.runtime.log import logger, progress
+from epsam.runtime.records import PlainName, Record, explain, parse_record
 
 COLUMNS = ["patch", "classifier_probability", "segmented", "tumour_fraction", "dice", "iou"]
 PREDICTED, TRUE = (255, 215, 0), (0, 150, 80)
@@ -76,14 +80,18 @@ def _shown(path: Path) -> str:
     return " x ".join(str(side) for side in _size(path))
 
 
-def predict_patches(folder: Path, output: Path, models: Models) -> None:
-    """Write mask/<name>.png, overlay/<name>.png and predictions.csv to `output`; log the figures if masks exist.
+def predict_patches(folder: Path, outputs: OutputFolder, models: Models) -> None:
+    """Write mask/<name>.png, overlay/<name>.png and predictions.csv to `outputs`; log the figures if masks exist.
 
-    Goes on after the patches that state/patches.jsonl names. Figures are means over the patches whose true mask
-    holds tumour, as in the evaluation of a run.
+    Goes on after the patches that state/patches.jsonl names and whose mask and overlay are there. Figures are means
+    over the patches whose true mask holds tumour, as in the evaluation of a run.
     """
+    output = outputs.path
     inputs, done = find_inputs(folder), Notes(output / "state" / "patches.jsonl")
-    left = [patch for patch in inputs if patch.name not in done.rows]
+    left = [patch for patch in inputs if patch.name not in done.rows
+            or not all((output / kind / f"{patch.name}.png").is_file() for kind in ("mask", "overlay"))]
+    outputs.claim(["predictions.csv"], "")
+    outputs.claim([f"{patch.name}.png" for patch in left], "mask", "overlay")
     with progress(total=len(inputs), initial=len(inputs) - len(left), desc=folder.name, unit="patch") as bar:
         for batch, images in _read_batches(left, models.hardware.decoder_batch):
             done.add(_predict_batch(batch, images, output, models))
@@ -97,6 +105,15 @@ def predict_patches(folder: Path, output: Path, models: Models) -> None:
         logger.info(result_line({"split": folder.name, "method": "final"} | means | {"patches": len(scored)}))
 
 
+class PatchRow(Record):
+    """A line of state/patches.jsonl."""
+
+    patch: PlainName
+    classifier_probability: Annotated[float, Field(ge=0, le=1)]
+    segmented: Literal[0, 1]
+    tumour_fraction: Annotated[float, Field(ge=0, le=1)]
+
+
 class Notes:
     """Rows of finished patches, one JSON object a line; a line that an interruption cut short does not count."""
 
@@ -104,9 +121,20 @@ class Notes:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            write_text(path, text[: text.rfind("\n") + 1])
-            self.rows = {row["patch"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+            data = path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            for number, line in enumerate(whole.splitlines(), 1):
+                row = self._parse(line, number)
+                self.rows[row.patch] = row.model_dump()
+            if whole != data:
+                os.truncate(path, len(whole))
+
+    def _parse(self, line: bytes, number: int) -> PatchRow:
+        try:
+            return parse_record(line.decode(), PatchRow)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path}, line {number}: is not the record of a patch ({explain(error)}); delete the "
+                            "file, and the patches are predicted again") from None
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Note patches whose files are written."""

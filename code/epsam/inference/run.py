@@ -1,20 +1,21 @@
 """What ./infer.sh does: patches or slides, found and predicted, each once."""
 
-import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epsam.config import Config
-from epsam.errors import DataError, SlideError, StateError
+from epsam.errors import DataError, EpsamError, StateError
 from epsam.inference.models import Models, load_models
-from epsam.inference.output import check_place, open_output
+from epsam.inference.output import OUTPUTS, OutputFolder, check_place
 from epsam.inference.patches import check_masks, find_inputs, predict_patches
-from epsam.inference.slide import OUTPUTS, predict_slide
+from epsam.inference.slide import predict_slide
 from epsam.results import result_line
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import read_csv, read_json, sha256, write_csv, write_json
+from epsam.runtime.files import read_csv, sha256, write_csv
 from epsam.runtime.log import logger
+from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
 from epsam.runtime.state import lock
 
 SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
@@ -22,6 +23,40 @@ SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff
 COLUMNS = ["slide", "status", "reason", "path", "reader", "vendor", "width", "height", "mpp_x", "mpp_y",
            "tumour_mm2", "tissue_mm2", "tumour_fraction", "foci", "largest_focus_mm", "tumour_px2",
            "largest_focus_px"]
+
+
+class SlideRow(Record):
+    """Figures of a slide, see `describe`; None where its resolution is not known."""
+
+    slide: PlainName
+    path: str
+    reader: str
+    vendor: str
+    width: int
+    height: int
+    mpp_x: float | None
+    mpp_y: float | None
+    tumour_mm2: float | None
+    tissue_mm2: float | None
+    tumour_fraction: float
+    foci: int
+    largest_focus_mm: float | None
+    tumour_px2: float
+    largest_focus_px: float
+
+
+class SlideFile(Record):
+    """The file that a slide was predicted from."""
+
+    path: str
+    bytes: int
+
+
+class SlideState(Record):
+    """state/slides/<name>.json; without a row while the slide is under way."""
+
+    of: SlideFile
+    row: SlideRow | None
 
 
 @dataclass(frozen=True)
@@ -60,20 +95,18 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     )
     models = load_models(config, hardware, resnet=settings.resnet_checkpoint, sam=settings.sam_checkpoint,
                          decoder=settings.sam_decoder_checkpoint, weights_dir=settings.weights_dir)
-    with lock(output / "state"):
-        names = ["mask", "overlay", "predictions.csv"] if slides is None else [
-            "slides.csv", *(name + suffix for name in slides for suffix in OUTPUTS)]
-        open_output(output, names, signature_of(settings, config), fresh=settings.fresh)
+    with lock(output / "state"), OutputFolder(output, signature_of(settings, config), fresh=settings.fresh) as folder:
         if slides is None:
-            predict_patches(data, output, models)
+            predict_patches(data, folder, models)
         else:
-            _predict_slides(slides, output, models, alone=data.is_file())
+            folder.check_free(name + suffix for name in slides for suffix in OUTPUTS)
+            _predict_slides(slides, folder, models, alone=data.is_file())
 
 
 def find_slides(data: Path) -> dict[str, Path]:
     """Slides by the name of their outputs; raises DataError when there are none."""
     if data.is_file():
-        return {data.stem: data}
+        return output_names([data])
     if not data.is_dir():
         raise DataError(f"{data}: no such file or folder; give a patch folder, a slide or a folder of slides")
     paths = sorted(p for p in data.iterdir()
@@ -81,8 +114,15 @@ def find_slides(data: Path) -> dict[str, Path]:
     if not paths:
         raise DataError(f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file ending in "
                         f"{', '.join(SUFFIXES)})")
-    stems = [p.stem for p in paths]
-    return {p.stem if stems.count(p.stem) == 1 else p.name: p for p in paths}
+    return output_names(paths)
+
+
+def output_names(paths: list[Path]) -> dict[str, Path]:
+    """Files of one folder by a name of their own: the stem, or the whole name where the stem is another one's too."""
+    names = {path: path.stem if is_plain(path.stem) else path.name for path in paths}
+    while shared := {name for name, count in Counter(names.values()).items() if count > 1}:
+        names |= {path: path.name for path in paths if names[path] in shared}
+    return {name: path for path, name in names.items()}
 
 
 def signature_of(settings: InferenceSettings, config: Config) -> dict[str, Any]:
@@ -99,18 +139,20 @@ def signature_of(settings: InferenceSettings, config: Config) -> dict[str, Any]:
     } | {section: dump[section] for section in ("cam", "prompts", "inference")}
 
 
-def _predict_slides(slides: dict[str, Path], output: Path, models: Models, *, alone: bool) -> None:
+def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Models, *, alone: bool) -> None:
     """One slide after the other; those that cannot be read are set aside, and named at the end.
 
     slides.csv keeps the rows of slides that earlier calls wrote to the same folder.
     """
-    table = output / "slides.csv"
-    rows = {row["slide"]: row for row in read_csv(table, COLUMNS)} if table.is_file() else {}
+    folder.claim(["slides.csv"], "")
+    table = folder.path / "slides.csv"
+    before = read_csv(table, COLUMNS) if table.is_file() else []
+    rows = {row["slide"]: {column: row[column] for column in COLUMNS} for row in before}
     for number, (name, path) in enumerate(slides.items(), 1):
         logger.info(f"--- {name} ({number} of {len(slides)})")
         try:
-            row = {"status": "ok", "reason": ""} | _predict_once(name, path, output, models)
-        except SlideError as error:
+            row = {"status": "ok", "reason": ""} | _predict_once(name, path, folder, models)
+        except EpsamError as error:
             if alone:
                 raise
             logger.warning(f"{name}: set aside: {error}")
@@ -126,20 +168,23 @@ def _predict_slides(slides: dict[str, Path], output: Path, models: Models, *, al
                         f"reasons in {table}; the others are done")
 
 
-def _predict_once(name: str, path: Path, output: Path, models: Models) -> dict[str, Any]:
+def _predict_once(name: str, path: Path, folder: OutputFolder, models: Models) -> dict[str, Any]:
     """The row of a slide: kept when its outputs are there, else predicted, going on where it stopped."""
-    record, work = output / "state" / "slides" / f"{name}.json", output / "state" / "work" / name
-    identity = {"path": str(path.resolve()), "bytes": path.stat().st_size}
-    saved = read_json(record) if record.is_file() else {"of": identity, "row": None}
-    if saved["of"] != identity:
-        raise StateError(f"{output}: its {name} was made from {saved['of']['path']} ({saved['of']['bytes']} bytes), "
-                         f"now it is {path} ({identity['bytes']} bytes); start over with --fresh, or choose another "
+    output, record = folder.path, folder.path / "state" / "slides" / f"{name}.json"
+    identity = SlideFile(path=str(path.resolve()), bytes=path.stat().st_size)
+    saved = SlideState(of=identity, row=None)
+    if record.is_file():
+        saved = read_record(record, SlideState, "delete it, and the slide is predicted again")
+    if saved.of != identity:
+        raise StateError(f"{output}: its {name} was made from {saved.of.path} ({saved.of.bytes} bytes), "
+                         f"now it is {path} ({identity.bytes} bytes); start over with --fresh, or choose another "
                          "OUTPUT_DIR")
-    if saved["row"] is None or any(not (output / (name + suffix)).is_file() for suffix in OUTPUTS):
-        write_json(record, {"of": identity, "row": None})
-        saved["row"] = predict_slide(path, name, output, work, models)
-        write_json(record, {"of": identity, "row": saved["row"]})
+    if saved.row is None or any(not (output / (name + suffix)).is_file() for suffix in OUTPUTS):
+        folder.claim_slide(name)
+        write_record(record, SlideState(of=identity, row=None))
+        saved.row = SlideRow.model_validate(predict_slide(path, name, output, output / "state" / "work" / name, models))
+        write_record(record, saved)
     else:
         logger.info(f"{name}: done already")
-    shutil.rmtree(work, ignore_errors=True)
-    return saved["row"]
+    folder.clear_work(name)
+    return saved.row.model_dump()

@@ -24,9 +24,6 @@ from epsam.slides import Slide, open_slide, read_window
 from epsam.slides.grid import window_px
 from epsam.slides.tissue import find_tissue
 
-OUTPUTS = (".geojson", ".xml", "_mask.tif", "_probability.tif", "_overlay.png")
-"""What is written for a slide: its name and this."""
-
 
 @dataclass(frozen=True)
 class Frame:
@@ -44,7 +41,7 @@ class Frame:
 
 
 def predict_slide(path: Path, name: str, output: Path, work: Path, models: Models) -> dict[str, Any]:
-    """Predict one slide, write `output`/`name` + OUTPUTS, and return its row for slides.csv.
+    """Predict one slide, write `output`/`name` + OUTPUTS (see output.py), and return its row for slides.csv.
 
     Goes on from what an earlier call left in `work`. Raises SlideError when the slide cannot be read.
     """
