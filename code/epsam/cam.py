@@ -18,6 +18,7 @@ from epsam.errors import DataError
 from epsam.patches import Patch
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import atomic
+from epsam.runtime.finite import check_finite
 from epsam.runtime.log import progress
 from epsam.runtime.memory import BatchSize
 
@@ -82,7 +83,10 @@ def _at_mask_px(values: np.ndarray, settings: Cam) -> np.ndarray:
 def compute_split(
     model: ResNetADL, patches: Sequence[Patch], config: Config, hardware: Hardware, what: str = ""
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and maps (h, w) float32 of `patches`, in batches that fit the device, with a progress bar."""
+    """Names and maps (h, w) float32 of `patches`, in batches that fit the device, with a progress bar.
+
+    Raises DataError with the name of a patch whose map is not finite.
+    """
     if not patches:
         return
     images = PatchImages(patches, config.worker_count)
@@ -95,7 +99,9 @@ def compute_split(
                     compute_maps(model, as_float(part, hardware.device), config.cam.rotations, config.cam.layer)
                     for part in batch.split(n)
                 ]))
-            yield from zip((patches[index].name for index in indices), maps.cpu().numpy(), strict=True)
+            names = [patches[index].name for index in indices]
+            check_finite(maps, names, "the classifier's maps")
+            yield from zip(names, maps.cpu().numpy(), strict=True)
             bar.update(len(indices))
 
 

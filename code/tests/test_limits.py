@@ -78,5 +78,5 @@ def test_training_and_inference_cut_the_same_masks(tmp_path, embeddings):
     sam = load_sam("demo", config.sam.checkpoint, workspace.checkpoints, CPU.device)
     models = Models(classifier, sam, config, CPU)
     for patch in patches_for_sam(workspace, "train"):
-        (mask,) = models.cam_masks(read_image(patch.path)[None])
+        (mask,) = models.cam_masks(read_image(patch.path)[None], [patch.name])
         np.testing.assert_array_equal(mask, read_mask(workspace.pseudo_labels(0) / f"{patch.name}.png"))

@@ -21,8 +21,9 @@ def compute_maps(
 
     Features after `layer`, weighted by the last layer's weights (Zhou et al., CVPR 2016), their negative part
     cut off, scaled to [0, 1]; the mean over `rotations` (degrees, counter-clockwise), turned back, is scaled
-    to [0, 1] again. A map that is the same everywhere becomes 0. All rotations of all images are one call of
-    the model (two, where images are not square); everything stays on the images' device.
+    to [0, 1] again. A map that is the same everywhere becomes 0; one of features that are not finite holds NaN.
+    All rotations of all images are one call of the model (two, where images are not square); everything stays on
+    the images' device.
     """
     _check_rotations(rotations)
     quarters = [degrees // 90 for degrees in rotations]
@@ -35,7 +36,8 @@ def compute_maps(
             turned = torch.cat([torch.rot90(images, k, (2, 3)) for k in group])
             features = model.features(turned, layer)
             with torch.autocast(images.device.type, enabled=False):
-                maps = torch.einsum("nchw,c->nhw", features.float(), model.fc.weight[0].float()).relu()
+                maps = torch.einsum("nchw,c->nhw", features.float(), model.fc.weight[0].float())
+                maps = torch.where(maps.isfinite(), maps, torch.nan).relu()
             for k, part in zip(group, _scaled(maps).chunk(len(group)), strict=True):
                 total = total + torch.rot90(part, -k, (1, 2))
         return _scaled(total / len(quarters))
@@ -53,7 +55,7 @@ def _check_rotations(rotations: Sequence[int]) -> None:
 
 
 def _scaled(maps: torch.Tensor) -> torch.Tensor:
-    """Each of `maps` (N, h, w) from its minimum and maximum to 0 and 1; flat ones to 0."""
+    """Each of `maps` (N, h, w) from its minimum and maximum to 0 and 1; flat ones to 0, NaN stays."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     span = high - low
-    return torch.where(span > FLAT, (maps - low) / span.clamp_min(FLAT), 0)
+    return torch.where(span <= FLAT, 0, (maps - low) / span.clamp_min(FLAT))

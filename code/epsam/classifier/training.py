@@ -20,6 +20,7 @@ from epsam.patches import patches_for_classifier
 from epsam.results import record_results
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import Hardware
+from epsam.runtime.finite import check_finite
 from epsam.runtime.fitting import fit, load_tensors
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import peak_memory_mib
@@ -106,6 +107,7 @@ def predict_logits(model: ResNetADL, images: PatchImages, hardware: Hardware, wo
 def figures(model: ResNetADL, labelled: LabelledImages, hardware: Hardware, workers: int = 0) -> dict[str, float]:
     """AUC, accuracy at probability 0.5, sensitivity at 90 % specificity, and the number of patches."""
     logits = predict_logits(model, labelled.images, hardware, workers).numpy()
+    check_finite(logits, labelled.images.names, "the classifier's logits")
     labels = labelled.labels.numpy()
     return {"auc": auc(labels, logits), "accuracy": accuracy(labels, logits, 0.0),
             "sensitivity_at_90_specificity": sensitivity_at_specificity(labels, logits, 0.9), "patches": len(labels)}

@@ -98,7 +98,8 @@ def _classify(models: Models, patches: Sequence[Patch]) -> dict[str, float]:
         for start in range(0, len(patches), step):
             batch = patches[start:start + step]
             images = np.stack([read_image(patch.path) for patch in batch])
-            probabilities |= dict(zip((p.name for p in batch), models.classify(images).tolist(), strict=True))
+            names = [patch.name for patch in batch]
+            probabilities |= dict(zip(names, models.classify(images, names).tolist(), strict=True))
             bar.update(len(batch))
     return probabilities
 
@@ -118,7 +119,7 @@ def _masks(config: Config, workspace: Workspace, hardware: Hardware, models: Mod
     for patch in progress(alarms, desc=f"{method.name}: false alarms", unit="patch") if alarms else ():
         image = read_image(patch.path)[None]
         if method.name == "cam":
-            yield patch, models.cam_masks(image)[0]
+            yield patch, models.cam_masks(image, [patch.name])[0]
         else:
             yield patch, models.masks(image, [patch.name])[0]
 

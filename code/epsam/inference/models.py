@@ -14,6 +14,7 @@ from epsam.config import Config
 from epsam.errors import CheckpointError
 from epsam.prompts import prompts_for
 from epsam.runtime.device import Hardware
+from epsam.runtime.finite import check_finite
 from epsam.runtime.fitting import load_tensors
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.seeds import generator
@@ -36,12 +37,17 @@ class Models:
         self._segmented = BatchSize("SAM", hardware.decoder_batch)
 
     @torch.inference_mode()
-    def classify(self, images: np.ndarray) -> np.ndarray:
-        """Probability that a patch holds tumour, float32 (N,), for RGB uint8 (N, H, W, 3)."""
+    def classify(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Probability that a patch holds tumour, float32 (N,), for RGB uint8 (N, H, W, 3).
+
+        Raises DataError with the name of the first patch whose logit is not finite.
+        """
         def step(size: int) -> np.ndarray:
             with self.hardware.autocast():
                 logits = [self.classifier(self._as_input(batch)).float().reshape(-1).cpu()
                           for batch in self._batches(images, size, images[0, ..., 0].size)]
+            # Logits, not probabilities: the sigmoid makes a plain 0 or 1 of an infinite one.
+            check_finite(torch.cat(logits), names, "the classifier's logits")
             return torch.sigmoid(torch.cat(logits)).numpy()
 
         return self._classified.run(step)
@@ -52,6 +58,7 @@ class Models:
 
         `names` seed the prompts, so the answer for a patch does not depend on the others. A patch whose CAM gives
         no prompt is 0 everywhere, and so are islands that the CAM mask does not touch, where the settings drop them.
+        Raises DataError with the name of the first patch whose map or logits are not finite.
         """
         def step(size: int) -> np.ndarray:
             return np.concatenate([self._segment_batch(images[start : start + size], names[start : start + size])
@@ -65,19 +72,20 @@ class Models:
                          for probability in self.segment(images, names)])
 
     @torch.inference_mode()
-    def cam_masks(self, images: np.ndarray) -> list[np.ndarray]:
+    def cam_masks(self, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         """CAM mask, bool (H, W), of each patch."""
         embeddings = self._embed(images) if self.config.cam.threshold == "auto" else None
-        return [cam_mask(cam, self.config.cam, images.shape[1:3]) for cam in self._cams(images, embeddings)]
+        return [cam_mask(cam, self.config.cam, images.shape[1:3]) for cam in self._cams(images, names, embeddings)]
 
     def _segment_batch(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
         size, embeddings = images.shape[1:3], self._embed(images)
-        found = self._cams(images, embeddings)
+        found = self._cams(images, names, embeddings)
         cams = [resize_map(cam.values, size) for cam in found]
         masks = [cam_mask(cam, self.config.cam, size) for cam in found]
         prompts = [prompts_for(mask, cam, self.config.prompts, generator(self.config.finetune.seed, name, "predict", 0))
                    for name, cam, mask in zip(names, cams, masks, strict=True)]
         logits = predict_masks(self.sam, embeddings, prompts, size)
+        check_finite(logits, names, "SAM's logits")
         probabilities = torch.sigmoid(logits.float()).cpu().numpy()
         if self.config.sam.islands == "supported":
             for probability, mask in zip(probabilities, masks, strict=True):
@@ -92,7 +100,9 @@ class Models:
         return torch.cat([encode(self.sam, batch, self.hardware)
                           for batch in self._batches(inputs, self.hardware.encoder_batch, side**2)]).float()
 
-    def _cams(self, images: np.ndarray, embeddings: torch.Tensor | None) -> list[ActivationMap]:
+    def _cams(
+        self, images: np.ndarray, names: Sequence[str], embeddings: torch.Tensor | None
+    ) -> list[ActivationMap]:
         """The map of each patch with its limit; `embeddings` are needed where `cam.threshold` is auto."""
         size, settings = images.shape[1:3], self.config.cam
         turned_px = size[0] * size[1] * len(settings.rotations)
@@ -100,6 +110,7 @@ class Models:
             maps = [m for batch in self._batches(images, self.hardware.cam_batch, turned_px)
                     for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
                     .float().cpu().numpy()]
+        check_finite(np.stack(maps), names, "the classifier's maps")
         if settings.threshold == "auto":
             limits = [clearest_limit(values, embedding, image, settings)
                       for values, embedding, image in zip(maps, embeddings.cpu().numpy(), images, strict=True)]

@@ -157,7 +157,7 @@ def _read_batches(inputs: list[Input], size: int) -> Iterator[tuple[list[Input],
 
 
 def _predict_batch(batch: list[Input], images: np.ndarray, output: Path, models: Models) -> list[dict[str, Any]]:
-    probabilities = models.classify(images)
+    probabilities = models.classify(images, [patch.name for patch in batch])
     chosen = probabilities >= models.config.inference.classifier_probability
     chosen |= np.array([patch.known_positive for patch in batch])
     masks = np.zeros(images.shape[:3], bool)

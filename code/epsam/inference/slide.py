@@ -123,11 +123,12 @@ def _predict_tiles(
     size_px = models.config.patches.size_px
     with progress(total=len(grid.positions), initial=before, desc=name, unit="tile") as bar:
         for chunk, images in _read_ahead(slide, frame, grid, chunks[done:], size_px):
-            probabilities = models.classify(images)
+            names = [f"{name}_x{x}_y{y}" for x, y in _corners(frame, grid, chunk)]
+            probabilities = models.classify(images, names)
             chosen = store.is_candidate(probabilities)
-            names = [f"{name}_x{x}_y{y}" for x, y in _corners(frame, grid, chunk[chosen])]
             maps = np.empty((0, frame.side, frame.side), np.float32)
-            if len(names):
+            if chosen.any():
+                names = [name for name, seen in zip(names, chosen, strict=True) if seen]
                 maps = shrink(models.segment(images[chosen], names), frame.side)
             store.append(probabilities, maps)
             bar.update(len(chunk))

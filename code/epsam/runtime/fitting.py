@@ -11,6 +11,7 @@ import torch
 
 from epsam.errors import CheckpointError, EpsamError
 from epsam.runtime.files import atomic, write_csv
+from epsam.runtime.finite import first_non_finite
 from epsam.runtime.log import logger
 
 
@@ -28,9 +29,10 @@ def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """torch.load of tensors and plain values only; raises CheckpointError for anything else."""
+    """torch.load of tensors and plain values only; raises CheckpointError for anything else, and for NaN or infinity."""
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
+        bad = first_non_finite(value) if isinstance(value, dict) else None
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged or hostile file
@@ -38,6 +40,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be loaded as weights ({reason}); make or fetch it again") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of weights")
+    if bad is not None:
+        raise CheckpointError(f"{path}: the entry {bad} holds values that are not finite (NaN or infinite); these weights "
+                              "are damaged or come from a training that failed. Copy or fetch them again, or train again")
     return value
 
 

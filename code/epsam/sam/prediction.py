@@ -9,6 +9,7 @@ import torch
 from epsam.cam import cam_mask
 from epsam.config import Config
 from epsam.runtime.device import Hardware
+from epsam.runtime.finite import check_finite
 from epsam.runtime.log import logger, progress
 from epsam.sam.context import Context
 from epsam.sam.decoding import predict_masks
@@ -40,7 +41,7 @@ def predict(
     """Each example as a sample, with the mask (H, W) bool that the context's decoder predicts for it, tidied.
 
     `draw` numbers the draw of prompts. Samples come in order unless patch sizes differ within a batch. A sample
-    without prompts has an empty mask.
+    without prompts has an empty mask. Raises DataError with the name of a patch whose logits are not finite.
     """
     hardware, embeddings = context.hardware, context.embeddings(split)
     samples = Samples(examples, embeddings, context.config, "predict")
@@ -51,6 +52,7 @@ def predict(
                 with torch.no_grad():
                     inputs = embeddings.batch([sample.item for sample in group])
                     logits = predict_masks(context.sam, inputs, [sample.prompts for sample in group], size)
+                check_finite(logits, [sample.example.patch.name for sample in group], "SAM's logits")
                 masks = (logits > context.sam.mask_threshold).cpu().numpy()
                 for sample, mask in zip(group, masks, strict=True):
                     yield sample, tidy(mask, cam_mask(sample.example.cam, context.config.cam, size), context.config.sam)
