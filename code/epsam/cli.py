@@ -149,7 +149,7 @@ def infer_command(test_dataset_dir: Path, resnet_checkpoint: Path, sam_model_typ
 
 
 def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides: tuple[str, ...]) -> Config:
-    """Settings that the checkpoints were trained with: `config_name`, or what lies beside them.
+    """Settings that the checkpoints were trained with: `config_name`, or what lies beside them, without its paths.
 
     Raises CheckpointError when a checkpoint is missing, ConfigError when no settings are found.
     """
@@ -160,7 +160,7 @@ def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides:
         return load_config(find_config(config_name), overrides)
     for path in (decoder, resnet):
         if settings := read_note(path).get("settings"):
-            return config_from(settings, str(settings_file(path)), overrides)
+            return config_from(settings, str(settings_file(path)), overrides, with_paths=False)
     raise ConfigError(f"{decoder}: no settings beside it ({settings_file(decoder).name}); name those it was trained "
                       "with, e.g. ./infer.sh --config camelyon17")
 

@@ -12,7 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from epsam.config import Config
+from epsam.config_paths import drop_paths
 from epsam.errors import ConfigError
+from epsam.runtime.log import logger
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -33,11 +35,19 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     return config_from(settings, str(path), overrides)
 
 
-def config_from(settings: dict[str, Any], source: str, overrides: tuple[str, ...] = ()) -> Config:
-    """Check settings, nested or with dotted keys, after applying overrides; errors name `source`."""
+def config_from(
+    settings: dict[str, Any], source: str, overrides: tuple[str, ...] = (), *, with_paths: bool = True
+) -> Config:
+    """Check settings, nested or with dotted keys, after applying overrides; errors name `source`.
+
+    Without `with_paths`, as for settings that came with weights, only the overrides may give paths.
+    """
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         _put(nested, str(key), value)
+    if not with_paths and (dropped := drop_paths(nested)):
+        logger.warning(f"{source}: paths are not taken from settings that came with weights; give {', '.join(dropped)} "
+                       "yourself where needed")
     for override in overrides:
         _apply(nested, override)
     try:

@@ -14,6 +14,7 @@ from epsam.classifier.pretrained import initialise
 from epsam.classifier.resnet import ResNetADL, build_classifier
 from epsam.classifier.settling import settle
 from epsam.config import Classifier, Config
+from epsam.config_paths import settings_for_weights
 from epsam.errors import DataError, EpsamError
 from epsam.metrics import accuracy, auc, sensitivity_at_specificity
 from epsam.patches import patches_for_classifier
@@ -73,7 +74,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     )
     draw_curves(curves.with_suffix(".png"), done)
     model.load_state_dict(load_tensors(best))
-    save_weights(workspace.classifier, model.state_dict(), config.model_dump(mode="json"))
+    save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config))
     logger.info(f"classifier: peak memory {peak_memory_mib(str(hardware.device)):.0f} MiB")
     record_results(workspace, "train-classifier", [
         {"split": split, "method": "classifier"} | figures(model, labelled, hardware, config.worker_count)

@@ -15,7 +15,7 @@ from epsam.runtime.settings import flatten, read_note, settings_file
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], encoder: str = "") -> None:
     """Write `weights` to `path` and `settings` (nested or flat; with the weights' hash) beside it, atomically.
 
-    The settings are those of the whole run, `config.model_dump(mode="json")`, so that inference finds them all.
+    The settings are those of the whole run, `settings_for_weights(config)`, so that inference finds them all.
     A decoder also notes the hash of the SAM `encoder` it was trained on.
     """
     with atomic(path) as temporary:

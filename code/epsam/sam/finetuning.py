@@ -9,6 +9,7 @@ import torch
 
 from epsam.cam import cam_mask
 from epsam.config import Config
+from epsam.config_paths import settings_for_weights
 from epsam.errors import DataError
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import Hardware
@@ -109,7 +110,7 @@ def train_decoder(
         state=state, best=best, curves=workspace.run / f"{name}_curves.csv",
     )
     context.sam.mask_decoder.requires_grad_(False)
-    save_weights(path, load_tensors(best), config.model_dump(mode="json"), encoder_hash(context.sam))
+    save_weights(path, load_tensors(best), settings_for_weights(config), encoder_hash(context.sam))
 
 
 class DecoderTraining:
