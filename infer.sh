@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Segment tumour with trained checkpoints. Without settings: the demo's test patches with what the demo trained.
 #
-#   TEST_DATASET_DIR=my_slide.tif OUTPUT_DIR=out ./infer.sh [--fresh] [section.key=value ...]
+#   TEST_DATASET_DIR=my_slide.tif OUTPUT_DIR=out ./infer.sh [--fresh] [--config FILE] [section.key=value ...]
 #
 # Lines go to the terminal and to logging_inference.txt.
 set -euo pipefail
@@ -22,6 +22,17 @@ case "${1:-}" in
   -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
+arguments=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --fresh) arguments+=("$1"); shift ;;
+    --config) arguments+=("$1" "${2:?--config needs a file of settings}"); shift 2 ;;
+    -*) echo "error: unknown option \`$1\`; see ./infer.sh --help" >&2; exit 2 ;;
+    *=*) arguments+=("$1"); shift ;;
+    *) echo "error: \`$1\` is not understood; see ./infer.sh --help" >&2; exit 2 ;;
+  esac
+done
+
 source code/setup.sh
 .venv/bin/python -m epsam infer \
   --test-dataset-dir "$TEST_DATASET_DIR" \
@@ -29,4 +40,4 @@ source code/setup.sh
   --sam-model-type "$SAM_MODEL_TYPE" \
   --sam-checkpoint "$SAM_CHECKPOINT" \
   --sam-decoder-checkpoint "$SAM_DECODER_CHECKPOINT" \
-  --output-dir "$OUTPUT_DIR" "$@"
+  --output-dir "$OUTPUT_DIR" ${arguments[@]+"${arguments[@]}"}

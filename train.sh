@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 
 case "${1:-}" in
   -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  ''|--*|*=*) ;;
+  ''|-*|*=*) ;;
   *) DATASET_TYPE=$1; shift ;;
 esac
 DATASET_TYPE=${DATASET_TYPE:-demo}
@@ -20,6 +20,10 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --fresh) again=(reset); shift ;;
     --from) again=(reset --from "${2:?--from needs the name of a stage}"); shift 2 ;;
+    name=*)  # the demo must not draw into the folder of another data set
+      [ "$DATASET_TYPE" != demo ] || { echo "error: \`$1\`: the demo keeps its name; did you mean ./train.sh ${1#name=}?" >&2; exit 2; }
+      overrides+=("$1"); shift ;;
+    -*) echo "error: unknown option \`$1\`; see ./train.sh --help" >&2; exit 2 ;;
     *=*) overrides+=("$1"); shift ;;
     *) echo "error: \`$1\` is not understood; see ./train.sh --help" >&2; exit 2 ;;
   esac

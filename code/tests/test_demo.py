@@ -1,10 +1,12 @@
 """The drawn slides, and the small SAM that goes with them."""
 
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from epsam.demo.drawing import draw_example, draw_one
@@ -53,7 +55,7 @@ def segment(sam, image, prompts):
 
 
 def contents(dataset):
-    return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.rglob("*.*"))}
+    return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.rglob("*_*.*"))}
 
 
 def test_slides_open_with_resolution_levels_and_white_around_the_tissue(dataset):
@@ -124,6 +126,36 @@ def test_drawing_goes_on_where_it_stopped_and_a_new_seed_draws_anew(tmp_path):
     assert (tmp_path / "images" / "normal_001.tif").stat().st_mtime_ns == untouched
     make_demo(tmp_path, seed=1, tumour=1, normal=1, size_px=600, workers=1)
     assert all(new != old for new, old in zip(contents(tmp_path).values(), before.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["images/tumor_001.tif", "images/normal_001.tif", "annotations/tumor_001.xml"])
+@pytest.mark.parametrize("made_by_demo", [False, True])
+@pytest.mark.parametrize("content", [b"a slide of somebody", b"", None])
+def test_nothing_but_its_own_drawings_is_ever_replaced(tmp_path, name, made_by_demo, content):
+    if made_by_demo:
+        make_demo(tmp_path / "set", tumour=0, normal=0)
+    path = tmp_path / "set" / name
+    path.parent.mkdir(parents=True)
+    if content is None:
+        path = path.with_suffix(".czi")
+        path.write_bytes(b"mine")
+        (tmp_path / "set" / name).symlink_to(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"is not a drawing of the demo|was not made by the demo"):
+        make_demo(tmp_path / "set", tumour=1, normal=1, size_px=600, workers=1)
+    assert path.read_bytes() == (b"mine" if content is None else content)
+    assert len([p for p in (tmp_path / "set").rglob("*_*.*") if p.is_file()]) == (2 if content is None else 1)
+
+
+def test_a_drawing_that_somebody_replaced_by_a_slide_is_kept(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "set")
+    theirs = tmp_path / "set" / "images" / "normal_001.tif"
+    tifffile.imwrite(theirs, np.zeros((64, 64, 3), np.uint8), description="a scanner", metadata=None)
+    before = theirs.read_bytes()
+    with pytest.raises(DataError, match=r"normal_001\.tif is not a drawing of the demo"):
+        make_demo(tmp_path / "set", seed=1, tumour=1, normal=1, size_px=800, workers=1)
+    assert theirs.read_bytes() == before
 
 
 def test_textures_are_reproducible_and_every_region_is_large_enough():

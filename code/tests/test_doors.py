@@ -35,6 +35,36 @@ def test_a_wrong_argument_is_refused(run_in, argument):
     assert done.stderr.strip()
 
 
+@pytest.mark.parametrize("command", [
+    "./train.sh name=camelyon16", "./train.sh demo name=camelyon16", "./train.sh --config=camelyon16",
+    "./train.sh --root=.", "./train.sh --from=embed", "./train.sh -x=1", "./train.sh demo --fresh=1",
+    "./infer.sh --output-dir=x", "./infer.sh --root .", "./infer.sh camelyon17", "./infer.sh --frsh", "./infer.sh --config",
+])
+def test_a_wrong_argument_touches_nothing(run_in, top, command):
+    theirs = {top / "dataset/camelyon16/images/tumor_001.tif", top / "dataset/camelyon16/annotations/tumor_001.xml"}
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.write_text("of Camelyon16")
+    done = run_in(*command.split())
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert not (top / "runs").exists()
+    assert set((top / "dataset").rglob("*.*")) == theirs
+    assert {path.read_text() for path in theirs} == {"of Camelyon16"}
+
+
+def test_the_demo_draws_into_no_folder_but_its_own(run_in, top):
+    path = top / "dataset" / "camelyon16" / "images" / "tumor_001.tif"
+    path.parent.mkdir(parents=True)
+    path.write_text("of Camelyon16")
+    done = run_in(PYTHON, "-m", "epsam", "demo", "--config", "demo", "name=camelyon16")
+    assert done.returncode == 1
+    assert "dataset/camelyon16 was not made by the demo" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert [p for p in (top / "dataset").rglob("*") if p.is_file()] == [path]
+    assert path.read_text() == "of Camelyon16"
+
+
 def test_no_camelyon16_says_where_it_must_lie_and_how_to_get_it(run_in, top):
     done = run_in("./train.sh", "camelyon16")
     assert done.returncode == 1

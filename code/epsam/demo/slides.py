@@ -1,6 +1,7 @@
 """Write the demo's slides: drawn tissue as tiled pyramidal TIFFs with ASAP XML, as Camelyon16 has them."""
 
 import os
+import struct
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import tifffile
 
 from epsam.demo.tissue import draw_stain, draw_tissue
-from epsam.runtime.files import atomic
+from epsam.errors import DataError
+from epsam.runtime.files import atomic, write_text
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
 
@@ -19,6 +21,12 @@ MPP = 0.5
 TILE = 256
 DRAWING = 6
 """Raise when the drawing changes, so that slides of before are drawn again."""
+OWN_SLIDE = "EP-SAM demo slide "
+"""Beginning of the TIFF description of a drawn slide; no other file is ever replaced."""
+OWN_XML = "EP-SAM demo annotation"
+"""Comment at the beginning of a drawn slide's XML."""
+MARKER = "DEMO.txt"
+MARKER_TEXT = "This folder was made by EP-SAM's demo: it draws its slides here and may draw them again.\n"
 
 
 def make_demo(dataset: Path, seed: int = 0, *, tumour: int = 10, normal: int = 4, size_px: int = 2560,
@@ -28,9 +36,14 @@ def make_demo(dataset: Path, seed: int = 0, *, tumour: int = 10, normal: int = 4
     Slides are about `size_px` wide and high at 0.5 um/px. The same arguments give the same pixels, whatever
     the number of `workers` (processes; by default one per core, and none besides this one for 1). Slides that
     are whole and were drawn with the same arguments are left as they are.
+
+    Raises DataError, before anything is written, for a folder that the demo did not make and for a file that is in
+    the way and is not its own drawing.
     """
     dataset = Path(dataset)
     names = [f"tumor_{n:03d}" for n in range(1, tumour + 1)] + [f"normal_{n:03d}" for n in range(1, normal + 1)]
+    _claim_folder(dataset)
+    _check_own(dataset, names)
     missing = [name for name in names if not _is_whole(dataset, name, _describe(name, seed, size_px))]
     logger.info(f"demo: {len(names)} slides, {len(names) - len(missing)} of them there already")
     jobs = [(dataset, name, seed, size_px) for name in missing]
@@ -80,6 +93,7 @@ def write_annotation(path: Path, mask: np.ndarray) -> None:
     Vertices lie on the outermost pixels' centres, in level-0 px.
     """
     root = ElementTree.Element("ASAP_Annotations")
+    root.append(ElementTree.Comment(f" {OWN_XML} "))
     annotations = ElementTree.SubElement(root, "Annotations")
     contours, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     order = sorted(range(len(contours)), key=lambda k: tree[0][k][3] >= 0)
@@ -102,12 +116,47 @@ def write_annotation(path: Path, mask: np.ndarray) -> None:
 
 
 def _describe(name: str, seed: int, size_px: int) -> str:
-    return f"EP-SAM demo slide {name}, seed {seed}, {size_px} px, drawing {DRAWING}"
+    return f"{OWN_SLIDE}{name}, seed {seed}, {size_px} px, drawing {DRAWING}"
 
 
 def _is_whole(dataset: Path, name: str, description: str) -> bool:
-    path = dataset / "images" / f"{name}.tif"
-    if not path.is_file() or (name.startswith("tumor") and not (dataset / "annotations" / f"{name}.xml").is_file()):
+    if name.startswith("tumor") and not (dataset / "annotations" / f"{name}.xml").is_file():
         return False
-    with tifffile.TiffFile(path) as tif:
-        return tif.pages[0].description == description
+    return _description(dataset / "images" / f"{name}.tif") == description
+
+
+def _claim_folder(dataset: Path) -> None:
+    """Mark `dataset` as the demo's when it is absent or empty; DataError when it is anybody else's."""
+    marker = dataset / MARKER
+    if marker.is_file() and marker.read_bytes() == MARKER_TEXT.encode():
+        return
+    if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
+        raise DataError(f"{dataset} was not made by the demo, which draws only into a folder of its own; train on what "
+                        f"lies there with its own settings (./train.sh {dataset.name}), or move it away")
+    write_text(marker, MARKER_TEXT)
+
+
+def _check_own(dataset: Path, names: list[str]) -> None:
+    """Raise DataError when a file of a drawing's name is not a drawing."""
+    for name in names:
+        slide, xml = dataset / "images" / f"{name}.tif", dataset / "annotations" / f"{name}.xml"
+        own = {slide: _description(slide).startswith(OWN_SLIDE), xml: OWN_XML.encode() in _head(xml)}
+        for path, is_own in own.items():
+            if (path.exists() or path.is_symlink()) and not is_own:
+                raise DataError(f"{path} is not a drawing of the demo, which replaces nothing else; move it away")
+
+
+def _description(slide: Path) -> str:
+    """The TIFF description of a slide; empty when it is not there or no TIFF."""
+    try:
+        with tifffile.TiffFile(slide) as tif:
+            return tif.pages[0].description
+    except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError):
+        return ""
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as stream:
+        return stream.read(512)
