@@ -1,14 +1,17 @@
 """Forgetting stages, so that they run anew: ./train.sh --fresh and --from STAGE."""
 
-import shutil
+from pathlib import Path
 
 from epsam.config import Config
 from epsam.pipeline import STAGES, clear, find_stage
-from epsam.runtime.files import remove
+from epsam.runtime.files import read_csv, remove, remove_temporaries
 from epsam.runtime.log import logger
 from epsam.runtime.state import lock
 from epsam.signature import has_files
 from epsam.workspace import SPLITS, Workspace
+
+MADE_OF_PATCHES = ("image", "mask", "initial_mask", "iter_*")
+"""Folders of a split whose files have the names of patches."""
 
 
 def reset(config: Config, workspace: Workspace, first: str) -> None:
@@ -27,12 +30,40 @@ def reset(config: Config, workspace: Workspace, first: str) -> None:
 
 
 def _remove_patches(workspace: Workspace) -> None:
-    """Remove the patches that this program cut and can cut again; those that somebody brought have no patches.csv."""
+    """Remove the patches that patches.csv records, as they can be cut again; files of others stay, with a warning.
+
+    Patches that somebody brought have no patches.csv. A split folder may be a link: what is recorded is removed
+    behind it, too.
+    """
     if not workspace.patches_csv.is_file():
         return
     if not has_files(workspace.slides):
         logger.warning(f"{workspace.slides} holds no slides to cut patches from anew: the patches that are there stay")
         return
+    recorded: dict[str, set[str]] = {}
+    for row in read_csv(workspace.patches_csv, ["name", "split"]):
+        recorded.setdefault(row["split"], set()).add(f"{row['name']}.png")
+    removed = 0
     for split in SPLITS:
-        shutil.rmtree(workspace.split(split), ignore_errors=True)
+        folders = [folder for pattern in MADE_OF_PATCHES for folder in sorted(workspace.split(split).glob(pattern))]
+        removed += sum(_remove_recorded(folder, recorded.get(split, set())) for folder in folders if folder.is_dir())
+        _remove_empty(workspace.split(split))
+    logger.info(f"{workspace.dataset}: {removed} images and masks removed, to be cut anew")
     remove([workspace.slides_csv, workspace.patches_csv])
+
+
+def _remove_recorded(folder: Path, names: set[str]) -> int:
+    """Remove files of `names` from a folder, and the folder when nothing is left; gives how many were removed."""
+    own = [path for path in folder.iterdir() if path.name in names and (path.is_file() or path.is_symlink())]
+    for path in own:
+        path.unlink()
+    remove_temporaries(folder)
+    if left := sorted(path.name for path in folder.iterdir()):
+        logger.warning(f"{folder}: {len(left)} files that patches.csv does not record stay, e.g. {left[0]}")
+    _remove_empty(folder)
+    return len(own)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()

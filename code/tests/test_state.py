@@ -19,11 +19,11 @@ from epsam.config_file import load_config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.pipeline import STAGES, find_stage, run_stage, signature_of
 from epsam.reset import reset
-from epsam.runtime.files import write_png, write_text
+from epsam.runtime.files import write_csv, write_png, write_text
 from epsam.runtime.log import logger, set_up_logging
 from epsam.runtime.state import check_signature, lock, read_state, start_of, write_done
 from epsam.slides.tables import PATCH_COLUMNS
-from epsam.workspace import Workspace
+from epsam.workspace import SPLITS, Workspace
 from tests.patch_factory import make_patches
 
 SETTINGS = """\
@@ -153,8 +153,47 @@ def test_starting_over_keeps_patches_that_could_not_be_cut_again(run, caplog):
     assert not list(workspace.state.glob("*.json"))
     assert not workspace.classifier.exists()
     write_text(workspace.slides / "a.tif", "a slide")
+    _record_patches(workspace)
     reset(config, workspace, "preprocess")
     assert not workspace.split("train").exists()
+
+
+def _record_patches(workspace):
+    """Write patches.csv as if the patches that are there had been cut."""
+    rows = [{"name": path.stem, "split": split} for split in SPLITS
+            for path in (workspace.split(split) / "image").iterdir()]
+    write_csv(workspace.patches_csv, rows, PATCH_COLUMNS)
+
+
+def test_starting_over_removes_recorded_patches_behind_a_link_and_keeps_files_of_others(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="epsam")
+    config, workspace = run
+    _record_patches(workspace)
+    write_text(workspace.slides / "a.tif", "a slide")
+    workspace.split("val").rename(tmp_path / "elsewhere")
+    workspace.split("val").symlink_to(tmp_path / "elsewhere")
+    mine = [workspace.split("train") / "mask" / "drawn_by_hand.png", workspace.split("train") / "notes" / "a.txt",
+            workspace.split("test") / "a.txt"]
+    for path in mine:
+        write_text(path, "mine")
+    reset(config, workspace, "preprocess")
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert not list(tmp_path.glob("elsewhere/*/*"))
+    assert not list((workspace.split("train")).rglob("slide_*.png"))
+    assert "36 images and masks removed" in caplog.text
+    assert "1 files that patches.csv does not record stay, e.g. drawn_by_hand.png" in caplog.text
+
+
+def test_a_table_of_patches_that_names_files_elsewhere_removes_none_of_them(run, tmp_path):
+    config, workspace = run
+    victim = tmp_path / "victim.png"
+    write_text(victim, "mine")
+    write_csv(workspace.patches_csv, [{"name": str(victim)[:-4], "split": "train"},
+                                      {"name": "../../../../victim", "split": "../train"}], PATCH_COLUMNS)
+    write_text(workspace.slides / "a.tif", "a slide")
+    reset(config, workspace, "preprocess")
+    assert victim.read_text() == "mine"
+    assert len(list((workspace.split("train") / "image").iterdir())) == 12
 
 
 def test_weights_that_an_earlier_run_left_are_not_taken_for_this_ones(run):

@@ -131,8 +131,8 @@ def _claim_folder(dataset: Path) -> None:
     if marker.is_file() and marker.read_bytes() == MARKER_TEXT.encode():
         return
     if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
-        raise DataError(f"{dataset} was not made by the demo, which draws only into a folder of its own; train on what "
-                        f"lies there with its own settings (./train.sh {dataset.name}), or move it away")
+        raise DataError(f"{dataset} was not made by the demo, which draws only into a folder of its own; move what lies "
+                        f"there, e.g. to another name in {dataset.parent}")
     write_text(marker, MARKER_TEXT)
 
 
