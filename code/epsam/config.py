@@ -29,8 +29,10 @@ class Slides(Section):
     """Folder of ASAP's multiresolutionimageinterface, when it lies neither on the path nor in /opt/ASAP/bin."""
     collection: Literal["camelyon16", "camelyon17", "own"] = "own"
     """Whose naming, published splits and table of known trouble apply."""
-    groups: dict[Literal["tumour", "hole"], list[str]] = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
-    """Annotation groups (ASAP's PartOfGroup), in paint order: later ones are painted over earlier ones."""
+    groups: dict[Literal["tumour", "hole", "ignore", "roi"], list[str]] = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
+    """Annotation groups (ASAP's PartOfGroup), tumour and hole in paint order: later ones are painted over earlier ones.
+    Groups under `ignore` are left out; where a slide has outlines of groups under `roi`, regions of interest, negatives
+    are taken inside them only. ASAP calls it None when an outline has no group."""
     split: Literal["published", "patient-disjoint", "random"] = "random"
     split_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
     """Shares of slides for train, val and test with `split: random`."""

@@ -13,7 +13,7 @@ from epsam.inference.export import exclusions
 from epsam.inference.outlines import Focus
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
-from epsam.slides.spans import paint
+from epsam.slides.rasterize import rasterize
 
 TILE = 512
 WIDEST = 4096
@@ -29,7 +29,7 @@ def write_mask(path: Path, foci: list[Focus], levels: list[tuple[int, int]], mpp
     shapely.prepare(region)
     outer, holes = [f.polygon.exterior for f in foci], list(exclusions(foci))
     rings = [np.asarray(ring.coords)[:-1] for ring in outer + holes]
-    spans = paint(rings, [0] * len(outer) + [1] * len(holes), [True, False])
+    spans = rasterize([[ring] for ring in rings], [0] * len(outer) + [1] * len(holes), [True, False])
 
     def draw(x: float, y: float, side: int, downsample: float) -> np.ndarray | int:
         window = box(x, y, x + side * downsample, y + side * downsample)

@@ -1,24 +1,23 @@
-"""ASAP's XML annotations: read safely, painted by rule, cut to windows."""
+"""Annotations of slides: one entry point for all formats, cut to windows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 import shapely
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
 
 from epsam.errors import AnnotationError
 from epsam.runtime.log import logger
-from epsam.slides.spans import Spans, paint
+from epsam.slides.asap_xml import read_asap_xml
+from epsam.slides.nesting import layers
+from epsam.slides.outline import Outline, shown
+from epsam.slides.rasterize import Spans, rasterize
 
-AREAS = ("Polygon", "Rectangle", "Spline")
-"""Annotation types that enclose an area; Dot, PointSet and Measurement do not."""
-MAX_COORDINATE = 2_000_000
+PAINTED = {"tumour": True, "hole": False}
+"""Kinds of groups that make the mask; `ignore` is left out, `roi` says where negatives may be taken."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,12 @@ class Polygon:
     """One outline."""
 
     kind: str
-    """`tumour` or `hole`."""
+    """`tumour`, `hole` or `roi`."""
     group: str
     points: np.ndarray
     """(n, 2) float64, x and y in level-0 pixels."""
+    holes: tuple[np.ndarray, ...] = ()
+    """As points: what this outline leaves out, whatever other outlines cover."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,32 @@ class Annotation:
     polygons: tuple[Polygon, ...]
     paint_order: tuple[str, ...]
     """Kinds; later ones are painted over earlier ones."""
-    doubts: tuple[str, ...] = field(default=())
-    """What was odd in the file but could be read in one way only."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd in the file but can be read in one way only."""
 
     @cached_property
     def spans(self) -> Spans:
         """Tumour as runs of pixels."""
-        kinds = list(self.paint_order)
-        return paint([p.points for p in self.polygons], [kinds.index(p.kind) for p in self.polygons],
-                     [kind == "tumour" for kind in kinds])
+        rings = [(p.points, *p.holes) for p in self.polygons if p.kind in PAINTED]
+        kinds = [kind for kind in self.paint_order if kind in PAINTED]
+        sets = [PAINTED[kinds[number % len(kinds)]] for number in range(max(self.layers, default=0) + 1)]
+        try:
+            return rasterize(rings, self.layers, sets)
+        except AnnotationError as error:
+            raise AnnotationError(f"{self.path}: {error}") from None
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """In which order the outlines of tumour and holes are painted."""
+        painted = [p for p in self.polygons if p.kind in PAINTED]
+        kinds = [kind for kind in self.paint_order if kind in PAINTED]
+        return layers([p.kind for p in painted], [p.points for p in painted], kinds)
+
+    @cached_property
+    def regions(self) -> Spans | None:
+        """Regions of interest as runs of pixels; None where the file has none: all of the slide is annotated."""
+        rings = [(p.points, *p.holes) for p in self.polygons if p.kind == "roi"]
+        return rasterize(rings, [0] * len(rings), [True]) if rings else None
 
     def mask(self, x: int, y: int, width: int, height: int, downsample: float = 1) -> np.ndarray:
         """(height, width) bool, True for tumour; x, y level 0.
@@ -59,10 +77,13 @@ class Annotation:
 
     def fraction(self, x: int | np.ndarray, y: int | np.ndarray, width: int, height: int) -> float | np.ndarray:
         """Share of the window that is tumour, in [0, 1]; x, y level 0, numbers or arrays of one shape."""
-        shape = np.broadcast_shapes(np.shape(x), np.shape(y))
-        flat = [np.rint(np.broadcast_to(value, shape).ravel()).astype(np.int64) for value in (x, y)]
-        share = self.spans.area(*flat, int(width), int(height)) / (int(width) * int(height))
-        return share.reshape(shape) if shape else float(share[0])
+        return _share(self.spans, x, y, int(width), int(height))
+
+    def in_regions(self, x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Whether windows lie in the regions of interest, to a pixel at their border; True where there are none."""
+        if self.regions is None:
+            return np.ones(np.broadcast_shapes(np.shape(x), np.shape(y)), bool)
+        return np.asarray(_share(self.regions, x, y, width, height)) >= 1 - 2 * (width + height) / (width * height)
 
     def bounds(self) -> tuple[float, float, float, float]:
         """x0, y0, x1, y1 of all tumour outlines, level-0 pixels."""
@@ -70,90 +91,74 @@ class Annotation:
         return (*points.min(axis=0), *points.max(axis=0))
 
 
-def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]]) -> Annotation:
-    """Read ASAP XML. `groups`: {"tumour": [...], "hole": [...]}, names of PartOfGroup, in paint order.
+def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, height: int) -> float | np.ndarray:
+    shape = np.broadcast_shapes(np.shape(x), np.shape(y))
+    flat = [np.rint(np.broadcast_to(value, shape).ravel()).astype(np.int64) for value in (x, y)]
+    share = spans.area(*flat, width, height) / (width * height)
+    return share.reshape(shape) if shape else float(share[0])
 
-    Logs a warning where the file is odd. Raises AnnotationError when it is missing, malformed or hostile, when
-    a group is named by no rule, or when no outline is tumour.
+
+def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]]) -> Annotation:
+    """Read ASAP XML. `groups`: {"tumour": [...], "hole": [...], "ignore": [...], "roi": [...]}, names of groups.
+
+    Tumour and holes are painted in the order of `groups`, ignored groups not at all. Logs a warning where the file is
+    odd. Raises AnnotationError when it is missing, malformed or hostile, when a group is named by no rule, or when no
+    outline is tumour.
     """
     annotation = read_annotation(path, groups)
-    for doubt in annotation.doubts:
-        logger.warning(f"{path}: {doubt}")
+    for warning in annotation.warnings:
+        logger.warning(f"{path}: {warning}")
     return annotation
 
 
 def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]]) -> Annotation:
-    """As load_annotation, but without a word in the log: what is odd lies in `doubts`."""
+    """As load_annotation, but without a word in the log: what is odd lies in `warnings`."""
     path = Path(path)
-    root = _parse(path)
-    kind_of = {name.strip(): kind for kind, names in groups.items() for name in names}
-    nodes = root.findall("Annotations/Annotation")
-    found = Counter(_group(node) for node in nodes)
-    listed = ", ".join(f"{name} ({count})" for name, count in sorted(found.items())) or "none"
-    unknown = sorted(set(found) - set(kind_of))
-    if unknown:
-        raise AnnotationError(f"{path}: no rule names the group {', '.join(unknown)}; groups found: {listed}; "
-                              f"rules: {_rules(groups)}. Add it to slides.groups")
-    doubts: list[str] = []
-    flat = Counter(node.get("Type", "Polygon") for node in nodes if node.get("Type", "Polygon") not in AREAS)
-    if flat:
-        doubts.append("annotations without an area are left out: " + ", ".join(f"{n} {t}" for t, n in flat.items()))
-    nodes = [node for node in nodes if node.get("Type", "Polygon") in AREAS]
-    polygons = tuple(Polygon(kind_of[_group(node)], _group(node), _points(path, node, doubts)) for node in nodes)
+    outlines, warnings = read_asap_xml(path)
+    polygons, found = _by_rule(path, outlines, groups)
+    empty = sum(not len(p.points) for p in polygons)
+    if empty:
+        warnings.append(f"{empty} of {len(polygons)} outlines have no coordinates and are left out")
+    polygons = [p for p in polygons if len(p.points)]
     if not any(polygon.kind == "tumour" for polygon in polygons):
-        raise AnnotationError(f"{path}: nothing in it is tumour; groups found: {listed}; rules: {_rules(groups)}")
-    declared = {group.get("Name", "").strip() for group in root.findall("AnnotationGroups/Group")}
-    if undeclared := sorted(set(found) - declared - {"None"}):
-        doubts.append(f"group {', '.join(undeclared)} is used but not declared under AnnotationGroups")
-    doubts += _odd_shapes(polygons)
-    return Annotation(path, polygons, tuple(groups), tuple(doubts))
+        raise AnnotationError(f"{path}: nothing in it is tumour; groups found: {found}; rules: {_rules(groups)}")
+    annotation = Annotation(path, tuple(polygons), tuple(groups), warnings + _odd_shapes(polygons))
+    _check_holes(annotation)
+    return annotation
 
 
-def _parse(path: Path) -> Element:
-    try:
-        root = parse(path).getroot()
-    except FileNotFoundError:
-        raise AnnotationError(f"{path}: no such annotation file") from None
-    except DefusedXmlException as error:
-        raise AnnotationError(f"{path}: refused, the XML defines entities ({type(error).__name__}), which ASAP never "
-                              "writes; get the file from its source again") from None
-    except (ParseError, OSError, ValueError, LookupError) as error:
-        raise AnnotationError(f"{path}: not whole or not XML ({error}); download it again") from None
-    if root.tag != "ASAP_Annotations":
-        raise AnnotationError(f"{path}: not an annotation of ASAP (its root is {root.tag}, not ASAP_Annotations)")
-    return root
+def _by_rule(path: Path, outlines: Sequence[Outline],
+             groups: Mapping[str, Sequence[str]]) -> tuple[list[Polygon], str]:
+    """The outlines that rules use, with the kind of each, and all groups found, in words."""
+    kind_of = {name.strip(): kind for kind, names in groups.items() for name in names}
+    named = {(o.group, o.parents): next((kind_of[g] for g in (o.group, *o.parents) if g in kind_of), None)
+             for o in outlines}
+    counts = Counter((o.group, o.parents) for o in outlines)
+    texts = [shown(group) + (f" in {shown(parents[0])}" if parents else "") + f" ({count})"
+             for (group, parents), count in sorted(counts.items())]
+    found = _cut(texts)
+    if unknown := sorted({group for (group, _), kind in named.items() if kind is None}):
+        raise AnnotationError(f"{path}: no rule names the group {_cut([shown(name) for name in unknown])}; groups "
+                              f"found: {found}; rules: {_rules(groups)}. Add it to slides.groups, under ignore where "
+                              "it is neither tumour nor hole")
+    polygons = []
+    for outline in outlines:
+        kind = named[outline.group, outline.parents]
+        if kind == "ignore":
+            continue
+        if not outline.rings:
+            raise AnnotationError(f"{path}: annotation `{shown(outline.name)}` is of type {shown(outline.shape)}, which "
+                                  "has no known shape; draw it as a polygon")
+        polygons.append(Polygon(kind, outline.group, outline.rings[0], outline.rings[1:]))
+    return polygons, found
 
 
-def _group(node: Element) -> str:
-    return node.get("PartOfGroup", "None").strip()
+def _cut(texts: Sequence[str], most: int = 20) -> str:
+    return (", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")) or "none"
 
 
 def _rules(groups: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{kind} = {', '.join(names) or 'nothing'}" for kind, names in groups.items())
-
-
-def _points(path: Path, node: Element, doubts: list[str]) -> np.ndarray:
-    """(n, 2) float64 of one annotation, sorted by Order."""
-    name = node.get("Name", "")
-    nodes = node.findall("Coordinates/Coordinate")
-    try:
-        points = np.array([[_number(c.get("X")), _number(c.get("Y"))] for c in nodes], float).reshape(-1, 2)
-        order = [int(c.get("Order", i)) for i, c in enumerate(nodes)]
-    except ValueError as error:
-        raise AnnotationError(f"{path}: annotation `{name}` has a coordinate that is no number ({error})") from None
-    if not (np.abs(points) <= MAX_COORDINATE).all():
-        raise AnnotationError(f"{path}: annotation `{name}` has a coordinate beyond any slide")
-    if sorted(order) != list(range(len(order))):
-        doubts.append(f"annotation `{name}`: Order does not count 0 to {len(order) - 1}; points are taken by "
-                      "rising Order")
-    return points[np.argsort(order, kind="stable")]
-
-
-def _number(text: str | None) -> float:
-    """A decimal number with a point or, as some locales make ASAP write it, a comma."""
-    if text is None:
-        raise ValueError("X or Y is missing")
-    return float(text.replace(",", "."))
 
 
 def _odd_shapes(polygons: Sequence[Polygon]) -> list[str]:
@@ -161,9 +166,23 @@ def _odd_shapes(polygons: Sequence[Polygon]) -> list[str]:
     thin = sum(count < 3 for count in distinct)
     rings = [shapely.LinearRing(p.points) for p, count in zip(polygons, distinct, strict=True) if count >= 3]
     crossed = int((~shapely.is_simple(rings)).sum()) if rings else 0
-    doubts = []
+    warnings = []
     if thin:
-        doubts.append(f"{thin} of {len(polygons)} outlines have fewer than 3 points and so no area")
+        warnings.append(f"{thin} of {len(polygons)} outlines have fewer than 3 points and so no area")
     if crossed:
-        doubts.append(f"{crossed} of {len(polygons)} outlines cross themselves; the even-odd rule decides, as in ASAP")
-    return doubts
+        warnings.append(f"{crossed} of {len(polygons)} outlines cross themselves; all that they go round is filled, as "
+                        "in ASAP (non-zero winding)")
+    return warnings
+
+
+def _check_holes(annotation: Annotation) -> None:
+    """Warn of holes that leave no tumour; painting is only worth it here where there are holes."""
+    holes = [p for p in annotation.polygons if p.kind == "hole"]
+    if not holes:
+        return
+    if not len(annotation.spans.row):
+        annotation.warnings.append(f"its {len(holes)} holes cover all tumour: no pixel of tumour is left; check their "
+                                   "groups")
+    if islands := sum(layer > 1 and layer % 2 == 0 for layer in annotation.layers):
+        annotation.warnings.append(f"{islands} tumour outlines lie in a hole of other tumour and are kept as islands, "
+                                   "which ASAP's own masks lose")

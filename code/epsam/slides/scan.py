@@ -112,22 +112,25 @@ def _scan(record: SlideRecord, config: Config, signature: str) -> Scan:
         if not len(x):
             raise SlideError(_why_empty(slide, tissue, read_px))
         fraction = annotation.fraction(x, y, read_px, read_px) if annotation else np.zeros(len(x))
+        if annotation:
+            annotated = (fraction > 0) | annotation.in_regions(x, y, read_px, read_px)
+            x, y, fraction = x[annotated], y[annotated], fraction[annotated]
         return Scan(signature, slide.reader, slide.reader_version, slide.vendor, slide.size, mpp, read_px,
                     tuple(notes), x, y, fraction, *_for_sheet(slide, rgb, tissue))
 
 
 def _check_place(annotation: Annotation, size: tuple[int, int]) -> list[str]:
-    """Doubts about an annotation on a slide of this size; raises AnnotationError when all of it lies outside."""
+    """Warnings about an annotation on a slide of this size; raises AnnotationError when all of it lies outside."""
     x0, y0, x1, y1 = annotation.bounds()
     width, height = size
     where = f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}; the slide is {width} x {height} px"
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise AnnotationError(f"{annotation.path}: all tumour outlines lie outside the slide ({where}); is it the "
                               "annotation of another slide?")
-    doubts = list(annotation.doubts)
+    warnings = list(annotation.warnings)
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        doubts.append(f"tumour outlines reach beyond the slide ({where})")
-    return doubts
+        warnings.append(f"tumour outlines reach beyond the slide ({where})")
+    return warnings
 
 
 def _why_empty(slide: Slide, tissue: np.ndarray, read_px: int) -> str:
