@@ -34,7 +34,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(SETTINGS)
     config = load_config(tmp_path / "tiny.yaml")
     models = SimpleNamespace(config=config, hardware=choose_hardware("cpu"),
-                             classify=lambda images: np.ones(len(images), np.float32),
+                             classify=lambda images, names: np.ones(len(images), np.float32),
                              masks=lambda images, names: np.ones(images.shape[:3], bool))
     monkeypatch.setattr("epsam.inference.run.load_models", lambda *_, **__: models)
     monkeypatch.setattr("epsam.inference.run.predict_slide", _predict_slide)
