@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -188,7 +191,46 @@ def test_a_png_that_cannot_be_decoded_is_named(workspace):
         train_classifier(_config(), workspace, CPU)
 
 
-def test_large_sets_are_read_by_workers_and_give_the_same(tmp_path, monkeypatch):
+READ_AHEAD = """
+import sys
+import epsam.classifier.data
+from epsam.cli import cli, main
+epsam.classifier.data.IN_MEMORY_BYTES = 0  # all sets are too large to keep
+where = ["--root", sys.argv[1], "--config", sys.argv[1] + "/few.yaml"]
+cli.main(["preprocess", *where], standalone_mode=False)  # takes the patches as they are
+sys.argv[1:] = ["train-classifier", *where]
+main()
+"""
+SETTINGS = "name: few\nworkers: 2\nclassifier: {depth: 18, epochs: 1, batch: 8}\n"
+LITTLE = ["unshare", "-m", "bash", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "little"]
+
+
+def _train_with_read_ahead(root, *wrapper):
+    (root / "few.yaml").write_text(SETTINGS)
+    return subprocess.run([*wrapper, sys.executable, "-c", READ_AHEAD, str(root)], capture_output=True, text=True,
+                          timeout=120, check=False)
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or subprocess.run([*LITTLE, "true"], check=False, capture_output=True)
+                    .returncode != 0, reason="needs the right to mount")
+def test_a_small_dev_shm_does_not_stop_the_training(tmp_path):
+    workspace = Workspace(tmp_path, "few")
+    make_patches(workspace, {"train": 8, "val": 4, "test": 2}, size=256)  # 1.5 MiB a batch
+    run = _train_with_read_ahead(tmp_path, *LITTLE)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert workspace.classifier.is_file()
+
+
+def test_a_patch_that_cannot_be_decoded_when_its_turn_comes_ends_the_stage_in_one_line(workspace):
+    bad = workspace.split("train") / "image" / "slide_x3_y0_1.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    run = _train_with_read_ahead(workspace.root)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stdout + run.stderr
+    assert run.stdout.endswith(f"error: {bad}: cannot be decoded as an image; delete it and make it again\n")
+
+
+def test_large_sets_are_read_ahead_and_give_the_same(tmp_path, monkeypatch):
     patches = patch_list(tmp_path, 5)
     kept = PatchImages(patches)
     monkeypatch.setattr("epsam.classifier.data.IN_MEMORY_BYTES", 0)

@@ -1,6 +1,6 @@
 """The embedding store: the same as encoding anew, resumable, and never of something else."""
 
-import pickle
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from epsam.runtime.fitting import save_tensors
 from epsam.sam.checkpoint import load_sam
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.embeddings import embed, open_embeddings, views_that_fit
-from epsam.sam.examples import Samples, examples_of
+from epsam.sam.examples import Batches, Samples, examples_of, load_batches
 from epsam.sam.views import VIEWS, apply_view
 from epsam.workspace import SPLITS
 from tests.sam_factory import COUNTS, CPU, make_config, make_patches
@@ -155,17 +155,18 @@ def test_image_mask_and_prompts_of_a_view_line_up(tmp_path, prompts_from):
 
 
 @pytest.mark.parametrize("embeddings", ["on", "off"])
-def test_loading_can_move_to_a_worker_process_without_model_or_shards(stored, embeddings):
+def test_samples_read_ahead_are_those_read_one_by_one(stored, embeddings):
     workspace, _ = stored
     config = make_config(workspace.root, sam={"embeddings": embeddings})
     source = open_embeddings(config, workspace, CPU, _sam(config), "train")
     samples = Samples(examples_of(workspace, "train", patches_for_sam(workspace, "train")), source, config, "predict")
-    here = samples[3, 0]
-    parcel = pickle.dumps(samples)
-    assert len(parcel) < 100_000
-    there = pickle.loads(parcel)[3, 0]
-    torch.testing.assert_close(there.item, here.item, rtol=0, atol=0)
-    np.testing.assert_array_equal(there.prompts.points, here.prompts.points)
+    batches = list(load_batches(samples, Batches(len(samples), 3, seed=1), threads=2))
+    assert [len(batch) for batch in batches] == [3, 3, 2]
+    for index, there in zip(itertools.chain(*Batches(len(samples), 3, seed=1)), itertools.chain(*batches), strict=True):
+        here = samples[index]
+        assert there.example is here.example
+        torch.testing.assert_close(there.item, here.item, rtol=0, atol=0)
+        np.testing.assert_array_equal(there.prompts.points, here.prompts.points)
 
 
 def test_a_draw_depends_on_its_number_and_name_alone(tmp_path):

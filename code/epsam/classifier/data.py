@@ -1,27 +1,26 @@
 """Patches as batches of tensors, and the augmentation of a batch."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 from epsam.config import Augment
 from epsam.errors import DataError
 from epsam.patches import Patch
 from epsam.runtime.files import read_image
+from epsam.runtime.read_ahead import read_ahead
 from epsam.runtime.seeds import generator, torch_generator
 
 IN_MEMORY_BYTES = 2**30
-"""Decoded patches are kept up to this size; larger sets are decoded by worker processes as they are needed."""
+"""Decoded patches are kept up to this size; larger sets are decoded as they are needed."""
 LUMA = (0.299, 0.587, 0.114)
 """Red, green and blue in brightness (ITU-R BT.601)."""
 RGB_TO_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
 
 
-class PatchImages(Dataset):
+class PatchImages:
     """RGB images of patches of one size. Raises DataError for one that cannot be decoded or differs in size."""
 
     def __init__(self, patches: Sequence[Patch], threads: int = 4):
@@ -29,8 +28,9 @@ class PatchImages(Dataset):
         self.shape = read_image(self.patches[0].path).shape
         self.kept = None
         if len(self.patches) * int(np.prod(self.shape)) <= IN_MEMORY_BYTES:
-            with ThreadPoolExecutor(max(threads, 1)) as pool:
-                self.kept = torch.stack(list(pool.map(self._decode, range(len(self.patches)))))
+            self.kept = torch.empty(len(self.patches), 3, *self.shape[:2], dtype=torch.uint8)
+            for index, image in enumerate(read_ahead(self._decode, range(len(self.patches)), threads)):
+                self.kept[index] = torch.from_numpy(image)
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -39,18 +39,21 @@ class PatchImages(Dataset):
     def names(self) -> list[str]:
         return [patch.name for patch in self.patches]
 
-    def __getitems__(self, indices: list[int]) -> tuple[list[int], torch.Tensor]:
-        """The indices and their images, (N, 3, H, W) uint8."""
+    def batches(self, index_batches: Sequence[list[int]], threads: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Each entry of `index_batches` with its images, (N, 3, H, W) uint8; those not kept are decoded ahead.
+
+        Raises DataError, in the place of its batch, for a patch that cannot be decoded.
+        """
+        yield from zip(index_batches, read_ahead(self._batch, index_batches, 0 if self.kept is not None else threads),
+                       strict=True)
+
+    def _batch(self, indices: list[int]) -> torch.Tensor:
         if self.kept is not None:
-            return indices, self.kept[indices]
-        return indices, torch.stack([self._decode(index) for index in indices])
+            return self.kept[indices]
+        return torch.from_numpy(np.stack([self._decode(index) for index in indices]))
 
-    def batches(self, index_batches: list[list[int]], workers: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """`__getitems__` of each entry of `index_batches`, decoded ahead by `workers` processes if not kept."""
-        workers = 0 if self.kept is not None else min(workers, len(index_batches))
-        return iter(DataLoader(self, batch_sampler=index_batches, num_workers=workers, collate_fn=_as_it_is))
-
-    def _decode(self, index: int) -> torch.Tensor:
+    def _decode(self, index: int) -> np.ndarray:
+        """(3, H, W) uint8, a view of the decoded (H, W, 3)."""
         path = self.patches[index].path
         image = read_image(path)
         if image.shape != self.shape:
@@ -59,11 +62,7 @@ class PatchImages(Dataset):
                 f"{path}: {image.shape[1]} x {image.shape[0]} px, but {first} has {self.shape[1]} x "
                 f"{self.shape[0]} px; the patches of a split must be of one size, cut them again"
             )
-        return torch.from_numpy(image).permute(2, 0, 1)
-
-
-def _as_it_is(batch):
-    return batch
+        return image.transpose(2, 0, 1)
 
 
 def split_batches(count: int, size: int) -> list[list[int]]:

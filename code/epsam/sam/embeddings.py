@@ -9,7 +9,6 @@ import numpy as np
 import psutil
 import torch
 from segment_anything.modeling import Sam
-from torch.utils.data import DataLoader, Dataset
 
 from epsam.config import Config
 from epsam.errors import EpsamError
@@ -18,6 +17,7 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image, sha256, size_text
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
+from epsam.runtime.read_ahead import read_ahead
 from epsam.sam.checkpoint import load_sam
 from epsam.sam.encoder import encode, encoder_hash, to_input
 from epsam.sam.store import EmbeddingStore, Layout
@@ -29,7 +29,7 @@ RESERVE = 0.1
 
 
 class Embeddings(Protocol):
-    """Where the decoder's input comes from: `item` may run in a loader's worker, `batch` where the model is."""
+    """Where the decoder's input comes from: `item` runs in a thread that reads ahead, `batch` where the model is."""
 
     views: int
 
@@ -66,10 +66,6 @@ class RecomputedEmbeddings:
 
     def batch(self, items: Sequence[torch.Tensor]) -> torch.Tensor:
         return self.size.run(partial(_encode_in_parts, self.sam, items, self.hardware)).float()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Workers that load images need no model.
-        return self.__dict__ | {"sam": None}
 
 
 def _encode_in_parts(sam: Sam, images: Sequence[torch.Tensor], hardware: Hardware, size: int) -> torch.Tensor:
@@ -110,8 +106,8 @@ def signature_of(config: Config, sam: Sam, split: str, patches: Sequence[Patch])
     }
 
 
-def loader_workers(config: Config, hardware: Hardware) -> int:
-    """Processes that load beside the model: none on the CPU, where the model itself takes every core."""
+def reading_threads(config: Config, hardware: Hardware) -> int:
+    """Threads that read beside the model: none on the CPU, where the model itself takes every core."""
     return 0 if hardware.device.type == "cpu" else config.worker_count
 
 
@@ -166,32 +162,19 @@ def views_that_fit(wanted: int, need: Callable[[int], int], folder: Path) -> int
     return fitting
 
 
-class _Inputs(Dataset):
-    """SAM's inputs of patches in all their views, patch by patch."""
-
-    def __init__(self, patches: Sequence[Patch], views: int, side: int):
-        self.patches, self.views, self.side = patches, views, side
-
-    def __len__(self) -> int:
-        return len(self.patches) * self.views
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        position, view = divmod(index, self.views)
-        return load_input(self.patches[position], view, self.side)
-
-
 def _fill(
     store: EmbeddingStore, config: Config, hardware: Hardware, sam: Sam, split: str, patches: Sequence[Patch]
 ) -> None:
     layout, missing = store.layout, store.missing()
     todo = [patches[position] for shard in missing for position in layout.shards[shard]]
     logger.info(f"embed: {split}: {len(patches)} patches, {layout.views} view(s) each; {len(todo)} patches to do")
-    inputs = _Inputs(todo, layout.views, sam.image_encoder.img_size)
-    loader = DataLoader(inputs, hardware.encoder_batch, collate_fn=list, num_workers=loader_workers(config, hardware))
+    inputs = [(patch, view) for patch in todo for view in range(layout.views)]
+    batches = [inputs[start : start + hardware.encoder_batch] for start in range(0, len(inputs), hardware.encoder_batch)]
     size = BatchSize("embed", hardware.encoder_batch)
     ready: list[np.ndarray] = []
     with progress(total=len(inputs), desc=f"embed {split}", unit="view") as bar:
-        for images in loader:
+        for images in read_ahead(partial(_load_inputs, sam.image_encoder.img_size), batches,
+                                 reading_threads(config, hardware)):
             encoded = size.run(partial(_encode_in_parts, sam, images, hardware))
             for embedding in encoded.cpu().numpy():
                 ready.append(embedding)
@@ -199,3 +182,7 @@ def _fill(
                     store.write(missing.pop(0), np.stack(ready).reshape(-1, layout.views, *layout.shape))
                     ready = []
             bar.update(len(images))
+
+
+def _load_inputs(side: int, inputs: Sequence[tuple[Patch, int]]) -> list[torch.Tensor]:
+    return [load_input(patch, view, side) for patch, view in inputs]

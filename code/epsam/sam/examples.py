@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from epsam.cam import ActivationMap, cam_mask, load_cams, resize_map
 from epsam.config import Config
@@ -15,6 +14,7 @@ from epsam.errors import DataError
 from epsam.patches import Patch
 from epsam.prompts import PromptSet, prompts_for, some_points
 from epsam.runtime.files import read_mask
+from epsam.runtime.read_ahead import read_ahead
 from epsam.runtime.seeds import generator, torch_generator
 from epsam.sam.embeddings import Embeddings
 from epsam.sam.views import apply_view
@@ -69,7 +69,7 @@ def patch_size(patch: Patch) -> tuple[int, int]:
         raise DataError(f"{patch.path}: cannot be read as an image ({error})") from None
 
 
-class Samples(Dataset):
+class Samples:
     """Samples of examples; the index (i, draw) says which example and which draw of its randomness.
 
     `purpose` names the draws. With `varied`, the view and the place of the prompts are those of training: any
@@ -132,10 +132,9 @@ class Batches:
             yield [(index, self.draw) for index in part.tolist()]
 
 
-def loader(samples: Samples, batches: Batches, workers: int) -> DataLoader:
-    """Lists of samples, batch by batch; set `batches.draw` before each pass."""
-    return DataLoader(samples, batch_sampler=batches, collate_fn=list, num_workers=workers,
-                      persistent_workers=workers > 0)
+def load_batches(samples: Samples, batches: Batches, threads: int) -> Iterator[list[Sample]]:
+    """Lists of samples, batch by batch, read ahead by `threads`."""
+    return read_ahead(lambda indices: [samples[index] for index in indices], batches, threads)
 
 
 def by_size(samples: Sequence[Sample]) -> list[tuple[tuple[int, int], list[Sample]]]:

@@ -21,9 +21,9 @@ from epsam.sam.checkpoint import decoder_weights
 from epsam.sam.contact_sheet import Row, sheet_path, spread, write_sheet
 from epsam.sam.context import Context
 from epsam.sam.decoding import predict_masks
-from epsam.sam.embeddings import Embeddings, loader_workers
+from epsam.sam.embeddings import Embeddings, reading_threads
 from epsam.sam.encoder import encoder_hash
-from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, loader, patch_size
+from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, load_batches, patch_size
 from epsam.sam.losses import dice_loss, iou_loss
 from epsam.workspace import Workspace
 
@@ -123,13 +123,13 @@ class DecoderTraining:
         self.optimizer = torch.optim.AdamW(parameters, self.settings.lr, weight_decay=self.settings.weight_decay)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.settings.epochs)
         self.part = BatchSize(f"{name}, decoder", self.hardware.decoder_batch)
-        workers = loader_workers(config, self.hardware)
+        self.threads = reading_threads(config, self.hardware)
         self.embeddings = context.embeddings("train")
         self.val_embeddings = context.embeddings("val")
         self.batches = Batches(len(train), self.settings.batch, self.settings.seed)
-        self.train = loader(Samples(train, self.embeddings, config, "train", varied=True), self.batches, workers)
-        val_batches = Batches(len(val), self.hardware.decoder_batch)
-        self.val = loader(Samples(val, self.val_embeddings, config, "val"), val_batches, workers)
+        self.train = Samples(train, self.embeddings, config, "train", varied=True)
+        self.val = Samples(val, self.val_embeddings, config, "val")
+        self.val_batches = Batches(len(val), self.hardware.decoder_batch)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train and validate once; figures for the curves."""
@@ -141,8 +141,9 @@ class DecoderTraining:
     def train_epoch(self, epoch: int) -> float:
         """One step per batch of all training patches, at the schedule's present rate; the mean loss."""
         self.batches.draw = epoch
-        losses = [loss for batch in progress(self.train, desc=f"{self.name} epoch {epoch}", unit="batch")
-                  for loss in self._step([sample for sample in batch if not sample.prompts.is_empty])]
+        bar = progress(load_batches(self.train, self.batches, self.threads), total=len(self.batches),
+                       desc=f"{self.name} epoch {epoch}", unit="batch")
+        losses = [loss for batch in bar for loss in self._step([sample for sample in batch if not sample.prompts.is_empty])]
         if not losses:
             raise DataError(f"{self.name}: no training patch gives a prompt; see prompts.kind and prompts.min_box_px")
         return float(np.mean(losses))
@@ -168,7 +169,7 @@ class DecoderTraining:
 
     def _validate(self) -> dict[str, float]:
         losses, dices = [], []
-        for batch in self.val:
+        for batch in load_batches(self.val, self.val_batches, self.threads):
             for size, group in by_size(batch):
                 with torch.no_grad():
                     logits = self._logits(group, size, self.val_embeddings)

@@ -13,8 +13,8 @@ from epsam.runtime.finite import check_finite
 from epsam.runtime.log import logger, progress
 from epsam.sam.context import Context
 from epsam.sam.decoding import predict_masks
-from epsam.sam.embeddings import loader_workers
-from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, loader
+from epsam.sam.embeddings import reading_threads
+from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, load_batches
 from epsam.sam.tidying import tidy
 from epsam.workspace import Workspace
 
@@ -47,7 +47,7 @@ def predict(
     samples = Samples(examples, embeddings, context.config, "predict")
     batches = Batches(len(examples), hardware.decoder_batch, draw=draw)
     with progress(total=len(examples), desc=f"predict {split}", unit="patch") as bar:
-        for batch in loader(samples, batches, loader_workers(context.config, hardware)):
+        for batch in load_batches(samples, batches, reading_threads(context.config, hardware)):
             for size, group in by_size(batch):
                 with torch.no_grad():
                     inputs = embeddings.batch([sample.item for sample in group])

@@ -114,10 +114,6 @@ class EmbeddingStore:
             self._open[shard] = np.load(self._path(shard), mmap_mode="r")
         return self._open[shard][row, view]
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory map would be copied whole into a worker process; it opens its own.
-        return self.__dict__ | {"_open": {}}
-
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard_{shard:05d}.npy"
 
