@@ -137,8 +137,8 @@ class Classifier(Section):
     lr_step: Positive = 10
     lr_gamma: Rate = 0.9
     early_stop: Positive = 25
-    settle_batches: Count = 0
-    """After each epoch, take the statistics of batch normalisation anew from this many training batches, without
+    bn_recalibration_batches: Count = 0
+    """Batch-norm recalibration: after each epoch, take the statistics anew from this many training batches, without
     ADL, as the network is used afterwards. 0 keeps the running averages of training, which lag behind in short
     trainings and have seen ADL."""
     select_on: Literal["labels", "val_masks"] = "labels"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.classifier import load_classifier, training
+from epsam.classifier import ADL, load_classifier, training
+from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches
 from epsam.classifier.learner import Learner
-from epsam.classifier.settling import settle
 from epsam.classifier.training import train_classifier
 from epsam.config import Augment, Classifier, Config
 from epsam.errors import DataError, EpsamError
@@ -82,7 +82,7 @@ def test_chosen_on_true_masks_the_log_says_so_and_masks_are_needed(workspace, ca
 
 
 def test_stopped_and_going_on_ends_as_uninterrupted(tmp_path, monkeypatch):
-    config = _config(epochs=3, settle_batches=2)
+    config = _config(epochs=3, bn_recalibration_batches=2)
     workspaces = {how: Workspace(tmp_path / how, "few") for how in ("whole", "stopped")}
     for workspace in workspaces.values():
         make_patches(workspace, {"train": 4, "val": 2, "test": 2})
@@ -122,20 +122,50 @@ def test_micro_batches_add_up_to_the_batch():
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
-def test_settled_statistics_are_those_of_the_network_in_use(workspace):
+def test_recalibrated_statistics_are_those_of_the_network_in_use(workspace):
     as_they_are = Augment(flips=False, rotation_degrees=0, jitter=0, grey=0)
-    settings = Classifier(depth=18, settle_batches=4, augment=as_they_are)
+    settings = Classifier(depth=18, bn_recalibration_batches=4, augment=as_they_are)
     images = training.load_labelled(workspace, "train", 0).images
     torch.manual_seed(0)
     model = training.build_classifier(settings)
-    settle(model, images, settings, CPU, 1, 0)
+    recalibrate_batchnorm(model, images, settings, CPU, 1, 0)
     seen = []
     model.layer4[2].bn1.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     with torch.inference_mode():
         model.eval()(as_float(images.kept))
-    # All patches fit one batch: after settling, the features that follow ADL are normalised.
+    # All patches fit one batch: after recalibration, the features that follow ADL are normalised.
     torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(512), atol=0.05, rtol=0)
     torch.testing.assert_close(seen[0].var((0, 2, 3)), torch.ones(512), atol=0.1, rtol=0)
+
+
+def test_recalibration_augments_in_float32_whatever_the_precision(workspace):
+    settings = Classifier(depth=18, bn_recalibration_batches=1)
+    images = training.load_labelled(workspace, "train", 0).images
+    seen = {}
+    for precision in (torch.float32, torch.bfloat16):
+        model = training.build_classifier(settings)
+        model.register_forward_pre_hook(lambda module, inputs, key=precision: seen.update({key: inputs[0]}))
+        recalibrate_batchnorm(model, images, settings, dataclasses.replace(CPU, precision=precision), 1, 0)
+    torch.testing.assert_close(seen[torch.bfloat16], seen[torch.float32], atol=0, rtol=0)
+
+
+def test_what_adl_drops_does_not_depend_on_what_else_draws(workspace, monkeypatch):
+    train = training.load_labelled(workspace, "train", 0)
+    config, weights = _config(), []
+
+    def disturbed(images, *rest):
+        torch.rand(3)
+        return augment(images, *rest)
+
+    for augmentation in (augment, disturbed):
+        monkeypatch.setattr(training, "augment", augmentation)
+        torch.manual_seed(0)
+        model = training.build_classifier(config.classifier)
+        learner = Learner(model, torch.optim.SGD(model.parameters(), lr=1e-2), None, CPU)
+        training._train_epoch(learner, train, config, 1)
+        weights.append(model.conv1.weight.detach())
+    assert any(isinstance(module, ADL) for module in model.modules())
+    torch.testing.assert_close(*weights, atol=0, rtol=0)
 
 
 def test_balance_weighs_the_rarer_class_up(workspace):

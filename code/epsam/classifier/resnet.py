@@ -73,6 +73,12 @@ class ResNetADL(nn.Module):
         features = self.layer4(self.trunk(images))
         return self.fc(self.avgpool(features).flatten(1)).squeeze(1)
 
+    def seed_adl(self, *parts: object) -> None:
+        """Have each ADL draw from now on as `parts` and its place in the network say."""
+        for name, module in self.named_modules():
+            if isinstance(module, ADL):
+                module.seed(*parts, name)
+
     def features(self, images: torch.Tensor, layer: str = "layer4.0") -> torch.Tensor:
         """Features (N, C, h, w) after `layer`: "layer4.0" (its first block) or "layer4" (all of it)."""
         trunk = self.trunk(images)

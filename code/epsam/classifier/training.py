@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.choosing import map_error
 from epsam.classifier.curves import draw_curves
 from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches, split_batches
 from epsam.classifier.learner import Learner
 from epsam.classifier.pretrained import initialise
 from epsam.classifier.resnet import ResNetADL, build_classifier
-from epsam.classifier.settling import settle
 from epsam.config import Classifier, Config
 from epsam.config_paths import settings_for_weights
 from epsam.errors import DataError, EpsamError
@@ -60,7 +60,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     def run_epoch(epoch: int) -> dict[str, float]:
         loss = _train_epoch(learner, train, config, epoch)
         schedule.step()
-        settle(model, train.images, settings, hardware, epoch, config.worker_count)
+        recalibrate_batchnorm(model, train.images, settings, hardware, epoch, config.worker_count)
         logits = predict_logits(model, val.images, hardware, config.worker_count)
         val_loss = learner.loss(logits, val.labels).item()
         figures = {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}
@@ -115,9 +115,9 @@ def figures(model: ResNetADL, labelled: LabelledImages, hardware: Hardware, work
 
 
 def _train_epoch(learner: Learner, train: LabelledImages, config: Config, epoch: int) -> float:
-    """One pass over the patches; returns the mean loss. ADL draws from torch's generator, seeded here."""
+    """One pass over the patches; returns the mean loss."""
     settings = config.classifier
-    torch.manual_seed(seed_of(settings.seed, "adl", epoch))
+    learner.model.seed_adl(settings.seed, "adl", epoch)
     learner.model.train()
     names = train.images.names
     batches = shuffled_batches(len(names), settings.batch, settings.seed, "order", epoch)

@@ -1,0 +1,54 @@
+"""Batch-norm recalibration: statistics for the network as it is used, with its last weights and without ADL."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from epsam.classifier.adl import ADL
+from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches
+from epsam.classifier.resnet import ResNetADL
+from epsam.config import Classifier
+from epsam.runtime.device import Hardware
+
+
+def recalibrate_batchnorm(
+    model: ResNetADL, images: PatchImages, settings: Classifier, hardware: Hardware, epoch: int, threads: int
+) -> None:
+    """Replace the running averages of batch normalisation by the means over `bn_recalibration_batches` augmented batches.
+
+    The running averages of training lag behind the weights, and they are of features that ADL had dimmed or
+    hidden; in evaluation ADL does neither. With `bn_recalibration_batches` 0 they stay as they are. Otherwise the
+    model is left in evaluation mode.
+    """
+    seed = (settings.seed, "bn_recalibration", epoch)
+    batches = shuffled_batches(len(images), hardware.classifier_batch, *seed)[: settings.bn_recalibration_batches]
+
+    def inputs() -> Iterator[torch.Tensor]:
+        # In float32, outside of autocast: in bfloat16 the places that a rotation reads from jump by up to a pixel.
+        for indices, batch in images.batches(batches, threads):
+            names = [images.names[index] for index in indices]
+            yield augment(as_float(batch, hardware.device), names, settings.augment, *seed)
+
+    if batches:
+        update_bn(inputs(), _AsUsed(model, hardware).eval())
+
+
+class _AsUsed(nn.Module):
+    """The network in the device's precision, its ADL off whatever the mode."""
+
+    def __init__(self, model: ResNetADL, hardware: Hardware):
+        super().__init__()
+        self.model, self.hardware = model, hardware
+
+    def train(self, mode: bool = True) -> "_AsUsed":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, ADL):
+                module.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self.hardware.autocast():
+            return self.model(images)
