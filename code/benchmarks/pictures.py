@@ -157,7 +157,7 @@ def _photo(figure: Figure, path: Path, rings: list[np.ndarray], column: int) -> 
 
 
 def _title(figure: Figure, x: float, text: str) -> None:
-    figure.text(x, 0.935, text, fontsize=13, weight="bold", va="center")
+    figure.text(x, 0.935, text, fontsize=13, weight="bold", va="center", parse_math=False)
 
 
 def _finished(figure: Figure) -> Image.Image:

@@ -23,6 +23,9 @@ def one_line(text: str) -> str:
 class EpsamError(Exception):
     """Base of all errors raised on purpose; anything else that escapes is a defect of this program."""
 
+    details: str = ""
+    """For the log file alone: the traceback of the exception behind it, if that was not expected."""
+
     def __init__(self, message: str):
         super().__init__(one_line(message))
 

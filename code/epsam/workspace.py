@@ -33,7 +33,7 @@ class Workspace:
 
     @property
     def slides_csv(self) -> Path:
-        """Every slide: how it was read, or why it was set aside."""
+        """Every slide: how it was read, or why it failed."""
         return self.dataset / "slides.csv"
 
     def split(self, split: str) -> Path:

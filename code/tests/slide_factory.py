@@ -1,5 +1,6 @@
 """Small real slides and ASAP XML for tests: tiled pyramidal TIFF as scanners write it, drawn here."""
 
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -115,6 +116,21 @@ def spoil_tile(path: Path, number: int) -> None:
     with path.open("r+b") as stream:
         stream.seek(offset)
         stream.write(b"\x00\xff\xd9" * (count // 3))
+
+
+def write_claiming(path: Path, side: int = 4_000_000, tile: int = 16384) -> Path:
+    """Write a TIFF of less than a megabyte that claims `side` x `side` px and holds none of its tiles."""
+    tiles = (-(-side // tile)) ** 2
+    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 3, 0), (259, 3, 1, 1), (262, 3, 1, 2), (277, 3, 1, 3),
+               (322, 4, 1, tile), (323, 4, 1, tile), (324, 4, tiles, 0), (325, 4, tiles, 0)]
+    data = 8 + 2 + 12 * len(entries) + 4
+    depths, offsets, counts = data, data + 8, data + 8 + 4 * tiles
+    places = {258: depths, 324: offsets, 325: counts}
+    directory = b"".join(struct.pack("<HHII", tag, kind, count, places.get(tag, value))
+                         for tag, kind, count, value in entries)
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4)
+                     + struct.pack("<4H", 8, 8, 8, 0) + bytes(8 * tiles))
+    return path
 
 
 def box_points(box: Box) -> list[tuple[float, float]]:

@@ -226,20 +226,20 @@ def test_report_is_self_contained_and_accessible(made):
     assert "train-classifier" in text
 
 
-def test_report_shows_slides_set_aside_and_escapes_what_it_is_given(copy):
+def test_report_shows_failed_slides_and_escapes_what_it_is_given(copy):
     config, workspace = copy
     columns = ["slide", "path", "split", "status", "reason", "reader", "reader_version", "vendor", "width", "height",
                "mpp_x", "mpp_y", "patches_positive", "patches_negative"]
     used = dict.fromkeys(columns, "") | {"slide": "tumor_001", "split": "test", "status": "ok", "width": 4096,
                                          "height": 2048, "mpp_x": 0.25, "reader": "openslide", "patches_positive": 3}
-    aside = dict.fromkeys(columns, "") | {"slide": "tumor_002", "status": "set aside", "reason": "<script>alert(1)"}
-    write_csv(workspace.slides_csv, [used, aside], columns)
+    failed = dict.fromkeys(columns, "") | {"slide": "tumor_002", "status": "failed", "reason": "<script>alert(1)"}
+    write_csv(workspace.slides_csv, [used, failed], columns)
     write_png(workspace.qa / "tumor_001.png", np.full((40, 60, 3), 200, np.uint8))
     report(config, workspace, choose_hardware("cpu"))
     text = workspace.report.read_text()
     assert "script" not in _Page(text).tags
     assert "&lt;script&gt;alert(1)" in text
-    assert "2 slides (1 used, 1 set aside)" in text
+    assert "2 slides (1 used, 1 failed)" in text
     assert "4,096 × 2,048" in text
     assert "Slide tumor_001 with tissue" in text
 

@@ -167,7 +167,7 @@ def test_one_bad_slide_does_not_stop_the_others(settings, hardware, tmp_path):
     with pytest.raises(DataError, match=r"1 of 2 slides.*cut"):
         infer(dataclasses.replace(settings, test_dataset_dir=slides), hardware)
     assert {row["slide"]: row["status"] for row in rows_of(settings.output_dir / "slides.csv")} == {
-        "cut": "set aside", "good": "ok"}
+        "cut": "failed", "good": "ok"}
     assert all(outputs_of(settings.output_dir, "good").values())
 
 

@@ -191,7 +191,7 @@ def test_slide_without_resolution_needs_an_override_for_target_mpp(ws):
     shutil.copy(ws.annotations / "tumor_001.xml", ws.annotations / "tumor_005.xml")
     settings = {"size_px": 32, "target_mpp": 0.5}
     preprocess(config(patches=settings), ws)
-    assert slides(ws)["tumor_005"]["status"] == "set aside"
+    assert slides(ws)["tumor_005"]["status"] == "failed"
     assert "overrides" in slides(ws)["tumor_005"]["reason"]
     overrides = ws.root / "overrides.csv"
     overrides.write_text("slide,mpp,split,exclude\ntumor_005,0.125,train,\ntumor_004,,,blurred\n")
@@ -199,7 +199,7 @@ def test_slide_without_resolution_needs_an_override_for_target_mpp(ws):
     assert slides(ws)["tumor_005"]["status"] == "ok"
     assert slides(ws)["tumor_005"]["split"] == "train"
     assert {r["read_px"] for r in table(ws.patches_csv) if r["slide"] == "tumor_005"} == {"128"}
-    assert slides(ws)["tumor_004"]["status"] == "unused"
+    assert slides(ws)["tumor_004"]["status"] == "excluded"
     assert "blurred" in slides(ws)["tumor_004"]["reason"]
 
 
@@ -214,37 +214,37 @@ def test_overrides_that_make_no_sense_are_refused(ws, text, reason):
         preprocess(config(slides={"overrides": path}), ws)
 
 
-def set_aside(ws, slide: str, reason: str, **settings) -> None:
-    """Run, and see that this slide alone is set aside, for this reason."""
+def fails(ws, slide: str, reason: str, **settings) -> None:
+    """Run, and see that this slide alone fails, for this reason."""
     preprocess(config(**settings), ws)
     rows = slides(ws)
     assert reason in rows[slide]["reason"]
-    assert {name for name, row in rows.items() if row["status"] == "set aside"} == {slide}
+    assert {name for name, row in rows.items() if row["status"] == "failed"} == {slide}
     assert not any(name.split("/")[-1].startswith(f"{slide}_x") for name in written(ws))
     assert slide in (ws.qa / "index.html").read_text()
 
 
 def test_tumour_slide_without_xml(ws):
     (ws.annotations / "tumor_003.xml").unlink()
-    set_aside(ws, "tumor_003", "tumor_003.xml is missing")
+    fails(ws, "tumor_003", "tumor_003.xml is missing")
 
 
 def test_xml_without_slide(ws):
     write_xml(ws.annotations / "tumor_009.xml", [("Tumor", box_points((1, 1, 9, 9)))])
-    set_aside(ws, "tumor_009", "annotation without a slide")
+    fails(ws, "tumor_009", "annotation without a slide")
 
 
 def test_truncated_xml(ws):
     path = ws.annotations / "tumor_003.xml"
     path.write_bytes(path.read_bytes()[:-200])
-    set_aside(ws, "tumor_003", "not whole or not XML")
+    fails(ws, "tumor_003", "not whole or not XML")
 
 
 def test_entity_bomb(ws):
     lol = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     (ws.annotations / "tumor_003.xml").write_text(
         f'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY l0 "lol">{lol}]><ASAP_Annotations>&l9;</ASAP_Annotations>')
-    set_aside(ws, "tumor_003", "the XML defines entities")
+    fails(ws, "tumor_003", "the XML defines entities")
 
 
 def test_order_out_of_range(ws, caplog):
@@ -258,12 +258,12 @@ def test_order_out_of_range(ws, caplog):
 
 def test_undeclared_and_unknown_group(ws):
     write_xml(ws.annotations / "tumor_003.xml", [("metastases", box_points((128, 112, 300, 260)))], declared=())
-    set_aside(ws, "tumor_003", "groups found: metastases (1)")
+    fails(ws, "tumor_003", "groups found: metastases (1)")
 
 
 def test_annotation_of_another_slide(ws):
     write_xml(ws.annotations / "tumor_003.xml", [("Tumor", box_points((90000, 80000, 91000, 81000)))])
-    set_aside(ws, "tumor_003", "outside the slide")
+    fails(ws, "tumor_003", "outside the slide")
 
 
 def test_annotation_that_reaches_beyond_the_slide(ws, caplog):
@@ -279,18 +279,18 @@ def test_slide_without_tissue(ws, pen):
     if pen:
         cv2.line(image, (100, 100), (600, 400), pen, 30)
     write_slide(ws.slides / "tumor_003.tif", image)
-    set_aside(ws, "tumor_003", "no tissue found")
+    fails(ws, "tumor_003", "no tissue found")
 
 
 def test_slide_that_is_garbage(ws):
     (ws.slides / "tumor_003.tif").write_bytes(b"II*\0" + bytes(999))
-    set_aside(ws, "tumor_003", "tumor_003.tif")
+    fails(ws, "tumor_003", "tumor_003.tif")
 
 
 def test_link_that_leads_nowhere(ws):
     (ws.slides / "tumor_003.tif").unlink()
     (ws.slides / "tumor_003.tif").symlink_to(ws.root / "unmounted" / "tumor_003.tif")
-    set_aside(ws, "tumor_003", "not mounted")
+    fails(ws, "tumor_003", "not mounted")
 
 
 def test_own_slide_without_xml_is_a_normal_one_and_this_is_said(ws):
@@ -302,7 +302,7 @@ def test_own_slide_without_xml_is_a_normal_one_and_this_is_said(ws):
 
 def test_camelyon_slide_of_unknown_kind_is_not_taken_as_normal(ws):
     write_slide(ws.slides / "test_001.tif", draw(seed=5))
-    set_aside(ws, "test_001", "does not say that it is normal", slides={"collection": "camelyon16"})
+    fails(ws, "test_001", "does not say that it is normal", slides={"collection": "camelyon16"})
 
 
 def test_known_trouble_is_left_out_with_its_reason(ws):
@@ -312,7 +312,7 @@ def test_known_trouble_is_left_out_with_its_reason(ws):
     preprocess(config(slides={"collection": "camelyon16"}, patches={"train": {"per_bin": 2, "negatives": 10**6},
                                                                      "val": {"per_bin": 2, "negatives": 10**6},
                                                                      "test": {"per_bin": 2, "negatives": 10**6}}), ws)
-    assert slides(ws)["normal_086"]["status"] == "unused"
+    assert slides(ws)["normal_086"]["status"] == "excluded"
     assert "tumor_111" in slides(ws)["normal_086"]["reason"]
     assert slides(ws)["Tumor_018"]["patches_negative"] == "0"
     assert int(slides(ws)["tumor_001"]["patches_negative"]) > 0
@@ -322,7 +322,7 @@ def test_two_slides_of_one_name(ws):
     shutil.copy(ws.slides / "tumor_003.tif", ws.slides / "tumor_003.svs")
     preprocess(config(), ws)
     rows = [row for row in table(ws.slides_csv) if row["slide"] == "tumor_003"]
-    assert [row["status"] for row in rows] == ["set aside"] * 2
+    assert [row["status"] for row in rows] == ["failed"] * 2
     assert all("2 slides are named" in row["reason"] for row in rows)
 
 
@@ -380,7 +380,7 @@ def test_split_without_positives_ends_the_stage_before_anything_is_cut(ws):
         (ws.annotations / f"tumor_{number:03d}.xml").unlink()
     with pytest.raises(DataError, match=r"need one each.*slides\.csv"):
         preprocess(config(), ws)
-    assert slides(ws)["tumor_002"]["status"] == "set aside"
+    assert slides(ws)["tumor_002"]["status"] == "failed"
     assert not written(ws)
     overrides = ws.root / "o.csv"
     overrides.write_text("slide,split\ntumor_001,train\nnormal_001,val\n")
@@ -509,10 +509,10 @@ def test_real_slides_and_broken_ones(ws):
         "cmu-1-small-region": ("ok", "normal slide"),
         "tcga-cr-7395-01a-01-ts1": ("ok", "normal slide"),
         "boxes": ("ok", "normal slide"),
-        "broken": ("set aside", "does not know this format"),
-        "unreadable": ("set aside", "cannot be decoded"),
-        "unopenable": ("set aside", "Unsupported TIFF compression"),
-        "striped_no_pyramid": ("set aside", "must be tiled"),
+        "broken": ("failed", "does not know this format"),
+        "unreadable": ("failed", "cannot be decoded"),
+        "unopenable": ("failed", "Unsupported TIFF compression"),
+        "striped_no_pyramid": ("failed", "must be tiled"),
     }
     rows = slides(ws)
     assert {path.stem for path in files} == set(expected)

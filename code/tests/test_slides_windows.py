@@ -209,7 +209,7 @@ def test_published_split_is_followed_and_shared_patients_are_said(caplog):
     found = records([*PUBLISHED_SPLITS["camelyon17"], "patient_099_node_4"])
     apply_published(found, config(slides=Slides(collection="camelyon17", split="published")))
     assert by_split(found) == split_lists("camelyon17")
-    assert found[-1].status == "unused"
+    assert found[-1].status == "excluded"
     for patient in ("patient_015", "patient_017", "patient_046"):
         assert patient in caplog.text
 
@@ -218,7 +218,7 @@ def test_slides_of_a_published_split_that_are_not_here_are_counted_and_named(cap
     here = [name for name in PUBLISHED_SPLITS["camelyon16"] if name not in ("tumor_013", "tumor_061", "tumor_018")]
     found = records(here)
     xml = Path("annotations/tumor_013.xml")
-    found.append(SlideRecord("tumor_013", xml, annotation=xml, status="set aside"))  # its slide is not here
+    found.append(SlideRecord("tumor_013", xml, annotation=xml, status="failed"))  # its slide is not here
     apply_published(found, config(slides=Slides(collection="camelyon16", split="published")))
     assert "train 2 of 47 (tumor_018, tumor_061); val 1 of 6 (tumor_013)" in caplog.text
 
@@ -240,7 +240,7 @@ def test_patient_disjoint_keeps_val_and_test_and_shares_no_patient():
     assert got == split_lists("camelyon17", "patient-disjoint")
     patients = [{patient_of(name) for name in names} for names in got.values()]
     assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
-    assert {patient_of(r.slide) for r in found if r.status == "unused"} == {"patient_015", "patient_017", "patient_046"}
+    assert {patient_of(r.slide) for r in found if r.status == "excluded"} == {"patient_015", "patient_017", "patient_046"}
 
 
 def test_patient_disjoint_is_refused_for_own_slides():

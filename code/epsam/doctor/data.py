@@ -10,6 +10,7 @@ from epsam.patches import list_patches
 from epsam.runtime.files import sha256, size_text
 from epsam.runtime.weights import WEIGHTS
 from epsam.slides.camelyon import PUBLISHED_SPLITS, canonical_name, kind_of, split_lists
+from epsam.slides.failures import printable
 from epsam.slides.found import SUFFIXES
 from epsam.workspace import SPLITS, Workspace
 
@@ -33,9 +34,6 @@ def check_slides(config: Config, workspace: Workspace) -> Check:
         return _check_patches_alone(workspace, get)
     if not annotations:
         return Check("slides", "error", f"{workspace.annotations} holds no XML, so nothing says where tumour is", get)
-    if unnamed := [path.name for path in files + annotations if not _is_text(path.name)]:
-        return Check("slides", "error", f"{workspace.dataset}: names that are not UTF-8: {_some(unnamed)}",
-                     "rename these files")
     message = (f"{len(slides)} slides ({size_text(_bytes(slides))}), {len(annotations)} annotations in "
                f"{workspace.dataset}")
     doubts = {what: names for what, names in _doubts(config, files, slides, annotations).items() if names}
@@ -51,6 +49,8 @@ def _doubts(config: Config, files: list[Path], slides: list[Path], annotations: 
     bare = [path.name for path in slides if path.stem.casefold() not in outlined]
     return {
         "empty files": [path.name for path in slides + annotations if path.exists() and not path.stat().st_size],
+        "names that are not UTF-8, to be renamed": [path.name for path in files + annotations
+                                                    if path.name != printable(path.name)],
         "links that lead nowhere": [path.name for path in files if not path.exists()],
         "not slides by their names (downloads that broke off?)": [path.name for path in files if path not in slides],
         "annotations without a slide": [path.name for path in annotations if path.stem.casefold() not in here],
@@ -149,14 +149,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _bytes(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The report's account of slides and patches: splits, what was set aside and why, thumbnails."""
+"""The report's account of slides and patches: splits, what failed and why, thumbnails."""
 
 from collections import Counter
 from pathlib import Path
@@ -26,7 +26,7 @@ def data_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "explanation": _explanation(config, slides),
         "split_columns": ("Split", "Slides", "With tumour, for SAM", "With tumour, classifier only", "Normal"),
         "splits": [_split(workspace, split, slides) for split in SPLITS],
-        "set_aside": [(slide["slide"], slide["reason"]) for slide in slides if slide["status"] == "set aside"],
+        "failed": [(slide["slide"], slide["reason"]) for slide in slides if slide["status"] == "failed"],
         "slide_columns": ("Slide", "Split", "Status", "Read by", "Size at level 0", "um/px", "With tumour", "Normal"),
         "slides": [_slide(slide) for slide in slides],
         "pictures": [_thumbnail(path) for path in thumbnails[:THUMBNAILS]],
@@ -41,7 +41,7 @@ def _explanation(config: Config, slides: list[dict[str, str]]) -> str:
         return "The patches were brought as they are; there is no record of slides."
     counts = Counter(slide["status"] for slide in slides)
     tally = ", ".join(f"{counts[status]} {name}" for status, name in (
-        ("ok", "used"), ("set aside", "set aside"), ("unused", "not part of any split")) if counts[status])
+        ("ok", "used"), ("failed", "failed"), ("excluded", "excluded")) if counts[status])
     at = f"at {cut.target_mpp} um/px" if cut.target_mpp else "at level 0"
     return (f"{len(slides)} slides ({tally}). Patches of {cut.size_px} px {at}; SAM works on patches whose tumour "
             f"share lies between {low:.0%} and {high:.0%}. Split of the slides: {config.slides.split}.")

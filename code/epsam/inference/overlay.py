@@ -100,8 +100,9 @@ def _add_text(figure: Figure, axes: Axes, title: str, caption: str) -> None:
     box = axes.get_position()
     height = figure.get_figheight() * DPI
     left = 40 / (figure.get_figwidth() * DPI)
-    figure.text(left, 1 - 40 / height, title, fontsize=20, weight="bold", ha="left", va="center")
-    figure.text(left, 1 - 72 / height, caption, fontsize=14, color="0.3", ha="left", va="center")
+    figure.text(left, 1 - 40 / height, title, fontsize=20, weight="bold", ha="left", va="center",
+                parse_math=False)  # a slide may be named $\x$
+    figure.text(left, 1 - 72 / height, caption, fontsize=14, color="0.3", ha="left", va="center", parse_math=False)
     bar = figure.add_axes((left, box.y0 - 40 / height, 300 / (figure.get_figwidth() * DPI), 16 / height))
     colour_bar = figure.colorbar(ScalarMappable(cmap=COLOURS), cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
     colour_bar.outline.set_visible(False)

@@ -81,7 +81,7 @@ class InferenceSettings:
 def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     """Predict what `test_dataset_dir` holds and write it to `output_dir`.
 
-    Raises DataError when there is nothing to predict or, at the end, when slides of a folder had to be set aside;
+    Raises DataError when there is nothing to predict or, at the end, when slides of a folder failed;
     SlideError for a single slide that cannot be read; CheckpointError for weights that do not fit; StateError
     when `output_dir` holds what was made with other settings or not by this program.
     """
@@ -140,7 +140,7 @@ def signature_of(settings: InferenceSettings, config: Config) -> dict[str, Any]:
 
 
 def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Models, *, alone: bool) -> None:
-    """One slide after the other; those that cannot be read are set aside, and named at the end.
+    """One slide after the other; those that cannot be read fail, and are named at the end.
 
     slides.csv keeps the rows of slides that earlier calls wrote to the same folder.
     """
@@ -155,8 +155,8 @@ def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Model
         except EpsamError as error:
             if alone:
                 raise
-            logger.warning(f"{name}: set aside: {error}")
-            row = {"slide": name, "status": "set aside", "reason": str(error), "path": str(path)}
+            logger.warning(f"{name} failed: {error}")
+            row = {"slide": name, "status": "failed", "reason": str(error), "path": str(path)}
         rows[name] = row
         write_csv(table, [rows[key] for key in sorted(rows)], COLUMNS)
         if row["status"] == "ok":

@@ -5,6 +5,7 @@ import errno
 import glob
 import hashlib
 import json
+import os
 import secrets
 import shutil
 import struct
@@ -19,8 +20,8 @@ import numpy as np
 from epsam.errors import DataError
 
 MOST_PX = 2**27
-STEM = 40
-"""Letters of a file's name that its temporary name begins with."""
+STEM, SUFFIX = 40, 20
+"""Bytes of a file's name that its temporary name begins and ends with at most: names may have 255."""
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def atomic(path: Path) -> Iterator[Path]:
     An OSError names `path`: a full disk itself does not say which file it refused.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem[:STEM]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = path.with_name(f".{_beginning(path.stem)}.{secrets.token_hex(4)}.tmp{_ending(path.suffix)}")
     try:
         if not path.parent.is_dir():  # much cheaper than to try
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,14 @@ def atomic(path: Path) -> Iterator[Path]:
         raise OSError(number, why, other or str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beginning(stem: str) -> str:
+    return os.fsencode(stem)[:STEM].decode(errors="ignore")
+
+
+def _ending(suffix: str) -> str:
+    return suffix if len(os.fsencode(suffix)) <= SUFFIX else ""
 
 
 def size_text(count: float) -> str:
@@ -61,13 +70,13 @@ def remove(paths: Iterable[Path]) -> None:
 
 def remove_temporaries(folder: Path, stem: str = "") -> None:
     """Delete the temporary files that a killed process left under `folder`: all of them, or those for `stem`.*"""
-    remove(folder.rglob(f".{glob.escape(stem[:STEM])}*.tmp*"))
+    remove(folder.rglob(f".{glob.escape(_beginning(stem))}*.tmp*"))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; names of files that are no text are escaped."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,8 +101,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
-    """Write rows as CSV atomically, with a header."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    """Write rows as CSV atomically, with a header; names of files that are no text are escaped."""
+    with atomic(path) as temporary, temporary.open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

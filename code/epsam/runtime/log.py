@@ -40,6 +40,7 @@ def set_up_logging(file: Path | None = None) -> None:
             handler.close()
     handlers: list[logging.Handler] = [BesideBars()]
     handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    handlers[0].setLevel(logging.INFO)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         to_file = LogFile(file, encoding="utf-8", errors="backslashreplace")
@@ -48,7 +49,7 @@ def set_up_logging(file: Path | None = None) -> None:
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)  # for the file: tracebacks of what failed alone
     logging.captureWarnings(True)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from the parts, e.g. (config seed, patch name, "train", epoch)."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -11,10 +11,11 @@ import imagecodecs
 import numpy as np
 
 from epsam.config import Config
-from epsam.errors import EpsamError, SlideError
+from epsam.errors import EpsamError
 from epsam.runtime.files import atomic, write_png
 from epsam.runtime.log import logger, progress
 from epsam.slides.annotation import Annotation, read_annotation
+from epsam.slides.failures import OF_THE_ITEM, guard, log_failure
 from epsam.slides.found import SlideRecord, used
 from epsam.slides.reader import open_slide
 from epsam.slides.scan import Scan
@@ -60,18 +61,18 @@ def cut(records: list[SlideRecord], scans: Mapping[str, Scan], purposes: Mapping
         workspace: Workspace) -> None:
     """Cut the chosen windows; what is on disk already stays.
 
-    Windows that cannot be read are struck from `purposes`; a slide of which none can be read is set aside.
+    Windows that cannot be read are struck from `purposes`; a slide of which none can be read fails.
     """
     tasks = [task for record in used(records)
              for task in _tasks(record, scans[record.slide], purposes[record.slide], config, workspace)]
     total = sum(len(task.windows) for task in tasks)
     _check_room(total, config, workspace)
-    failed: dict[str, dict[str, str]] = {}
+    failed: dict[str, dict[str, EpsamError]] = {}
     with progress(total=total, desc="patches", unit="patch") as bar:
         for task, result in run_tasks(cut_windows, tasks, config.worker_count):
             bar.update(len(task.windows))
             if isinstance(result, EpsamError):
-                result = dict.fromkeys((window.name for window in task.windows), str(result))
+                result = dict.fromkeys((window.name for window in task.windows), result)
             if result:
                 failed.setdefault(task.slide, {}).update(result)
     for record in used(records):
@@ -106,37 +107,46 @@ def _check_room(patches: int, config: Config, workspace: Workspace) -> None:
                        "are free; when the disk is full the stage stops, and goes on when it is called again")
 
 
-def _leave_out(record: SlideRecord, scan: Scan, purpose: np.ndarray, failed: Mapping[str, str]) -> None:
+def _leave_out(record: SlideRecord, scan: Scan, purpose: np.ndarray, failed: Mapping[str, EpsamError]) -> None:
     purpose[np.isin(patch_names(record, scan), list(failed))] = ""
     why = next(iter(failed.values()))
     if purpose.any():
         record.reason = f"{len(failed)} windows cannot be read and are left out: {why}"
         logger.warning(f"{record.slide}: {record.reason}")
+        logger.debug(why.details)
     else:
-        record.drop("set aside", f"none of its {len(failed)} windows can be read: {why}")
-        logger.warning(f"{record.slide} is set aside: {record.reason}")
+        record.drop("failed", f"none of its {len(failed)} windows can be read: {why}")
+        log_failure(record.slide, why)
 
 
-def cut_windows(task: CutTask) -> dict[str, str]:
+def cut_windows(task: CutTask) -> dict[str, EpsamError]:
     """Write the image and, for windows with tumour, the mask of each window; files that are there stay as they are.
 
-    Gives the reason for each window that could not be read, by name.
+    Gives the error of each window that could not be read or painted, by name.
     """
-    failed: dict[str, str] = {}
+    failed: dict[str, EpsamError] = {}
     for window in task.windows:
-        image, mask = (task.folder / kind / f"{window.name}.png" for kind in ("image", "mask"))
-        if not image.is_file():
-            try:
-                pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y,
-                                     task.read_px, task.size_px)
-            except SlideError as error:
-                failed[window.name] = str(error)
-                continue
-            write_stored_png(image, pixels)
-        if window.has_tumour and not mask.is_file():
-            write_png(mask, _annotation(task.annotation, task.groups).mask(
-                window.x, window.y, task.size_px, task.size_px, task.read_px / task.size_px))
+        try:
+            with guard(task.path, task.annotation):
+                _cut_window(task, window)
+        except OF_THE_ITEM as error:
+            failed[window.name] = error
     return failed
+
+
+def _cut_window(task: CutTask, window: Window) -> None:
+    image, mask = (task.folder / kind / f"{window.name}.png" for kind in ("image", "mask"))
+    pixels = tumour = None  # both are there before either is written
+    if not image.is_file():
+        pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y, task.read_px,
+                             task.size_px)
+    if window.has_tumour and not mask.is_file():
+        tumour = _annotation(task.annotation, task.groups).mask(window.x, window.y, task.size_px, task.size_px,
+                                                                task.read_px / task.size_px)
+    if pixels is not None:
+        write_stored_png(image, pixels)
+    if tumour is not None:
+        write_png(mask, tumour)
 
 
 def write_stored_png(path: Path, pixels: np.ndarray) -> None:

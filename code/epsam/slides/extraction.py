@@ -6,6 +6,7 @@ from epsam.config import Config
 from epsam.errors import DataError, EpsamError
 from epsam.runtime.log import logger, progress
 from epsam.slides.cutting import cut
+from epsam.slides.failures import OF_THE_ITEM, guard, log_failure
 from epsam.slides.found import SlideRecord, find_slides, used
 from epsam.slides.qa import write_index, write_sheet
 from epsam.slides.scan import Scan, ScanTask, scan_slide
@@ -20,7 +21,7 @@ def preprocess(config: Config, workspace: Workspace) -> None:
     """Cut the patches of all splits: dataset/<name>/{train,val,test}, patches.csv, slides.csv, runs/<name>/qa.
 
     Without slides, patches that somebody brought into all splits are taken as they are. Slides that cannot be used
-    are set aside with their reason. Killed and called again, it goes on with the slides and patches that are whole.
+    fail with their reason. Killed and called again, it goes on with the slides and patches that are whole.
     Raises DataError when there is neither slide nor patch, when a split would have no positives, or when a file cannot
     be written (a full disk).
     """
@@ -55,14 +56,23 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
         write_summary(records, workspace)
         raise
     for record in used(records):
-        write_sheet(record, scans[record.slide], purposes[record.slide], config, workspace.qa)
+        _write_sheet(record, scans[record.slide], purposes[record.slide], config, workspace)
     write_index(records, workspace)
     write_patches(records, scans, purposes, workspace)
     write_summary(records, workspace)
 
 
+def _write_sheet(record: SlideRecord, scan: Scan, purpose: np.ndarray, config: Config, workspace: Workspace) -> None:
+    """The QA sheet; where it cannot be drawn the slide stays in use, as its patches are right."""
+    try:
+        with guard(record.path, record.annotation):
+            write_sheet(record, scan, purpose, config, workspace.qa)
+    except OF_THE_ITEM as error:
+        log_failure(f"{record.slide}: its QA sheet", error)
+
+
 def scan_all(records: list[SlideRecord], config: Config, workspace: Workspace) -> dict[str, Scan]:
-    """Scan the slides in use, by slide name; those that cannot be read are set aside."""
+    """Scan the slides in use, by slide name; those that cannot be read fail."""
     by_name = {record.slide: record for record in used(records)}
     tasks = [ScanTask(record, config, workspace) for record in by_name.values()]
     scans = {}
@@ -71,8 +81,8 @@ def scan_all(records: list[SlideRecord], config: Config, workspace: Workspace) -
             record = by_name[task.record.slide]
             bar.update()
             if isinstance(result, EpsamError):
-                record.drop("set aside", str(result))
-                logger.warning(f"{record.slide} is set aside: {result}")
+                record.drop("failed", str(result))
+                log_failure(record.slide, result)
             else:
                 scans[record.slide] = result
                 _note(record, result)

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from epsam.config import Slides
-from epsam.errors import ConfigError, DataError
+from epsam.errors import ConfigError, DataError, SlideError
 from epsam.runtime.files import read_csv
 from epsam.runtime.log import logger
 from epsam.slides.camelyon import KNOWN_TROUBLE, canonical_name, kind_of, patient_of
+from epsam.slides.failures import check_name
 from epsam.workspace import SPLITS, Workspace
 
 SUFFIXES = {".tif", ".tiff", ".svs", ".svslide", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".czi", ".dcm"}
@@ -39,7 +40,7 @@ class SlideRecord:
     path: Path
     split: str = ""
     status: str = "ok"
-    """`ok`, `set aside` (should be usable, is not) or `unused` (left out on purpose)."""
+    """`ok`, `failed` (should be usable, is not) or `excluded` (on purpose)."""
     reason: str = ""
     reader: str = ""
     reader_version: str = ""
@@ -109,13 +110,17 @@ def find_slides(workspace: Workspace, settings: Slides) -> list[SlideRecord]:
     for path in slides:
         key = path.stem.casefold()
         record = SlideRecord(path.stem, path, annotation=annotations.get(key), override=overrides.get(key, Override()))
+        try:
+            check_name(path)
+        except SlideError as error:
+            record.drop("failed", str(error))
         if names[key] > 1:
-            record.drop("set aside", f"{names[key]} slides are named {path.stem}; keep one of them")
+            record.drop("failed", f"{names[key]} slides are named {path.stem}; keep one of them")
         _judge(record, settings)
         records.append(record)
     for key, xml in annotations.items():
         if key not in names:
-            records.append(SlideRecord(xml.stem, xml, annotation=xml, status="set aside",
+            records.append(SlideRecord(xml.stem, xml, annotation=xml, status="failed",
                                        reason=f"annotation without a slide: no {xml.stem}.* in {folder.name}/"))
     if unknown := sorted(set(overrides) - set(names)):
         logger.warning(f"{settings.overrides}: no such slides: {short(unknown)}")
@@ -131,19 +136,19 @@ def _find_annotations(workspace: Workspace) -> dict[str, Path]:
 def _judge(record: SlideRecord, settings: Slides) -> None:
     """Drop what cannot or must not be used, as far as names tell."""
     if record.override.exclude:
-        record.drop("unused", f"excluded by {settings.overrides}: {record.override.exclude}")
+        record.drop("excluded", f"excluded by {settings.overrides}: {record.override.exclude}")
     trouble = KNOWN_TROUBLE.get(settings.collection, {}).get(record.name)
     if trouble and trouble.exclude:
-        record.drop("unused", f"known trouble of {settings.collection}: {trouble.reason}")
+        record.drop("excluded", f"known trouble of {settings.collection}: {trouble.reason}")
     elif trouble:
         record.negatives = False
         record.reason = record.reason or f"no negatives taken: {trouble.reason}"
     if record.annotation is None:
         kind = kind_of(record.slide)
         if kind == "tumour":
-            record.drop("set aside", f"a tumour slide by its name, but annotations/{record.slide}.xml is missing")
+            record.drop("failed", f"a tumour slide by its name, but annotations/{record.slide}.xml is missing")
         elif kind != "normal" and settings.collection != "own":
-            record.drop("set aside", f"no annotations/{record.slide}.xml, and the name does not say that it is normal")
+            record.drop("failed", f"no annotations/{record.slide}.xml, and the name does not say that it is normal")
         elif kind != "normal":
             record.reason = record.reason or "no annotation: taken as a normal slide"
 

@@ -99,12 +99,12 @@ PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Slides of {{ name }}</title>
 <style>body{font:15px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.2em .8em;
 text-align:left;border-bottom:1px solid #ccc}figure{margin:2em 0}img{max-width:100%;border:1px solid #ccc}
-.aside{color:#b00}</style>
+.failed{color:#b00}</style>
 <h1>Slides of {{ name }}</h1>
 <p>Look at the outlines: that of the tissue should hold all tissue and no pen or glass, that of the tumour should lie on
 the tumour.</p>
 <table><tr><th>slide<th>split<th>status<th>positive<th>negative<th>size<th>um/px<th>reader<th>note</tr>
-{% for r in records %}<tr{% if r.status == "set aside" %} class="aside"{% endif %}><td>
+{% for r in records %}<tr{% if r.status == "failed" %} class="failed"{% endif %}><td>
 {%- if r.status == "ok" %}<a href="#{{ r.slide }}">{{ r.slide }}</a>{% else %}{{ r.slide }}{% endif %}<td>{{ r.split }}
 <td>{{ r.status }}<td>{{ r.patches_positive }}<td>{{ r.patches_negative }}<td>{{ r.width }} x {{ r.height }}
 <td>{{ "%.4g"|format(r.mpp_x) if r.mpp_x else "unknown" }}<td>{{ r.reader }} {{ r.reader_version }}

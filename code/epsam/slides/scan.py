@@ -7,12 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from epsam.config import Config
 from epsam.errors import AnnotationError, EpsamError, SlideError
 from epsam.runtime.files import atomic
 from epsam.runtime.log import logger
 from epsam.slides.annotation import Annotation, read_annotation
+from epsam.slides.failures import OF_THE_ITEM, guard, reason_of
 from epsam.slides.found import SlideRecord
 from epsam.slides.grid import candidate_windows, window_px
 from epsam.slides.leftovers import remove_patches
@@ -73,15 +75,20 @@ def scan_slide(task: ScanTask) -> Scan | EpsamError:
     cannot be used, the error is given, not raised.
     """
     try:
-        signature = _signature(task.record, task.config)
-        scan = _load(task.file, signature)
-        if scan is None:
-            scan = _scan(task.record, task.config, signature)
-            remove_patches(task.workspace, {task.record.slide}, keep=set())
-            _save(task.file, scan)
-            scan = _load(task.file, signature) or scan  # the thumbnail as its file keeps it: after a stop, the same sheet
-    except (SlideError, AnnotationError) as error:
+        with guard(task.record.path, task.record.annotation):
+            return _kept_or_made(task)
+    except OF_THE_ITEM as error:
         return error
+
+
+def _kept_or_made(task: ScanTask) -> Scan:
+    signature = _signature(task.record, task.config)
+    scan = _load(task.file, signature)
+    if scan is None:
+        scan = _scan(task.record, task.config, signature)
+        remove_patches(task.workspace, {task.record.slide}, keep=set())
+        _save(task.file, scan)
+        scan = _load(task.file, signature) or scan  # the thumbnail as its file keeps it: after a stop, the same sheet
     return scan
 
 
@@ -157,11 +164,27 @@ def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> tuple[np.nd
 
 
 _ARRAYS = ("x", "y", "fraction", "tissue")
-_FACTS = ("signature", "reader", "reader_version", "vendor", "size", "mpp", "read_px", "notes")
+_MAX_BYTES = 2**28
+"""Of all arrays of a kept scan: a damaged or foreign file may unpack to anything."""
+
+
+class _Facts(BaseModel):
+    """What a scan's file says beside its arrays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    signature: str
+    reader: str
+    reader_version: str
+    vendor: str
+    size: tuple[PositiveInt, PositiveInt]
+    mpp: tuple[PositiveFloat, PositiveFloat] | None
+    read_px: PositiveInt
+    notes: tuple[str, ...]
 
 
 def _save(file: Path, scan: Scan) -> None:
-    facts = json.dumps({name: getattr(scan, name) for name in _FACTS})
+    facts = json.dumps({name: getattr(scan, name) for name in _Facts.model_fields})
     jpeg = cv2.imencode(".jpg", cv2.cvtColor(scan.thumbnail, cv2.COLOR_RGB2BGR))[1]
     with atomic(file) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, facts=np.array(facts), thumbnail=jpeg, **{n: getattr(scan, n) for n in _ARRAYS})
@@ -170,15 +193,29 @@ def _save(file: Path, scan: Scan) -> None:
 def _load(file: Path, signature: str) -> Scan | None:
     """The scan, or None when there is none, it was made from something else, or its file is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
-            facts = json.loads(str(kept["facts"]))
-            if facts["signature"] != signature:
+        with zipfile.ZipFile(file) as parts:
+            if sum(part.file_size for part in parts.infolist()) > _MAX_BYTES:
                 return None
-            for name in ("size", "mpp", "notes"):
-                facts[name] = tuple(facts[name]) if facts[name] is not None else None
+        with np.load(file, allow_pickle=False) as kept:
+            facts = _Facts.model_validate_json(str(kept["facts"]))
+            if facts.signature != signature:
+                return None
             thumbnail = cv2.cvtColor(cv2.imdecode(kept["thumbnail"], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-            return Scan(**facts, thumbnail=thumbnail, **{name: kept[name] for name in _ARRAYS})
+            scan = Scan(**dict(facts), thumbnail=thumbnail, **{name: kept[name] for name in _ARRAYS})
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, cv2.error):
+    except Exception as error:  # noqa: BLE001 zipfile, zlib, NumPy, JSON and OpenCV raise anything on damaged files
+        logger.debug(f"{file}: damaged ({reason_of(error)}); made anew")
         return None
+    return scan if _is_whole(scan) else None
+
+
+def _is_whole(scan: Scan) -> bool:
+    """Whether arrays read from a file are those of a scan: types, shapes and ranges."""
+    x, y, fraction, tissue = scan.x, scan.y, scan.fraction, scan.tissue
+    return (x.ndim == 1 and len(x) > 0 and x.shape == y.shape == fraction.shape
+            and x.dtype == y.dtype == np.int64 and fraction.dtype == np.float64 and tissue.dtype == bool
+            and tissue.shape == scan.thumbnail.shape[:2]
+            and all(bool((corner >= 0).all() and (corner < side).all())
+                    for corner, side in zip((x, y), scan.size, strict=True))
+            and bool(((fraction >= 0) & (fraction <= 1)).all()))

@@ -17,6 +17,10 @@ PLAUSIBLE_MPP = (0.02, 20.0)
 """um per pixel between which a resolution is believed; scanners write 0.1 to 1, converters anything."""
 
 
+MAX_OVERVIEW_PX = 2**27
+"""Of a whole slide held in memory: 400 MB. A slide of 300,000 x 300,000 px is below it at a downsample of 32."""
+
+
 class Slide(ABC):
     """An opened slide. It can be pickled and used after a fork: every process opens the file for itself."""
 
@@ -132,11 +136,15 @@ def overview(
 
     uint8 RGB. Pixel [i, j] covers level-0 pixels from (x + j * downsample, y + i * downsample) on, whatever levels
     the file has; it is read in blocks of at most `block_px` level pixels, so memory grows with the result alone.
+    Raises SlideError when that is more than MAX_OVERVIEW_PX: a small file may claim any size.
     """
     x, y, *size = window or (0, 0, *slide.size)
     level = slide.level_for(downsample)
     factor = downsample / slide.level_downsamples[level]
     width, height = (-int(-side // downsample) for side in size)
+    if width * height > MAX_OVERVIEW_PX:
+        raise SlideError(f"{slide.path}: claims {size[0]} x {size[1]} px, too many to look at 1 in {downsample:g}; if that is "
+                         "its true size, raise patches.tissue.downsample, else get the file again")
     out = np.empty((height, width, 3), np.uint8)
     step = max(1, int(block_px / factor))
     for top in range(0, height, step):

@@ -13,7 +13,7 @@ from epsam.workspace import SPLITS
 
 
 def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
-    """Give each slide its published split; slides outside it become unused. Random splits come later.
+    """Give each slide its published split; slides outside it are excluded. Random splits come later.
 
     With `patient-disjoint`, val and test stay as published, and train loses the slides of their patients. Slides of
     the list that are not here are counted and named. Raises DataError when a split would get no slide at all.
@@ -31,7 +31,7 @@ def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
     for record in records:
         record.split = record.split or published.get(record.name, "")
         if not record.split:
-            record.drop("unused", f"not in the published split of {settings.collection}")
+            record.drop("excluded", f"not in the published split of {settings.collection}")
     _tell_missing(records, published, settings.collection)
     _treat_shared_patients(records, disjoint=settings.split == "patient-disjoint")
 
@@ -68,7 +68,7 @@ def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:
         keep = next(split for split in reversed(SPLITS) if split in found)
         for record in records:
             if record.patient == patient and record.split != keep:
-                record.drop("unused", f"{patient} is in {keep} too (split: patient-disjoint)")
+                record.drop("excluded", f"{patient} is in {keep} too (split: patient-disjoint)")
 
 
 def assign_random(records: Sequence[SlideRecord], usable: Callable[[SlideRecord], bool], config: Config) -> None:
@@ -92,7 +92,7 @@ def assign_random(records: Sequence[SlideRecord], usable: Callable[[SlideRecord]
         raise DataError(
             f"{len(positive)} slides or patients have windows with a tumour share that may be chosen, but the splits "
             f"{', '.join(wanting)} need one each; add annotated slides, widen patches.positive_share, or see why slides "
-            "were set aside in slides.csv")
+            "failed or are excluded in slides.csv")
     for stratum in (positive, [p for p in patients if p not in set(positive)]):
         order = sorted(stratum, key=lambda patient: seed_of(config.patches.seed, "split", patient))
         least = {split: int(stratum is positive and split in wanting) for split in SPLITS}

@@ -51,6 +51,8 @@ def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
     for (status, reason), slides in reasons.items():
         shown = ", ".join(slides[:6]) + (f" and {len(slides) - 6} more" if len(slides) > 6 else "")
         logger.info(f"{status}: {shown}: {reason}")
+    if failed := [record.slide for record in records if record.status == "failed"]:
+        logger.warning(f"{len(failed)} of {len(records)} slides failed, the others are done: see {workspace.slides_csv}")
 
 
 def remove_stale(records: list[SlideRecord], scans: Mapping[str, Scan], purposes: Mapping[str, np.ndarray],

@@ -15,6 +15,7 @@ from typing import TypeVar
 import cv2
 
 from epsam.errors import DataError, SlideError
+from epsam.slides.failures import reason_of
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's mallopt: how much free memory it keeps, and from which size it asks for some anew each time."""
@@ -54,7 +55,7 @@ def _run_halves(function: Callable[[Task], Result], tasks: list[Task],
 
 
 def _run_pool(function: Callable[[Task], Result], tasks: list[Task],
-              workers: int) -> Iterator[tuple[Task, Result]]:
+              workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
     """Yield results; return the tasks that were not done when a process of the pool died."""
     # Spawned, not forked: readers keep open files and threads that do not survive a fork.
     pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), prepare)
@@ -73,6 +74,8 @@ def _run_pool(function: Callable[[Task], Result], tasks: list[Task],
             except BrokenProcessPool:
                 lost.append(futures[future])
                 continue
+            except MemoryError as error:  # while the task or its result was handed over
+                result = SlideError(reason_of(error))
             yield futures[future], result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
