@@ -20,6 +20,7 @@ WORK_FILES = ("classified.f32", "tiles.u8", "map.u8")
 """What a slide under way has in state/work/<name>/."""
 TABLES = ("slides.csv", "predictions.csv")
 """Written anew by every call, so that another hash does not mean that somebody else wrote them."""
+LINKS_REFUSED = ("mask", "overlay", "state", "state/slides", "state/work", "state/inference.json", "state/patches.jsonl")
 ADVICE = "move it away, or choose another OUTPUT_DIR"
 
 
@@ -47,6 +48,9 @@ def check_place(data: Path, output: Path) -> None:
     if data.is_dir() and (inside == outer or outer in inside.parents):
         raise DataError(f"OUTPUT_DIR={output} lies inside TEST_DATASET_DIR={data}; choose a folder outside, or the "
                         "next call would take its own outputs for data")
+    for name in LINKS_REFUSED:
+        if (path := output / name).is_symlink():
+            raise DataError(f"{path} is a link: what lies behind it is not this program's to write or delete; {ADVICE}")
 
 
 class OutputFolder:
@@ -60,7 +64,6 @@ class OutputFolder:
         """
         self.path, self._file = folder, folder / "state" / "inference.json"
         signature = as_plain_values(signature)
-        self._check_links()
         if self._file.is_file():
             self._record = read_record(self._file, OutputRecord, "what was made here is then not known: choose another "
                                                                  "OUTPUT_DIR, or move this one away")
@@ -135,11 +138,6 @@ class OutputFolder:
 
     def _save(self) -> None:
         write_record(self._file, self._record)
-
-    def _check_links(self) -> None:
-        for name in ("mask", "overlay", "state", "state/slides", "state/work", "state/inference.json", "state/patches.jsonl"):
-            if (path := self.path / name).is_symlink():
-                raise StateError(f"{path} is a link: what lies behind it is not this program's to write or delete; {ADVICE}")
 
     def _check_folders(self) -> None:
         """Refuse folders and notes that this program did not make."""
