@@ -1,12 +1,14 @@
 """Kill, starve and double the training, let it finish, and compare with a run that was left alone.
 
-    python code/benchmarks/survive.py [kills] [disk] [readonly] [clock] [twice] [--kills 20] [--seed 0]
+    python code/benchmarks/survive.py [kills] [disk] [log] [readonly] [clock] [twice] [--kills 3] [--seed 0]
 
-`kills`: SIGKILL to the whole process group of ./train.sh at random moments, spread over its run time; started again
-each time. `disk`: the disk (a small tmpfs) is filled to the brim at three random moments. `readonly`: checkpoints/ is
-mounted read-only in the middle. `clock`: the clock of the processes jumps back by a day, and files of earlier come
-from the future. `twice`: two runs at once in one folder. Every file of the finished run must then be equal, byte for
-byte, to that of a run left alone. Without names all five are run: about ten minutes on two cores.
+`kills`: SIGKILL to the whole process group of ./train.sh at random moments inside each stage (after the line that says
+that it starts, before the one that says that it is done), `--kills` times each. `disk`: the disk (a small tmpfs) is
+filled to the brim inside each stage. `log`: the log file is /dev/full. `readonly`: dataset/, checkpoints/ and runs/ are
+mounted read-only while a stage writes there. `clock`: the clock of the processes jumps back by a day, and files of
+earlier come from the future. `twice`: a second run in the same folder, on the same host, in another PID namespace and
+under another host name. Every file of the finished run must then be equal, byte for byte, to that of a run left alone.
+Without names all are run: about fifteen minutes on two cores.
 
 The mounts live in a mount namespace of this process's own (unshare), so they end with it.
 """
@@ -23,7 +25,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from trial import NAMES, Trial, compare, make_template, moment
+from trial import NAMES, Trial, compare, make_template
 
 JUMP = """
 import time
@@ -31,81 +33,111 @@ _time, _time_ns, _begin = time.time, time.time_ns, time.monotonic()
 time.time = lambda: _time() - 86400 * (time.monotonic() - _begin > 2)
 time.time_ns = lambda: _time_ns() - 86400 * 10**9 * (time.monotonic() - _begin > 2)
 """
+CHAINS = 8
+"""Most runs that kills are spread over, where stages end before their kill."""
+WRITERS = {"dataset": "preprocess", "checkpoints": "train-classifier", "runs": "evaluate"}
+"""A stage that writes into each folder."""
+WAYS = {
+    "same host": (),
+    "other PID namespace": ("unshare", "-p", "-f", "--mount-proc", "--kill-child"),
+    "other host name": ("unshare", "-u", "sh", "-c", 'hostname other; exec "$@"', "sh"),
+}
+"""How the second run is started."""
 
 
 def kills(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random, count: int) -> bool:
-    """Kill `count` times, at sorted random moments of the run's life."""
-    trial, hit, began = Trial(work / "killed", work / "template"), Counter(), time.monotonic()
-    order = {stage: number for number, stage in enumerate(NAMES)}
-    moments = sorted((moment(rng, seconds) for _ in range(count)), key=lambda m: (order[m[0]], m[1]))
-    while moments:
-        stage, into = moments.pop(0)
-        trial.start()
-        if not trial.wait_for_moment(stage, into):
-            trial.finish()
-            if not compare("finished before the kill", trial, expected):
-                return False
-            shutil.rmtree(trial.top)
-            trial = Trial(trial.top, work / "template")
-            moments.insert(0, (stage, into))
-            continue
-        place = trial.place()
-        trial.kill()
-        hit[place] += 1
-        print(f"kill {sum(hit.values()):3d}: {into:5.1f} s after the stages before {stage}, in {place}", flush=True)
-    trial.start()
-    trial.finish()
-    print("kills by stage: " + ", ".join(f"{place} {n}" for place, n in hit.most_common()))
-    print(f"{time.monotonic() - began:.0f} s with {count} kills, {sum(seconds.values()):.0f} s without")
-    return compare(f"{count} kills", trial, expected)
+    """Kill inside every stage until each had `count` kills; what a run cannot take any more, the next one does."""
+    began, hit, missed = time.monotonic(), Counter(), Counter()
+    for chain in range(1, CHAINS + 1):
+        trial = Trial(work / f"killed_{chain}", work / "template")
+        left = seconds.copy()  # of each stage's work, at least
+        while True:
+            trial.start()
+            stage = trial.wait_for_stage([name for name in NAMES if hit[name] < count and left[name] > 0])
+            if not stage:
+                break
+            moment = rng.uniform(0, 0.9) * left[stage]
+            if trial.is_inside_after(stage, moment):
+                trial.kill()
+                if trial.stage() == stage:
+                    hit[stage] += 1
+                    left[stage] -= moment
+                    print(f"kill {hit.total():3d}: {moment:5.2f} s inside {stage}", flush=True)
+                    continue
+            missed[stage] += 1
+            left[stage] = 0
+            if not trial.has_ended():
+                trial.kill()
+        trial.finish()
+        if not compare(f"run {chain}, {hit.total()} kills by now", trial, expected):
+            return False
+        if all(hit[name] >= count for name in NAMES):
+            break
+    print(f"{hit.total()} kills inside stages ({', '.join(f'{name} {hit[name]}' for name in NAMES)}), {missed.total()} "
+          f"between them; {time.monotonic() - began:.0f} s, {sum(seconds.values()):.0f} s inside stages without kills")
+    return all(hit[name] >= count for name in NAMES)
 
 
-def disk(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random, times: int = 3) -> bool:
-    """Fill the disk at random moments; each time the run must say so, and go on when there is room again."""
+def disk(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random) -> bool:
+    """Fill the disk inside each stage; each time the run must name it, and go on when there is room again."""
     (work / "disk").mkdir()
     mount("-t", "tmpfs", "-o", "size=1g", "none", work / "disk")
     trial = Trial(work / "disk" / "top", work / "template", outputs=work / "disk_outputs")
-    filler = work / "disk" / "filler"
-    for _ in range(times):
+    filler, good = work / "disk" / "filler", True
+    for stage in NAMES:
         trial.start()
-        # Only moments in which a stage has still something to write.
-        if not trial.wait_for_moment(*moment(rng, seconds)):
-            break
-        place = trial.place()
+        if not trial.wait_for_stage([stage]):
+            print(f"{stage} was done before its turn: see {trial.output}")
+            return False
+        time.sleep(rng.uniform(0, 0.5) * seconds[stage])
         fill(filler)
-        status, line = trial.wait(), last_error(trial)
-        print(f"disk full in {place}: status {status}, \"{line}\"", flush=True)
-        if status and "No space left" not in line:
-            return False
-        trial.start()
-        if status and (not trial.wait() or "error] " not in trial.said()):
-            print(f"the doctor did not see the full disk: {trial.output}")
-            return False
-        trial.process.wait()
+        place, status = trial.stage(), trial.wait()
+        line = last_error(trial)
+        print(f"disk full inside {place or '(between stages)'}: status {status}, \"{line}\"", flush=True)
+        good = good and place == stage and status != 0 and "No space left" in line
+        if stage == NAMES[0]:
+            trial.start()
+            if not trial.wait() or "error] " not in trial.printed():
+                print(f"the doctor did not see the full disk: {trial.output}")
+                good = False
         filler.unlink()
     trial.start()
     trial.finish()
-    return compare("full disk", trial, expected)
+    return compare("full disk", trial, expected) and good
+
+
+def log(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random) -> bool:
+    """Let the log file be one that takes nothing."""
+    trial = Trial(work / "log", work / "template")
+    (trial.top / "logging_tiny.txt").symlink_to("/dev/full")
+    trial.start()
+    trial.finish()
+    lines = [line for line in trial.printed().splitlines() if "lines are missing" in line]
+    print(f"log to /dev/full: {len(lines)} times said, \"{lines[0] if lines else ''}\"")
+    return compare("log to /dev/full", trial, expected) and bool(lines)
 
 
 def readonly(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random) -> bool:
-    """Make checkpoints/ read-only while the classifier is trained."""
-    trial = Trial(work / "readonly", work / "template")
-    folder = trial.top / "checkpoints"
-    trial.start()
-    trial.wait_for_moment("train-classifier", rng.uniform(0, seconds["train-classifier"]) / 2)
-    mount("--bind", folder, folder)
-    mount("-o", "remount,ro,bind", folder)
-    status, line = trial.wait(), last_error(trial)
-    print(f"read-only in the middle: status {status}, \"{line}\"", flush=True)
-    trial.start()
-    again, doctor = trial.wait(), last_error(trial)
-    print(f"started again: status {again}, \"{doctor}\"", flush=True)
-    subprocess.run(["umount", folder], check=True)
+    """Make folders read-only while a stage writes into them."""
+    trial, good = Trial(work / "readonly", work / "template"), True
+    for name in sorted(WRITERS, key=lambda name: NAMES.index(WRITERS[name])):
+        stage, folder = WRITERS[name], trial.top / name
+        trial.start()
+        trial.wait_for_stage([stage])
+        time.sleep(rng.uniform(0, 0.4) * seconds[stage])
+        mount("--bind", folder, folder)
+        mount("-o", "remount,ro,bind", folder)
+        place, status = trial.stage(), trial.wait()
+        line = last_error(trial)
+        print(f"{name}/ read-only inside {place or '(between stages)'}: status {status}, \"{line}\"", flush=True)
+        trial.start()
+        again, second = trial.wait(), last_error(trial)
+        print(f"started again: status {again}, \"{second}\"", flush=True)
+        subprocess.run(["umount", folder], check=True)
+        good = good and place == stage and bool(status and again) and "Read-only file system" in line
     trial.start()
     trial.finish()
-    said = status and again and "Read-only file system" in line and "folders" in doctor
-    return compare("read-only checkpoints/", trial, expected) and bool(said)
+    return compare("read-only folders", trial, expected) and good
 
 
 def clock(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random) -> bool:
@@ -114,9 +146,10 @@ def clock(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: 
     path.mkdir()
     (path / "sitecustomize.py").write_text(JUMP)
     trial.start(path)
-    if trial.wait_for_moment(*moment(rng, seconds)):
-        print(f"clock set back a day in every process, killed in {trial.place()}", flush=True)
-        trial.kill()
+    stage = trial.wait_for_stage([rng.choice(NAMES[2:])])
+    time.sleep(rng.uniform(0, 0.8) * seconds[stage])
+    trial.kill()
+    print(f"clock set back a day in every process, killed inside {trial.stage() or '(between stages)'}", flush=True)
     tomorrow = time.time() + 86400
     for pattern in ("checkpoints/*", "runs/tiny/**/*", "dataset/tiny/*/image/*", "dataset/tiny/*.csv"):
         for file in trial.top.glob(pattern):
@@ -127,15 +160,25 @@ def clock(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: 
 
 
 def twice(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random) -> bool:
-    """Start two runs in one folder at once: one goes on, the other says who is at work."""
-    one, other = Trial(work / "twice", work / "template"), Trial(work / "twice", outputs=work / "twice_other_outputs")
-    one.start()
-    other.start()
-    winner, loser = (one, other) if other.process.wait() else (other, one)
-    status, line = loser.wait(), last_error(loser)
-    print(f"second run: status {status}, \"{line}\"", flush=True)
-    winner.finish()
-    return compare("two runs at once", winner, expected) and status == 1 and "is in use by process" in line
+    """Start a second run in the same folder, in three ways: the first goes on, the second names who is at work."""
+    first, second = Trial(work / "twice", work / "template"), Trial(work / "twice", outputs=work / "twice_second_outputs")
+    first.start()
+    good = True
+    for way, within in WAYS.items():
+        place = first.wait_for_stage(NAMES)
+        second.start(within=within)
+        status, line = second.wait(), last_error(second)
+        while_running = not first.has_ended()
+        print(f"second run ({way}) while the first is inside {place}: status {status}, \"{line}\"", flush=True)
+        good = good and while_running and status == 1 and "is in use by" in line
+    first.finish()
+    good = compare("a second run in three ways", first, expected) and good
+    for way, within in WAYS.items():
+        second.start(within=within)
+        status = second.wait()
+        print(f"after the first has ended ({way}): status {status}, \"{last_error(second)}\"", flush=True)
+        good = good and status == 0
+    return compare("started again in three ways", first, expected) and good
 
 
 def mount(*arguments: str | Path) -> None:
@@ -154,7 +197,7 @@ def fill(path: Path) -> None:
 
 def last_error(trial: Trial) -> str:
     """The line in which a launch says why it ended."""
-    lines = [line for line in trial.said().splitlines() if "error: " in line]
+    lines = [line for line in trial.printed().splitlines() if "error: " in line]
     return lines[-1][lines[-1].index("error: "):] if lines else "no error line"
 
 
@@ -170,26 +213,26 @@ def in_own_namespace() -> bool:
 
 
 def main() -> None:
-    scenarios = {scenario.__name__: scenario for scenario in (kills, disk, readonly, clock, twice)}
+    scenarios = {scenario.__name__: scenario for scenario in (kills, disk, log, readonly, clock, twice)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"some of {', '.join(scenarios)}")
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=3, help="inside each stage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if unknown := set(args.scenarios) - set(scenarios):
         parser.error(f"no scenario {', '.join(unknown)}")
     chosen = args.scenarios or list(scenarios)
     if not in_own_namespace():
-        print("mounting is not allowed here: without disk and readonly")
-        chosen = [name for name in chosen if name not in ("disk", "readonly")]
+        print("mounting is not allowed here: without disk, readonly and twice")
+        chosen = [name for name in chosen if name not in ("disk", "readonly", "twice")]
 
     work = Path(tempfile.mkdtemp(prefix="survive_"))
     print(f"outputs of all launches in {work}, seed {args.seed}", flush=True)
     whole = Trial(work / "whole", make_template(work / "template"))
     seconds = whole.measure()
     expected = whole.fingerprints()
-    print(f"left alone: {sum(seconds.values()):.0f} s, {len(expected)} files to compare; "
-          + ", ".join(f"{stage} {length:.0f} s" for stage, length in seconds.items()), flush=True)
+    print(f"left alone: {sum(seconds.values()):.0f} s inside stages, {len(expected)} files to compare; "
+          + ", ".join(f"{stage} {length:.1f} s" for stage, length in seconds.items()), flush=True)
     scenarios["kills"] = partial(kills, count=args.kills)
     good = {name: scenarios[name](work, seconds, expected, random.Random(f"{args.seed} {name}")) for name in chosen}
     print(", ".join(f"{name}: {'survived' if well else 'NOT survived'}" for name, well in good.items()))

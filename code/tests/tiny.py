@@ -1,9 +1,13 @@
 """The whole chain at the smallest size that still is the whole chain: used by tests and benchmarks."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from epsam.demo.slides import make_demo
 
+TOP = Path(__file__).parents[2]
 SETTINGS = """\
 name: tiny
 slides: {split_shares: [0.5, 0.25, 0.25]}
@@ -29,3 +33,20 @@ def make_tiny(top: Path) -> Path:
     settings = top / "tiny.yaml"
     settings.write_text(SETTINGS)
     return settings
+
+
+def make_top(top: Path) -> None:
+    """Make the folder `top` like the project's top level: scripts, code and the shipped weights, nothing made yet."""
+    for script in ("train.sh", "infer.sh", "requirements.txt"):
+        shutil.copy(TOP / script, top / script)
+    (top / "code").symlink_to(TOP / "code")
+    (top / "checkpoints").mkdir()
+    shutil.copy(TOP / "checkpoints" / "sam_demo.pth", top / "checkpoints")
+    bin_ = top / ".venv" / "bin"
+    bin_.mkdir(parents=True)
+    # The interpreter that runs this stands in for the one that the scripts would install.
+    (bin_ / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (bin_ / "python").chmod(0o755)
+    wanted = subprocess.run("cat requirements.txt code/pyproject.toml | cksum", shell=True, cwd=top,
+                            capture_output=True, check=True).stdout
+    (top / ".venv" / "installed").write_bytes(wanted)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from epsam.config import Config
+from epsam.errors import DataError
 from epsam.evaluation.plots import curves_chart
 from epsam.panels import as_jpeg
 from epsam.runtime.files import read_csv, read_image
@@ -13,6 +14,10 @@ from epsam.sam.contact_sheet import sheet_path
 from epsam.workspace import Workspace
 
 SHEET_PX = 1300
+COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""Names of learning curves."""
+MAX_FIGURE = 1e9
+"""Of a loss or score that a chart can show."""
 ROUND_COLUMNS = {
     "round": "Round", "patches": "Patches", "kept": "Kept", "mean_ids": "Mean IDS", "cam_share": "CAM mask",
     "sam_share": "SAM's mask", "kept_share": "Kept masks", "sensitivity": "Prompt sensitivity",
@@ -34,12 +39,29 @@ def training_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _charts(path: Path) -> list[dict[str, str]]:
+def read_curves(path: Path) -> dict[str, list[float]]:
+    """Columns of a file of learning curves, `epoch` among them; an empty cell is NaN.
+
+    Raises DataError when a cell is no number or a column has no name of ours, which a chart could not show.
+    """
     rows = read_csv(path, ["epoch"])
-    if not rows:
+    again = "delete it; the stage makes it anew with --from"
+    if odd := [str(key) for row in rows[:1] for key in row if not COLUMN.fullmatch(str(key))]:
+        raise DataError(f"{path}: `{odd[0]}` is not the name of a learning curve; {again}")
+    try:
+        columns = {key: [float(row[key] or math.nan) for row in rows] for key in (rows[0] if rows else ())}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: has a cell that is no number ({error}); {again}") from None
+    if any(abs(value) > MAX_FIGURE for values in columns.values() for value in values):
+        raise DataError(f"{path}: has a figure beyond {MAX_FIGURE:g}; {again}")
+    return columns
+
+
+def _charts(path: Path) -> list[dict[str, str]]:
+    columns = read_curves(path)
+    if not columns:
         return []
     name = re.sub(r"(\d+)$", r" \1", path.name.removesuffix("_curves.csv").capitalize())
-    columns = {key: [float(row[key] or math.nan) for row in rows] for key in rows[0]}
     epochs = columns.pop("epoch")
     losses = {key: values for key, values in columns.items() if key.endswith("loss")}
     scores = {key: values for key, values in columns.items() if key not in losses and key != "lr"}

@@ -72,8 +72,9 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error}); replace it by a PNG as large as its patch, or "
+                        "take it away") from None
 
 
 def _shown(path: Path) -> str:

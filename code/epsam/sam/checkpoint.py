@@ -102,7 +102,7 @@ def _unwrap(weights: Mapping) -> dict[str, torch.Tensor]:
 
 def _check_fit(path: Path, weights: Mapping, expected: Mapping[str, torch.Tensor], model: str) -> None:
     missing = sorted(expected.keys() - weights.keys())
-    unknown = sorted(weights.keys() - expected.keys())
+    unknown = sorted(str(name) for name in weights.keys() - expected.keys())
     shapes = [f"{name} is {tuple(getattr(weights[name], 'shape', ()))} there, {tuple(tensor.shape)} here"
               for name, tensor in expected.items()
               if name in weights and getattr(weights[name], "shape", None) != tensor.shape]
