@@ -10,14 +10,14 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 """Characters that a terminal obeys, that turn the direction of writing, or that are no text."""
 
 
-def one_line(text: str) -> str:
-    """`text` without line breaks, control characters escaped (ESC as \\x1b), its middle left out where it is long."""
-    if len(text) > 4 * MAX_CHARACTERS:
-        text = text[: 2 * MAX_CHARACTERS] + text[-2 * MAX_CHARACTERS :]
+def one_line(text: str, most: int = MAX_CHARACTERS) -> str:
+    """`text` without line breaks, control characters escaped (ESC as \\x1b), at most `most` characters: not the middle."""
+    if len(text) > 4 * most:
+        text = text[: 2 * most] + text[-2 * most :]
     text = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\n", " "))
-    if len(text) <= MAX_CHARACTERS:
+    if len(text) <= most:
         return text
-    return f"{text[: MAX_CHARACTERS - TAIL - 5]} ... {text[-TAIL:]}"
+    return f"{text[: most - TAIL - 5]} ... {text[-TAIL:]}"
 
 
 class EpsamError(Exception):

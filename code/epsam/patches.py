@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from epsam.errors import DataError
-from epsam.runtime.files import read_csv
+from epsam.runtime.records import Row, read_rows
 from epsam.workspace import Workspace
 
 
@@ -23,6 +24,13 @@ class Patch:
     @property
     def has_mask(self) -> bool:
         return self.mask.is_file()
+
+
+class Purpose(Row):
+    """What patches.csv says of a patch."""
+
+    name: str
+    purpose: Literal["", "all", "classifier"] = ""
 
 
 def list_patches(folder: Path) -> list[Patch]:
@@ -52,6 +60,6 @@ def patches_for_sam(workspace: Workspace, split: str) -> list[Patch]:
     """Positive patches of a split that SAM works on, without those cut for the classifier alone."""
     extra = set()
     if workspace.patches_csv.is_file():
-        rows = read_csv(workspace.patches_csv, ["name", "purpose"])
-        extra = {row["name"] for row in rows if row["purpose"] == "classifier"}
+        rows = read_rows(workspace.patches_csv, Purpose, "run ./train.sh again with --from preprocess")
+        extra = {row.name for row in rows if row.purpose == "classifier"}
     return [p for p in list_patches(workspace.split(split)) if p.label == 1 and p.name not in extra]

@@ -1,6 +1,7 @@
 """The method, stage by stage: what ./train.sh runs."""
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from epsam.environment import write_environment
 from epsam.errors import StateError
 from epsam.runtime.files import remove, remove_temporaries, write_text
 from epsam.runtime.log import logger
-from epsam.runtime.settings import settings_file
+from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.state import Stopwatch, check_signature, lock, read_state, write_done, write_started
 from epsam.signature import MASKS, PATCHES, SLIDES, data_of, has_files, signature
 from epsam.workspace import SPLITS, Workspace
@@ -42,7 +43,9 @@ class Stage:
 def _decoders(config: Config, workspace: Workspace) -> list[Path]:
     """Decoders of rounds 1 to N, and of rounds beyond that an earlier run with a larger N left behind."""
     wanted = [workspace.decoder(n) for n in range(1, config.retrain.rounds + 1)]
-    return wanted + sorted(set(workspace.checkpoints.glob(f"{workspace.name}_decoder_iter*.pth")) - set(wanted))
+    name = re.compile(re.escape(workspace.name) + r"_decoder_iter\d+\.pth")  # not iter1.1.pth, which an earlier run made
+    found = {path for path in workspace.checkpoints.glob("*.pth") if name.fullmatch(path.name)}
+    return wanted + sorted(found - set(wanted))
 
 
 STAGES = (
@@ -130,12 +133,17 @@ def _start(stage: Stage, config: Config, workspace: Workspace, signed: dict[str,
 
 
 def clear(stage: Stage, config: Config, workspace: Workspace) -> None:
-    """Delete the files that a stage would go on from or take for its own result; folders of patches stay."""
+    """Delete the files that a stage would go on from or take for its own result; folders of patches stay.
+
+    Weights are renamed instead: they may be the only ones.
+    """
     for pattern in (*stage.resumes_from, *stage.scratch):
         remove(workspace.run.glob(pattern))
     for output in stage.outputs(config, workspace):
-        if not output.is_dir() and output != workspace.metrics_csv:  # which holds rows of other stages too
-            remove([output, settings_file(output)])
+        if output.parent == workspace.checkpoints:
+            keep_old_weights(output)
+        elif not output.is_dir() and output != workspace.metrics_csv:  # which holds rows of other stages too
+            remove([output])
 
 
 def _check_earlier(stage: Stage, config: Config, workspace: Workspace, data: dict[str, str]) -> None:

@@ -2,11 +2,37 @@
 
 from collections.abc import Mapping
 
-from epsam.runtime.files import read_csv, write_csv
+from pydantic import ConfigDict
+
+from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
+from epsam.runtime.records import Row, read_rows
 from epsam.workspace import Workspace
 
 Value = str | int | float
+HOW_TO_MAKE_IT_ANEW = ("delete it and run ./train.sh again with --from evaluate (--from train-classifier, for the "
+                       "classifier's figures too)")
+
+
+class ResultRow(Row):
+    """A row of metrics.csv: which stage measured what; all further columns are figures."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    stage: str
+    method: str = ""
+    split: str = ""
+
+    def cells(self) -> dict[str, str]:
+        """The row as it is written, without empty cells."""
+        return {key: _written(value) for key, value in self if value != ""}
+
+
+def _written(value: Value) -> str:
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.6g}"
+    return str(int(value) if isinstance(value, float) else value)
 
 
 def result_line(fields: Mapping[str, Value]) -> str:
@@ -20,7 +46,7 @@ def record_results(workspace: Workspace, stage: str, rows: list[dict[str, Value]
     for row in rows:
         logger.info(result_line(row))
     kept = [row for row in read_results(workspace) if row["stage"] != stage]
-    new = [{"stage": stage} | {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
+    new = [{"stage": stage} | {k: _written(v) for k, v in row.items()}
            for row in rows]
     columns = list(dict.fromkeys(key for row in kept + new for key in row))
     write_csv(workspace.metrics_csv, kept + new, columns)
@@ -30,5 +56,5 @@ def read_results(workspace: Workspace) -> list[dict[str, str]]:
     """Rows of metrics.csv, without empty cells; an empty list when nothing is written yet."""
     if not workspace.metrics_csv.is_file():
         return []
-    rows = read_csv(workspace.metrics_csv, ["stage"])
-    return [{key: value for key, value in row.items() if value} for row in rows]
+    rows = read_rows(workspace.metrics_csv, ResultRow, HOW_TO_MAKE_IT_ANEW)
+    return [row.cells() for row in rows]

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from epsam.config_file import load_config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.pipeline import STAGES, find_stage, run_stage, signature_of
 from epsam.reset import reset
+from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import write_csv, write_png, write_text
 from epsam.runtime.log import logger, set_up_logging
+from epsam.runtime.settings import settings_file
 from epsam.runtime.state import check_signature, lock, read_state, start_of, write_done
 from epsam.slides.tables import PATCH_COLUMNS
 from epsam.workspace import SPLITS, Workspace
@@ -196,14 +199,41 @@ def test_a_table_of_patches_that_names_files_elsewhere_removes_none_of_them(run,
     assert len(list((workspace.split("train") / "image").iterdir())) == 12
 
 
-def test_weights_that_an_earlier_run_left_are_not_taken_for_this_ones(run):
+def test_weights_that_an_earlier_run_left_are_neither_taken_for_this_ones_nor_deleted(run, caplog):
     """The folder of the run was deleted, its weights were not: rounds must not count as done."""
     config, workspace = run
     for number in (1, 2, 3):
-        write_text(workspace.decoder(number), "of an earlier run with three rounds")
+        write_text(workspace.decoder(number), f"{number} of an earlier run with three rounds")
+        write_text(settings_file(workspace.decoder(number)), f"settings {number}")
     with pytest.raises(EpsamError):
         run_stage(find_stage("retrain"), config, workspace)
-    assert not [number for number in (1, 2, 3) if workspace.decoder(number).exists()]
+    for number in (1, 2, 3):
+        kept = workspace.checkpoints / f"small_decoder_iter{number}.1.pth"
+        assert kept.read_text() == f"{number} of an earlier run with three rounds"
+        assert settings_file(kept).read_text() == f"settings {number}"
+        assert f"small_decoder_iter{number}.pth is kept as {kept.name}" in caplog.text
+        assert not workspace.decoder(number).exists()
+        assert not settings_file(workspace.decoder(number)).exists()
+
+
+def test_weights_are_renamed_when_a_stage_is_to_run_anew(run):
+    config, workspace = run
+    reset(config, workspace, "train-classifier")
+    write_text(workspace.classifier, "made after that")
+    reset(config, workspace, "train-classifier")
+    files = sorted(path.name for path in workspace.checkpoints.iterdir())
+    assert files == ["small_resnet_adl.1.pth", "small_resnet_adl.2.pth", "small_sam_pre_decoder.1.pth"]
+    assert (workspace.checkpoints / "small_resnet_adl.2.pth").read_text() == "made after that"
+
+
+def test_weights_of_a_second_training_do_not_replace_those_of_the_first(tmp_path):
+    path = tmp_path / "small_decoder_supervised.pth"
+    for value in (1.0, 1.0, 2.0):
+        save_weights(path, {"x": torch.tensor([value])}, {"name": "small"})
+    assert load_weights(path)["x"].item() == 2
+    assert load_weights(tmp_path / "small_decoder_supervised.1.pth")["x"].item() == 1
+    assert sorted(file.name for file in tmp_path.glob("*.pth")) == [
+        "small_decoder_supervised.1.pth", "small_decoder_supervised.pth"]
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_forgotten(run):

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from epsam import metrics
 from epsam.config import Config
-from epsam.runtime.files import read_csv, write_csv
+from epsam.runtime.files import write_csv
+from epsam.runtime.records import Row, read_rows
 from epsam.workspace import Workspace
 
 
@@ -63,6 +66,8 @@ def figures_csv(workspace: Workspace, method: str) -> Path:
     return workspace.state / "predictions" / f"{method}.csv"
 
 
+Count = Annotated[int, Field(ge=0, le=2**40)]
+"""Pixels of a patch."""
 COLUMNS = ["name", "label", "probability", "both", "predicted", "true", "dice", "iou"]
 
 
@@ -109,12 +114,29 @@ def write_figures(path: Path, figures: Figures) -> None:
     write_csv(path, (dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)), COLUMNS)
 
 
+class FigureRow(Row):
+    """A row of the figures of a method, see `Figures`."""
+
+    name: str
+    label: Annotated[int, Field(ge=0, le=1)]
+    probability: Annotated[float, Field(ge=0, le=1)]
+    both: Count
+    predicted: Count
+    true: Count
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> "FigureRow":
+        if self.both > min(self.predicted, self.true):
+            raise ValueError(f"{self.both} px in both masks, {self.predicted} and {self.true} px in each")
+        return self
+
+
 def read_figures(path: Path) -> Figures:
     """Read what `write_figures` wrote; raises DataError when the file is missing or damaged."""
-    rows = read_csv(path, COLUMNS)
+    rows = read_rows(path, FigureRow, "run ./train.sh again with --from evaluate")
     return Figures(
-        [row["name"] for row in rows],
-        np.array([int(row["label"]) for row in rows]),
-        np.array([float(row["probability"]) for row in rows]),
-        np.array([[int(row[key]) for key in ("both", "predicted", "true")] for row in rows]).reshape(-1, 3),
+        [row.name for row in rows],
+        np.array([row.label for row in rows], np.int64),
+        np.array([row.probability for row in rows], np.float64),
+        np.array([[row.both, row.predicted, row.true] for row in rows], np.int64).reshape(-1, 3),
     )

@@ -3,21 +3,32 @@
 from typing import Any
 
 from epsam.config import Config
+from epsam.errors import DataError
 from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures
 from epsam.evaluation.plots import methods_chart
 from epsam.evaluation.slide_section import slide_section
 from epsam.metrics import BOOTSTRAP_SEED, mean_with_interval
-from epsam.results import read_results
+from epsam.results import HOW_TO_MAKE_IT_ANEW, read_results
 from epsam.workspace import Workspace
 
 COLUMNS = (("Dice", "dice"), ("IoU", "iou"), ("Pooled Dice", "pooled_dice"), ("Dice, all patches", "all_dice"),
            ("Pooled Dice, all", "all_pooled_dice"))
+
+
+
+class Required(dict):
+    """Rows or figures of metrics.csv; one that is looked up and not there is a DataError."""
+
+    def __missing__(self, key: str) -> None:
+        raise DataError(f"metrics.csv has no {key} in the rows of evaluate; {HOW_TO_MAKE_IT_ANEW}")
+
+
 Row = dict[str, str]
 
 
 def method_rows(workspace: Workspace) -> dict[str, Row]:
     """Rows of metrics.csv by method, as the evaluation wrote them."""
-    return {row["method"]: row for row in read_results(workspace) if row["stage"] == "evaluate"}
+    return Required((row.get("method", ""), Required(row)) for row in read_results(workspace) if row["stage"] == "evaluate")
 
 
 def headline(config: Config, workspace: Workspace) -> str:

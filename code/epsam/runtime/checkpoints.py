@@ -9,6 +9,7 @@ import torch
 from epsam.errors import CheckpointError
 from epsam.runtime.files import atomic, sha256, write_json
 from epsam.runtime.fitting import load_tensors, write_tensors
+from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.settings import flatten, read_note, settings_file
 
 
@@ -16,12 +17,15 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapp
     """Write `weights` to `path` and `settings` (nested or flat; with the weights' hash) beside it, atomically.
 
     The settings are those of the whole run, `settings_for_weights(config)`, so that inference finds them all.
-    A decoder also notes the hash of the SAM `encoder` it was trained on.
+    A decoder also notes the hash of the SAM `encoder` it was trained on. Other weights of that name are renamed first.
     """
     with atomic(path) as temporary:
         write_tensors(temporary, {name: tensor.detach().cpu() for name, tensor in weights.items()})
+        digest = sha256(temporary)
+        if path.is_file() and sha256(path) != digest:
+            keep_old_weights(path)
         # Before the weights get their name: weights that exist have their settings beside them.
-        note = {"settings": flatten(settings), "sha256": sha256(temporary)} | ({"encoder": encoder} if encoder else {})
+        note = {"settings": flatten(settings), "sha256": digest} | ({"encoder": encoder} if encoder else {})
         write_json(settings_file(path), note)
 
 

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -22,6 +23,8 @@ from epsam.errors import DataError
 MOST_PX = 2**27
 STEM, SUFFIX = 40, 20
 """Bytes of a file's name that its temporary name begins and ends with at most: names may have 255."""
+FORMULA = re.compile(r"'*[=+\-@\t\n]")
+"""How a cell begins that spreadsheets run, or one that was kept from it."""
 
 
 @contextmanager
@@ -100,21 +103,42 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _neutralise(cell: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, with ' before it; numbers stay as they are.
+
+    A carriage return, which Python's csv does not quote everywhere, is written as the two characters \\r.
+    """
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", "\\r")
+    if not FORMULA.match(cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return "'" + cell
+    return cell
+
+
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
-    """Write rows as CSV atomically, with a header; names of files that are no text are escaped."""
+    """Write rows as CSV atomically, with a header; what a spreadsheet would take for a formula gets a ' before it.
+
+    Names of files that are no text are escaped.
+    """
     with atomic(path) as temporary, temporary.open(
             "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _neutralise(cell) for key, cell in row.items()} for row in rows)
 
 
 def read_csv(path: Path, columns: list[str]) -> list[dict[str, str]]:
-    """Read CSV rows; raises DataError when the file or one of `columns` is missing."""
+    """Read CSV rows, without the ' that `write_csv` puts; raises DataError when the file or one of `columns` is missing."""
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            rows = list(reader)
+            rows = [{key: cell[1:] if isinstance(cell, str) and cell.startswith("'") and FORMULA.match(cell) else cell
+                     for key, cell in row.items()} for row in reader]
             header = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from None

@@ -7,7 +7,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from epsam.errors import one_line
+
 logger = logging.getLogger("epsam")
+MAX_CHARACTERS = 2000
+"""Of a record; our longest lines, of results, have about 1200."""
+
+
+class OneLine(logging.Formatter):
+    """One line a record, whatever names of files or XML elements hold; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message, MAX_CHARACTERS)
+        return super().formatMessage(record)
 
 
 class BesideBars(logging.Handler):
@@ -39,12 +51,12 @@ def set_up_logging(file: Path | None = None) -> None:
         with contextlib.suppress(OSError):  # lines that a full disk did not take
             handler.close()
     handlers: list[logging.Handler] = [BesideBars()]
-    handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    handlers[0].setFormatter(OneLine("%(message)s"))
     handlers[0].setLevel(logging.INFO)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         to_file = LogFile(file, encoding="utf-8", errors="backslashreplace")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        to_file.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
         handlers.append(to_file)
     for handler in handlers:
         root.addHandler(handler)
@@ -55,6 +67,6 @@ def set_up_logging(file: Path | None = None) -> None:
 
 def progress(iterable=None, *, total: int | None = None, desc: str, unit: str = "it", initial: int = 0) -> tqdm:
     """A tqdm bar on stderr, the same everywhere."""
-    return tqdm(iterable, total=total, desc=desc, unit=unit, initial=initial, file=sys.stderr,
+    return tqdm(iterable, total=total, desc=one_line(desc), unit=unit, initial=initial, file=sys.stderr,
                 dynamic_ncols=True, smoothing=0.05, mininterval=0.5)
 

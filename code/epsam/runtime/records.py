@@ -1,15 +1,17 @@
-"""State that is read back from JSON: checked against a schema, names in it never become paths elsewhere."""
+"""State that is read back from JSON and CSV: checked against a schema, names in it never become paths elsewhere."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
 
 from epsam.errors import DataError
-from epsam.runtime.files import write_text
+from epsam.runtime.files import read_csv, write_text
 
 Model = TypeVar("Model", bound=BaseModel)
+RowModel = TypeVar("RowModel", bound="Row")
 MAX_SHOWN = 200
 """Characters of a validator's complaint that a message repeats."""
 
@@ -46,6 +48,34 @@ def read_record(path: Path, model: type[Model], fix: str) -> Model:
 def parse_record(text: str, model: type[Model]) -> Model:
     """One JSON object as `model`; raises ValueError or RecursionError when it is none."""
     return model.model_validate(json.loads(text))
+
+
+class Row(BaseModel):
+    """Common behaviour of rows of tables: finite figures; columns that a model does not name are left alone."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+
+def read_rows(path: Path, model: type[RowModel], fix: str) -> list[RowModel]:
+    """Read a CSV table, each row as `model`; empty cells count as left out, and so take the model's default.
+
+    DataError names the file, the line, what is wrong and `fix`, what to do.
+    """
+    needed = [name for name, field in model.model_fields.items() if field.is_required()]
+    try:
+        rows = read_csv(path, needed)
+    except DataError as error:
+        raise DataError(f"{error}; {fix}") from None
+    return [_as_row(path, number, row, model, fix) for number, row in enumerate(rows, 2)]
+
+
+def _as_row(path: Path, number: int, row: Mapping[str | None, Any], model: type[RowModel], fix: str) -> RowModel:
+    try:
+        if None in row or None in row.values():
+            raise ValueError(f"it does not have {len(row) - (None in row)} cells")
+        return model.model_validate_strings({key: cell for key, cell in row.items() if cell})
+    except ValueError as error:
+        raise DataError(f"{path}, line {number}: {explain(error)}; {fix}") from None
 
 
 def write_record(path: Path, record: BaseModel) -> None:
