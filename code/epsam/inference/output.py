@@ -103,6 +103,11 @@ class OutputFolder:
             self._record.slides.append(slide)
             self._save()
 
+    def record_slide(self, slide: str) -> None:
+        """Record the hashes of a slide's outputs as soon as they are written."""
+        self._record.files[""] |= {slide + suffix: sha256(self.path / (slide + suffix)) for suffix in OUTPUTS}
+        self._save()
+
     def claim(self, names: Iterable[str], *places: Place) -> None:
         """Record files before they are written; StateError when one is there and is not as this program left it."""
         names = list(names)

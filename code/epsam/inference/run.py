@@ -184,6 +184,7 @@ def _predict_once(name: str, path: Path, folder: OutputFolder, models: Models) -
         write_record(record, SlideState(of=identity, row=None))
         saved.row = SlideRow.model_validate(predict_slide(path, name, output, output / "state" / "work" / name, models))
         write_record(record, saved)
+        folder.record_slide(name)
     else:
         logger.info(f"{name}: done already")
     folder.clear_work(name)
