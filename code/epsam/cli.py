@@ -12,6 +12,7 @@ from epsam.config_file import config_from, find_config, load_config
 from epsam.errors import CheckpointError, ConfigError, EpsamError
 from epsam.pipeline import STAGES, Stage, run_stage
 from epsam.reset import reset
+from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.log import logger, set_up_logging
 from epsam.runtime.settings import read_note, settings_file
 from epsam.runtime.state import end_with_owner
@@ -188,6 +189,7 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup and `&` have SIGINT ignored
             signal.signal(number, _stop)
     end_with_owner()
+    keep_freed_memory()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         cli.main(prog_name="epsam", standalone_mode=False)

@@ -263,7 +263,7 @@ class Config(Section):
     """Names dataset/<name>, runs/<name>, checkpoints/<name>_*.pth and logging_<name>.txt."""
     profile: Literal["auto", "cpu", "8gb", "12gb", "24gb"] = "auto"
     workers: Count | None = None
-    """Worker processes for slides and loading; null takes the number of cores."""
+    """Processes that read slides, threads that read patches; null takes the number of cores."""
     slides: Slides = Slides()
     patches: Patches = Patches()
     classifier: Classifier = Classifier()

@@ -108,6 +108,9 @@ def test_stopped_and_going_on_ends_as_uninterrupted(tmp_path, monkeypatch):
     whole, stopped = (load_tensors(w.classifier) for w in workspaces.values())
     for name, tensor in whole.items():
         torch.testing.assert_close(stopped[name], tensor, atol=0, rtol=0, msg=name)
+    for workspace in workspaces.values():
+        optimiser = load_tensors(workspace.state / "classifier.pth")["parts"]["optimiser"]
+        assert optimiser["param_groups"][0]["fused"]
 
 
 def test_micro_batches_add_up_to_the_batch():

@@ -8,6 +8,7 @@ from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.fitting import save_tensors
 from epsam.sam import load_decoder, load_sam
 from epsam.sam.checkpoint import build_sam, decoder_weights
+from epsam.sam.decoding import decode_batch
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.encoder import encoder_hash
 from tests.sam_factory import small_sam
@@ -25,6 +26,21 @@ def test_a_checkpoint_by_path_is_loaded_frozen(tmp_path, weights):
     assert not any(parameter.requires_grad for parameter in sam.parameters())
     for name, tensor in sam.state_dict().items():
         torch.testing.assert_close(tensor, weights[name])
+
+
+def test_the_decoder_upscales_contiguous_input_to_the_same_masks():
+    torch.manual_seed(0)
+    ours, theirs = build_sam("demo"), build_sam_demo().eval()
+    theirs.load_state_dict(ours.state_dict())
+    strided, logits = [], []
+    embeddings, points, labels = torch.randn(2, 128, 32, 32), torch.rand(2, 3, 2) * 256, torch.ones(2, 3, dtype=torch.int64)
+    for sam in (ours, theirs):
+        sam.mask_decoder.output_upscaling[0].register_forward_hook(
+            lambda module, inputs, output: strided.append(not inputs[0].is_contiguous()))
+        with torch.inference_mode():
+            logits.append(decode_batch(sam, embeddings, points, labels))
+    assert strided == [False, True], "segment_anything gives a transposed view, as yet"
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("wrap", [

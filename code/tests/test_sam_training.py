@@ -180,6 +180,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
     assert not workspace.decoder(0).exists()
     finetune(config, workspace, CPU)
     assert len(read_csv(workspace.run / "round0_curves.csv", ["epoch"])) == 3
+    assert load_tensors(workspace.state / "round0.pth")["parts"]["optimizer"]["param_groups"][0]["fused"]
     torch.testing.assert_close(_weights(workspace, 0), _weights(whole, 0), rtol=0, atol=0)
 
 

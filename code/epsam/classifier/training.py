@@ -51,7 +51,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     model = build_classifier(settings)
     initialise(model, settings.init, workspace.checkpoints)
     model.to(hardware.device, memory_format=hardware.memory_format)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, settings.lr_gamma)
     on_masks = settings.select_on == "val_masks"
     logger.info(f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split")

@@ -120,7 +120,8 @@ class DecoderTraining:
         config = context.config
         self.sam, self.hardware, self.settings, self.name = context.sam, context.hardware, config.finetune, name
         parameters = list(self.sam.mask_decoder.requires_grad_(True).parameters())
-        self.optimizer = torch.optim.AdamW(parameters, self.settings.lr, weight_decay=self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(parameters, self.settings.lr, weight_decay=self.settings.weight_decay,
+                                           fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.settings.epochs)
         self.part = BatchSize(f"{name}, decoder", self.hardware.decoder_batch)
         self.threads = reading_threads(config, self.hardware)

@@ -1,9 +1,7 @@
 """Tasks in worker processes, so that a reader which crashes takes down its own task and no other."""
 
-import ctypes
 import multiprocessing
 import os
-import platform
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +13,8 @@ from typing import TypeVar
 import cv2
 
 from epsam.errors import DataError, SlideError
+from epsam.runtime.allocator import keep_windows
 from epsam.slides.failures import reason_of
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers of glibc's mallopt: how much free memory it keeps, and from which size it asks for some anew each time."""
-KEPT_BYTES = 16 * 2**20
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -94,17 +89,9 @@ def _check_start(pool: ProcessPoolExecutor) -> None:
 def prepare() -> None:
     """In each worker: one thread of OpenCV, leave Ctrl-C to the parent, and end when the parent is gone."""
     cv2.setNumThreads(1)
-    _keep_memory()
+    keep_windows()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what is freed: new memory for each window's pixels costs a tenth of the time that reading takes."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        libc.mallopt(M_TRIM_THRESHOLD, 4 * KEPT_BYTES)
 
 
 def _end_with_parent() -> None:
