@@ -44,12 +44,13 @@ def compute_cams(
 def fixed_limit(values: np.ndarray, settings: Cam) -> float:
     """The limit of a map (h, w) in [0, 1] by settings alone: a fixed threshold, or the percentile of what is not zero.
 
-    The percentile is that of the map resized to `mask_px`. Raises DataError when the map is not finite.
+    The percentile is that of the map as the network gives it, as published, not of the map resized to `mask_px`.
+    Raises DataError when the map is not finite.
     """
     if settings.percentile is None:
         return settings.threshold
-    resized = _at_mask_px(values, settings)
-    positive = resized[resized > 0]
+    _check_finite(values)
+    positive = values[values > 0]
     return float(np.percentile(positive, settings.percentile)) if len(positive) else 1.0
 
 
@@ -75,9 +76,13 @@ def masks_at(values: np.ndarray, limits: Sequence[float], settings: Cam) -> Iter
 
 
 def _at_mask_px(values: np.ndarray, settings: Cam) -> np.ndarray:
+    _check_finite(values)
+    return resize_map(values, (settings.mask_px, settings.mask_px))
+
+
+def _check_finite(values: np.ndarray) -> None:
     if values.ndim != 2 or not np.isfinite(values).all():
         raise DataError(f"a CAM of shape {values.shape} is not a finite map; compute it again")
-    return resize_map(values, (settings.mask_px, settings.mask_px))
 
 
 def compute_split(

@@ -123,6 +123,11 @@ def test_published_rules_cut_at_their_percentile_and_open(settings):
     assert (opened != mask).mean() < 0.01
 
 
+def test_the_percentile_is_that_of_the_map_before_it_is_resized():
+    values = np.random.default_rng(0).random((32, 32)).astype(np.float32)
+    assert fixed_limit(values, CAMELYON16) == pytest.approx(np.percentile(values, 10))
+
+
 def test_the_percentile_is_that_of_the_non_zero_values():
     cam = _bump()
     cam[cam < 0.3] = 0

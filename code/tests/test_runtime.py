@@ -9,6 +9,7 @@ import sys
 import threading
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -85,6 +86,42 @@ def test_png_keeps_channel_order_and_masks(tmp_path):
     mask = np.eye(5, dtype=bool)
     write_png(tmp_path / "m.png", mask)
     assert (read_mask(tmp_path / "m.png") == mask).all()
+
+
+@pytest.mark.parametrize("high", [1, 255, 65535])
+def test_masks_of_two_values_are_read_whatever_their_bits_and_channels(tmp_path, high):
+    mask = np.eye(5, dtype=bool)
+    grey = mask.astype(np.uint16 if high > 255 else np.uint8) * high
+    for array in (grey, np.dstack([grey] * 3)):
+        cv2.imwrite(str(tmp_path / "m.png"), array)
+        assert (read_mask(tmp_path / "m.png") == mask).all()
+    for full in (0, high):
+        cv2.imwrite(str(tmp_path / "m.png"), np.full_like(grey, full))
+        assert (read_mask(tmp_path / "m.png") == (full > 0)).all()
+
+
+@pytest.mark.parametrize(("array", "reason"), [
+    (np.arange(256, dtype=np.uint8).reshape(16, 16), "256 .*a soft border or a picture"),
+    (np.uint8([[0, 1], [1, 2]]), r"3 \(0, 1, 2\), classes"),
+    (np.uint8([[1, 1], [1, 2]]), r"2 \(1, 2\), classes"),
+    (np.uint8([[0, 0], [0, 2]]), r"2 \(0, 2\), classes"),
+    (np.dstack([np.eye(4), np.eye(4), np.ones((4, 4))]).astype(np.uint8) * 255, "in colour"),
+    (np.dstack([np.zeros((4, 4))] * 3 + [np.eye(4)]).astype(np.uint8) * 255, "transparent"),
+])
+def test_masks_of_other_values_are_refused_with_what_they_hold(tmp_path, array, reason):
+    cv2.imwrite(str(tmp_path / "m.png"), array)
+    with pytest.raises(DataError, match=rf"m\.png: a mask .*{reason}"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_transparent_parts_of_patches_are_white(tmp_path):
+    array = np.full((4, 4, 4), 100, np.uint8)
+    array[..., 3] = 255
+    array[0, :, 3] = 0
+    cv2.imwrite(str(tmp_path / "p.png"), array)
+    image = read_image(tmp_path / "p.png")
+    assert (image[0] == 255).all()
+    assert (image[1:] == 100).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])

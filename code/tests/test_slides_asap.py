@@ -144,6 +144,29 @@ def test_tile_that_asap_paints_black_is_an_error(asap, path):
         slide.read(130, 130, 64, 64)
 
 
+def test_a_tiff_that_is_cut_off_is_refused(asap, path):
+    content = path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        end = max(tiff.pages[2].dataoffsets) + 10
+    path.write_bytes(content[:end])
+    with pytest.raises(SlideError, match="cut off, the last"):
+        open_slide(path, "asap", asap)
+
+
+def test_black_is_not_believed_where_openslide_refuses(asap, tmp_path, monkeypatch):
+    image = draw()
+    image[200:400, 200:400] = 0
+    slide = open_slide(write_slide(tmp_path / "b.tif", image, compression="lzw"), "asap", asap)
+
+    def refuse(path):
+        raise SlideError(f"{path}: damaged")
+
+    monkeypatch.setattr("epsam.slides.asap.OpenSlideSlide", refuse)
+    assert slide.read(70, 50, 60, 60).any()
+    with pytest.raises(SlideError, match="ASAP gives black"):
+        slide.read(150, 150, 100, 100)
+
+
 def test_what_asap_does_not_open_is_an_error_and_auto_goes_on_with_openslide(asap, tmp_path):
     path = write_slide(tmp_path / "b.TIF", draw())
     with pytest.raises(SlideError, match="ASAP cannot open"):

@@ -21,6 +21,10 @@ import numpy as np
 from epsam.errors import DataError
 
 MOST_PX = 2**27
+MASK_VALUES = (0, 1, 255, 65535)
+"""Greatest values of true masks."""
+MAX_CLASSES = 10
+"""Values of a mask up to which they are taken for classes."""
 STEM, SUFFIX = 40, 20
 """Bytes of a file's name that its temporary name begins and ends with at most: names may have 255."""
 FORMULA = re.compile(r"'*[=+\-@\t\n]")
@@ -162,13 +166,44 @@ def write_png(path: Path, array: np.ndarray) -> None:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a PNG as RGB uint8 (H, W, 3); raises DataError when it cannot be decoded."""
-    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    """Read a PNG as RGB uint8 (H, W, 3), transparent parts over white; raises DataError when it cannot be decoded."""
+    array = _decode(path, cv2.IMREAD_UNCHANGED)
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.ndim == 2:
+        return cv2.cvtColor(array, cv2.COLOR_GRAY2RGB)
+    if array.shape[2] == 3:
+        return cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
+    share = array[..., 3:] / 255
+    return np.rint(array[..., 2::-1] * share + 255 * (1 - share)).astype(np.uint8)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask as bool (H, W): any non-zero value is tumour; raises DataError when it cannot be decoded."""
-    return _decode(path, cv2.IMREAD_GRAYSCALE) > 0
+    """Read a mask of two values as bool (H, W): 0 is no tumour; 1, 255 or, in 16 bits, 65535 is tumour.
+
+    Raises DataError when it cannot be decoded, or holds other values: soft borders, classes, colours, transparency.
+    """
+    array = _decode(path, cv2.IMREAD_UNCHANGED)
+    if array.ndim == 3:
+        array = _one_channel(path, array)
+    high = int(array.max(initial=0))
+    tumour = array == high if high else np.zeros(array.shape, bool)
+    if high not in MASK_VALUES or not (tumour | (array == 0)).all():
+        values = np.unique(array)
+        what = "classes" if len(values) <= MAX_CLASSES else "a soft border or a picture"
+        listed = ", ".join(map(str, values[:MAX_CLASSES])) + (", ..." if len(values) > MAX_CLASSES else "")
+        raise DataError(f"{path}: a mask holds two values, this one {len(values)} ({listed}), {what}; write 0 for no "
+                        "tumour and 255 for tumour")
+    return tumour
+
+
+def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
+    """The mask of a grey picture saved as colours."""
+    if array.shape[2] == 4 and (array[..., 3] != np.iinfo(array.dtype).max).any():
+        raise DataError(f"{path}: a mask with transparent parts; write 0 for no tumour and 255 for tumour, no alpha")
+    if (array[..., 1:3] != array[..., :1]).any():
+        raise DataError(f"{path}: a mask in colour; write 0 for no tumour and 255 for tumour, in one channel")
+    return array[..., 0]
 
 
 def _decode(path: Path, mode: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Slides through ASAP's `multiresolutionimageinterface`, versions 1.8 to 2.2, where it is installed."""
 
 import importlib
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,7 @@ class AsapSlide(Slide):
         return module
 
     def _open(self) -> Any:
+        _check_whole(self.path)
         image = self._module().MultiResolutionImageReader().open(str(self.path))
         if image is None:
             raise SlideError(f"{self.path}: ASAP cannot open it (damaged, not tiled, or an extension it does not "
@@ -98,8 +100,22 @@ class AsapSlide(Slide):
         try:
             other = OpenSlideSlide(self.path)
         except SlideError:
-            return pixels
+            raise SlideError(f"{self.path}: ASAP gives black at x={x} y={y}, level {level}, and OpenSlide, which would "
+                             "tell whether the file holds that, cannot open it; download it again") from None
         return other.read(x, y, width, height, level) if other.level_sizes == self.level_sizes else pixels
+
+
+def _check_whole(path: Path) -> None:
+    """Raise SlideError when a TIFF's tiles go on beyond its end: ASAP reads those as black, without an error."""
+    try:
+        size = path.stat().st_size
+        with tifffile.TiffFile(path) as tiff:
+            end = max((int((np.array(page.dataoffsets, np.uint64) + np.array(page.databytecounts, np.uint64)).max())
+                       for page in tiff.pages if len(page.dataoffsets)), default=0)
+    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, struct.error):
+        return  # no TIFF, or none that tifffile knows: its reader judges
+    if end > size:
+        raise SlideError(f"{path}: cut off, the last {end - size} of its {end} bytes are missing; download it again")
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
