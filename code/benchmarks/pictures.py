@@ -22,11 +22,11 @@ from epsam.config_file import load_config
 from epsam.evaluation.overview import draw_overview
 from epsam.inference.export import HOLE_COLOUR, TUMOUR_COLOUR
 from epsam.inference.overlay import COLOURS
-from epsam.inference.slide import bounds_origin
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import atomic, read_csv
 from epsam.runtime.log import set_up_logging
 from epsam.slides import load_annotation, open_slide, overview
+from epsam.slides.openslide import bounds_origin
 from epsam.workspace import Workspace
 
 LARGEST = 480_000

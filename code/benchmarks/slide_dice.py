@@ -23,12 +23,12 @@ from epsam.config_file import load_config
 from epsam.evaluation.methods import final_method
 from epsam.evaluation.result_section import method_rows
 from epsam.inference import InferenceSettings, infer
-from epsam.inference.slide import bounds_origin
 from epsam.metrics import overlap, pooled_dice
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv
 from epsam.runtime.log import set_up_logging
 from epsam.slides import load_annotation, open_slide
+from epsam.slides.openslide import bounds_origin
 from epsam.workspace import SPLITS, Workspace
 
 ALLOWED_LOSS, ALLOWED_DIFFERENCE = 0.02, 0.005

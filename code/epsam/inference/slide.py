@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import openslide
 from shapely.geometry import Polygon
 
 from epsam.inference.export import write_asap_xml, write_geojson
@@ -22,6 +21,7 @@ from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
 from epsam.slides import Slide, open_slide, read_window
 from epsam.slides.grid import window_px
+from epsam.slides.openslide import bounds_origin
 from epsam.slides.tissue import find_tissue
 
 
@@ -99,17 +99,6 @@ def caption(row: dict[str, Any]) -> str:
     if row["mpp_x"] is None:
         return f"tumour: {share}, {foci}, the largest {row['largest_focus_px']:,.0f} px long (resolution unknown)"
     return f"tumour: {row['tumour_mm2']:.3g} mm², {share}, {foci}, the largest {row['largest_focus_mm']:.2f} mm long"
-
-
-def bounds_origin(path: Path) -> tuple[int, int]:
-    """Level-0 position of the scanned region where OpenSlide reports one, else (0, 0); QuPath counts from there."""
-    try:
-        with openslide.OpenSlide(path) as handle:
-            x, y = (handle.properties.get(key) for key in (openslide.PROPERTY_NAME_BOUNDS_X,
-                                                           openslide.PROPERTY_NAME_BOUNDS_Y))
-    except openslide.OpenSlideError:
-        return 0, 0  # a slide that only ASAP reads
-    return (int(x), int(y)) if x and y else (0, 0)
 
 
 def _predict_tiles(

@@ -12,6 +12,7 @@ import shapely
 from epsam.errors import AnnotationError
 from epsam.runtime.log import logger
 from epsam.slides.asap_xml import read_asap_xml
+from epsam.slides.geojson import read_geojson
 from epsam.slides.nesting import layers
 from epsam.slides.outline import Outline, shown
 from epsam.slides.rasterize import Spans, rasterize
@@ -98,23 +99,31 @@ def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, h
     return share.reshape(shape) if shape else float(share[0])
 
 
-def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]]) -> Annotation:
-    """Read ASAP XML. `groups`: {"tumour": [...], "hole": [...], "ignore": [...], "roi": [...]}, names of groups.
+def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0)) -> Annotation:
+    """Read ASAP XML or QuPath GeoJSON (plain or gzip); the content says which, not the name.
 
-    Tumour and holes are painted in the order of `groups`, ignored groups not at all. Logs a warning where the file is
-    odd. Raises AnnotationError when it is missing, malformed or hostile, when a group is named by no rule, or when no
-    outline is tumour.
+    `groups`: {"tumour": [...], "hole": [...], "ignore": [...], "roi": [...]}, names of groups (PartOfGroup in XML,
+    classifications in GeoJSON). Tumour and holes are painted in the order of `groups`, ignored groups not at all.
+    Detections, cells and tiles of QuPath count only where a rule names `detection: <classification>` and so on.
+    `origin`: level-0 position (x, y) that GeoJSON counts from, openslide.bounds-x/y where the slide has them.
+    Logs a warning where the file is odd. Raises AnnotationError when it is missing, malformed or hostile, when a group
+    is named by no rule, or when no outline is tumour.
     """
-    annotation = read_annotation(path, groups)
+    annotation = read_annotation(path, groups, origin)
     for warning in annotation.warnings:
         logger.warning(f"{path}: {warning}")
     return annotation
 
 
-def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]]) -> Annotation:
+def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0)) -> Annotation:
     """As load_annotation, but without a word in the log: what is odd lies in `warnings`."""
     path = Path(path)
-    outlines, warnings = read_asap_xml(path)
+    outlines, warnings = read_geojson(path, origin) if _is_json(path) else read_asap_xml(path)
+    named = {name.strip() for names in groups.values() for name in names}
+    if left := Counter(o.group for o in outlines if o.optional and o.group not in named):
+        warnings.append("objects that are no annotations are left out: "
+                        + _cut([f"{shown(group)} ({count})" for group, count in sorted(left.items())]))
+        outlines = [o for o in outlines if o.group not in left]
     polygons, found = _by_rule(path, outlines, groups)
     empty = sum(not len(p.points) for p in polygons)
     if empty:
@@ -125,6 +134,15 @@ def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]]) -> An
     annotation = Annotation(path, tuple(polygons), tuple(groups), warnings + _odd_shapes(polygons))
     _check_holes(annotation)
     return annotation
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError:
+        return False  # the reader says what is wrong
+    return head.startswith(b"\x1f\x8b") or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
 
 
 def _by_rule(path: Path, outlines: Sequence[Outline],

@@ -17,6 +17,7 @@ from epsam.runtime.log import logger, progress
 from epsam.slides.annotation import Annotation, read_annotation
 from epsam.slides.failures import OF_THE_ITEM, guard, log_failure
 from epsam.slides.found import SlideRecord, used
+from epsam.slides.openslide import bounds_origin
 from epsam.slides.reader import open_slide
 from epsam.slides.scan import Scan
 from epsam.slides.slide import Slide, read_window
@@ -141,7 +142,7 @@ def _cut_window(task: CutTask, window: Window) -> None:
         pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y, task.read_px,
                              task.size_px)
     if window.has_tumour and not mask.is_file():
-        tumour = _annotation(task.annotation, task.groups).mask(window.x, window.y, task.size_px, task.size_px,
+        tumour = _annotation(task.annotation, task.groups, task.path).mask(window.x, window.y, task.size_px, task.size_px,
                                                                 task.read_px / task.size_px)
     if pixels is not None:
         write_stored_png(image, pixels)
@@ -172,5 +173,5 @@ def _slide(path: Path, backend: str, asap_path: Path | None) -> Slide:
 
 
 @lru_cache(maxsize=2)
-def _annotation(path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...]) -> Annotation:
-    return read_annotation(path, dict(groups))
+def _annotation(path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...], slide: Path) -> Annotation:
+    return read_annotation(path, dict(groups), bounds_origin(slide))

@@ -48,6 +48,17 @@ class OpenSlideSlide(Slide):
         return over_white(image)
 
 
+def bounds_origin(path: Path) -> tuple[int, int]:
+    """Level-0 position of the scanned region where OpenSlide reports one, else (0, 0); QuPath counts from there."""
+    try:
+        with openslide.OpenSlide(path) as handle:
+            x, y = (handle.properties.get(key) for key in (openslide.PROPERTY_NAME_BOUNDS_X,
+                                                           openslide.PROPERTY_NAME_BOUNDS_Y))
+    except openslide.OpenSlideError:
+        return 0, 0  # a slide that only ASAP reads
+    return (int(x), int(y)) if x and y else (0, 0)
+
+
 def over_white(image: Image) -> np.ndarray:
     """RGBA on white ground, as (H, W, 3) uint8: tiles that a file leaves out are transparent."""
     # Pillow packs RGB and alpha apart several times faster than it gives them together.

@@ -24,6 +24,8 @@ class Outline:
     """Groups that hold `group`, from the nearest on."""
     shape: str = "Polygon"
     """The file's own word for the type."""
+    optional: bool = False
+    """Left out where no rule names its group."""
 
 
 def check_coordinates(where: str, points: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from epsam.config import Config
 from epsam.runtime.files import write_png, write_text
 from epsam.slides.annotation import read_annotation
 from epsam.slides.found import SlideRecord
+from epsam.slides.openslide import bounds_origin
 from epsam.slides.scan import Scan
 from epsam.workspace import Workspace
 
@@ -43,7 +44,7 @@ def write_sheet(record: SlideRecord, scan: Scan, purpose: np.ndarray, config: Co
         _draw_windows(picture, scan, chosen, scale, colour)
     lines = {"tissue": (TISSUE, cv2.findContours(tissue, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0])}
     if record.annotation:
-        polygons = read_annotation(record.annotation, config.slides.groups).polygons
+        polygons = read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path)).polygons
         for kind, colour in (("tumour", TUMOUR), ("hole", HOLE)):
             lines[kind] = colour, [np.rint(p.points * scale).astype(np.int32) for p in polygons if p.kind == kind]
     for colour, outlines in lines.values():

@@ -18,6 +18,7 @@ from epsam.slides.failures import OF_THE_ITEM, guard, reason_of
 from epsam.slides.found import SlideRecord
 from epsam.slides.grid import candidate_windows, window_px
 from epsam.slides.leftovers import remove_patches
+from epsam.slides.openslide import bounds_origin
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide, overview
 from epsam.slides.tissue import tissue_mask
@@ -108,8 +109,9 @@ def _signature(record: SlideRecord, config: Config) -> str:
 
 def _scan(record: SlideRecord, config: Config, signature: str) -> Scan:
     settings = config.patches
-    annotation = read_annotation(record.annotation, config.slides.groups) if record.annotation else None
     with open_slide(record.path, config.slides.reader, config.slides.asap_path) as slide:
+        annotation = (read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path))
+                      if record.annotation else None)
         mpp = (record.override.mpp,) * 2 if record.override.mpp else slide.mpp
         read_px = window_px(settings, mpp)
         notes = _check_place(annotation, slide.size) if annotation else []
