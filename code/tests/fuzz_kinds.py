@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from epsam.cam import ActivationMap, cam_mask, load_cams, save_cams
-from epsam.config import Cam, Config
+from epsam.config import Cam, Config, Patches
 from epsam.config_file import config_from, load_config
+from epsam.errors import EpsamError
 from epsam.evaluation.data_section import data_section
 from epsam.evaluation.methods import Figures, read_figures, write_figures
 from epsam.evaluation.slide_section import place_of
@@ -31,6 +32,7 @@ from epsam.sam.checkpoint import decoder_weights
 from epsam.sam.store import EmbeddingStore, Layout
 from epsam.slides import load_annotation, open_slide
 from epsam.slides.found import SLIDE_COLUMNS, SlideRecord, read_overrides
+from epsam.slides.scan import ScanTask, scan_slide
 from epsam.slides.tables import PATCH_COLUMNS
 from epsam.workspace import Workspace
 from tests import mutations
@@ -170,6 +172,21 @@ def slide(folder: Path) -> Kind:
 
     write_slide(path, draw((96, 64)), tile=32, levels=1)
     return written(path, mutations.damaged, read)
+
+
+@kind
+def scan(folder: Path) -> Kind:
+    """What is kept of a slide between two runs of preprocess: a damaged one is made anew."""
+    path = write_slide(folder / "a.tif", draw((96, 64), tissue=(8, 8, 88, 56)), tile=32, levels=1)
+    config = CONFIG.model_copy(update={"patches": Patches(size_px=16, target_mpp=None, tissue={"downsample": 4})})
+    task = ScanTask(SlideRecord("a", path), config, Workspace(folder, "tiny"))
+
+    def read() -> None:
+        if isinstance(outcome := scan_slide(task), EpsamError):
+            raise AssertionError(outcome)
+
+    read()
+    return written(task.file, mutations.npz_file, read, one_in=5)
 
 
 @kind

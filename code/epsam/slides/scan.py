@@ -204,12 +204,12 @@ def _load(file: Path, signature: str) -> Scan | None:
                 return None
             thumbnail = cv2.cvtColor(cv2.imdecode(kept["thumbnail"], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
             scan = Scan(**dict(facts), thumbnail=thumbnail, **{name: kept[name] for name in _ARRAYS})
+        return scan if _is_whole(scan) else None
     except FileNotFoundError:
         return None
     except Exception as error:  # noqa: BLE001 zipfile, zlib, NumPy, JSON and OpenCV raise anything on damaged files
         logger.debug(f"{file}: damaged ({reason_of(error)}); made anew")
         return None
-    return scan if _is_whole(scan) else None
 
 
 def _is_whole(scan: Scan) -> bool:
