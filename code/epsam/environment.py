@@ -7,13 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epsam import __version__
-from epsam.runtime.files import write_json
+from epsam.runtime.records import Record, read_record, write_record
 
 if TYPE_CHECKING:
     from epsam.runtime.device import Hardware
 
 PACKAGES = ("torch", "torchvision", "segment-anything", "numpy", "opencv-python", "scikit-image", "openslide-python",
             "openslide-bin", "tifffile", "pydantic")
+
+
+class Environment(Record):
+    """runs/<name>/environment.json."""
+
+    epsam: str
+    commit: str
+    """Of the program, see `commit`."""
+    python: str
+    system: str
+    device: str
+    profile: str
+    precision: str
+    packages: dict[str, str]
 
 
 def package_versions() -> dict[str, str]:
@@ -45,13 +59,18 @@ def write_environment(path: Path, hardware: "Hardware") -> None:
     import torch
 
     gpu = torch.cuda.get_device_name(hardware.device) if hardware.device.type == "cuda" else ""
-    write_json(path, {
-        "epsam": __version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "device": gpu or f"CPU, {torch.get_num_threads()} threads",
-        "profile": hardware.profile,
-        "precision": str(hardware.precision).removeprefix("torch."),
-        "packages": package_versions(),
-    })
+    write_record(path, Environment(
+        epsam=__version__,
+        commit=commit(),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        device=gpu or f"CPU, {torch.get_num_threads()} threads",
+        profile=hardware.profile,
+        precision=str(hardware.precision).removeprefix("torch."),
+        packages=package_versions(),
+    ))
+
+
+def read_environment(path: Path) -> Environment:
+    """Read what `write_environment` wrote; raises DataError when the file is damaged."""
+    return read_record(path, Environment, "delete it, and the report does without")

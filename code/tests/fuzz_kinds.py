@@ -12,6 +12,7 @@ import numpy as np
 from epsam.cam import ActivationMap, cam_mask, load_cams, save_cams
 from epsam.config import Cam, Config, Patches
 from epsam.config_file import config_from, load_config
+from epsam.environment import read_environment, write_environment
 from epsam.errors import EpsamError
 from epsam.evaluation.data_section import data_section
 from epsam.evaluation.methods import Figures, read_figures, write_figures
@@ -38,7 +39,7 @@ from epsam.workspace import Workspace
 from tests import mutations
 from tests.fuzzing import Kind
 from tests.mutations import Mutation
-from tests.sam_factory import small_sam
+from tests.sam_factory import CPU, small_sam
 from tests.slide_factory import draw, write_slide
 from tests.tiny import SETTINGS
 
@@ -340,6 +341,14 @@ def curves_csv(folder: Path) -> Kind:
     rows = [{"epoch": n, "train_loss": 1 / n, "val_loss": 1.5 / n, "val_auc": 0.5, "lr": 1e-3} for n in range(1, 4)]
     write_csv(path, rows, list(rows[0]))
     return written(path, mutations.csv_file, lambda: training_section(CONFIG, workspace), one_in=100)
+
+
+@kind
+def environment(folder: Path) -> Kind:
+    """What a run ran on."""
+    path = folder / "environment.json"
+    write_environment(path, CPU)
+    return written(path, mutations.json_file, lambda: read_environment(path))
 
 
 @kind

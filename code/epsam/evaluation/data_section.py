@@ -8,25 +8,24 @@ from epsam.config import Config
 from epsam.errors import DataError
 from epsam.panels import as_jpeg
 from epsam.patches import patches_for_classifier, patches_for_sam
-from epsam.runtime.files import read_csv, read_image
+from epsam.runtime.files import read_image
+from epsam.slides.tables import SlideRow, read_summary
 from epsam.workspace import SPLITS, Workspace
 
 THUMBNAIL_PX = 640
 THUMBNAILS = 12
-SLIDE_COLUMNS = ["slide", "split", "status", "reason", "width", "height", "mpp_x", "reader", "vendor",
-                 "patches_positive", "patches_negative"]
 
 
 def data_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     """Everything of the section "Data"."""
-    slides = read_csv(workspace.slides_csv, SLIDE_COLUMNS) if workspace.slides_csv.is_file() else []
+    slides = read_summary(workspace)
     thumbnails = sorted(workspace.qa.glob("*.png"))
     more = len(thumbnails) - THUMBNAILS
     return {
         "explanation": _explanation(config, slides),
         "split_columns": ("Split", "Slides", "With tumour, for SAM", "With tumour, classifier only", "Normal"),
         "splits": [_split(workspace, split, slides) for split in SPLITS],
-        "failed": [(slide["slide"], slide["reason"]) for slide in slides if slide["status"] == "failed"],
+        "failed": [(slide.slide, slide.reason) for slide in slides if slide.status == "failed"],
         "slide_columns": ("Slide", "Split", "Status", "Read by", "Size at level 0", "um/px", "With tumour", "Normal"),
         "slides": [_slide(slide) for slide in slides],
         "pictures": [_thumbnail(path) for path in thumbnails[:THUMBNAILS]],
@@ -34,12 +33,12 @@ def data_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _explanation(config: Config, slides: list[dict[str, str]]) -> str:
+def _explanation(config: Config, slides: list[SlideRow]) -> str:
     cut = config.patches
     low, high = cut.positive_share
     if not slides:
         return "The patches were brought as they are; there is no record of slides."
-    counts = Counter(slide["status"] for slide in slides)
+    counts = Counter(slide.status for slide in slides)
     tally = ", ".join(f"{counts[status]} {name}" for status, name in (
         ("ok", "used"), ("failed", "failed"), ("excluded", "excluded")) if counts[status])
     at = f"at {cut.target_mpp} um/px" if cut.target_mpp else "at level 0"
@@ -47,23 +46,23 @@ def _explanation(config: Config, slides: list[dict[str, str]]) -> str:
             f"share lies between {low:.0%} and {high:.0%}. Split of the slides: {config.slides.split}.")
 
 
-def _split(workspace: Workspace, split: str, slides: list[dict[str, str]]) -> tuple[str, ...]:
+def _split(workspace: Workspace, split: str, slides: list[SlideRow]) -> tuple[str, ...]:
     try:
         patches = patches_for_classifier(workspace, split)
     except DataError:
         return (split, "–", "no patches", "", "")
     positives, for_sam = sum(patch.label for patch in patches), len(patches_for_sam(workspace, split))
-    used = sum(slide["split"] == split and slide["status"] == "ok" for slide in slides)
+    used = sum(slide.split == split and slide.status == "ok" for slide in slides)
     counts = (for_sam, positives - for_sam, len(patches) - positives)
     return (split, str(used) if slides else "–", *(f"{count:,}" for count in counts))
 
 
-def _slide(slide: dict[str, str]) -> tuple[str, ...]:
-    size = f"{int(slide['width']):,} × {int(slide['height']):,}" if slide["width"] and slide["height"] else "–"
-    mpp = f"{float(slide['mpp_x']):.3f}" if slide["mpp_x"] else "unknown"
-    read_by = ", ".join(part for part in (slide["reader"], slide["vendor"]) if part) or "–"
-    return (slide["slide"], slide["split"] or "–", slide["status"], read_by, size, mpp,
-            slide["patches_positive"] or "–", slide["patches_negative"] or "–")
+def _slide(slide: SlideRow) -> tuple[str, ...]:
+    size = f"{slide.width:,} × {slide.height:,}" if slide.width and slide.height else "–"
+    mpp = f"{slide.mpp_x:.3f}" if slide.mpp_x else "unknown"
+    read_by = ", ".join(part for part in (slide.reader, slide.vendor) if part) or "–"
+    return (slide.slide, slide.split or "–", slide.status, read_by, size, mpp,
+            str(slide.patches_positive), str(slide.patches_negative))
 
 
 def _thumbnail(path: Path) -> dict[str, str]:

@@ -8,13 +8,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from epsam import __version__
 from epsam.config import Config
+from epsam.environment import read_environment
 from epsam.evaluation.data_section import data_section
 from epsam.evaluation.example_section import example_section
 from epsam.evaluation.result_section import headline, result_section, tiles
 from epsam.evaluation.training_section import training_section
 from epsam.pipeline import STAGES
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import read_json, write_text
+from epsam.runtime.files import write_text
 from epsam.runtime.log import logger
 from epsam.runtime.settings import flatten
 from epsam.runtime.state import read_state
@@ -67,13 +68,11 @@ def _environment(workspace: Workspace) -> list[tuple[str, str]]:
     path = workspace.run / "environment.json"
     if not path.is_file():
         return []
-    environment = read_json(path)
-    packages = environment.pop("packages", {})
+    environment = read_environment(path)
     # Version, system and device first; the long list of packages last.
-    first = [(key, str(environment[key])) for key in ("device", "profile", "precision", "system", "python", "epsam")
-             if key in environment]
-    rest = [(key, str(value)) for key, value in environment.items() if key not in dict(first) and value]
-    return [*first, *rest, ("packages", ", ".join(f"{name} {version}" for name, version in packages.items()))]
+    names = ("device", "profile", "precision", "system", "python", "epsam", "commit")
+    rows = [(name, getattr(environment, name)) for name in names if getattr(environment, name)]
+    return [*rows, ("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items()))]
 
 
 def _settings_section(config: Config) -> dict[str, Any]:

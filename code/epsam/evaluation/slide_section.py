@@ -13,10 +13,12 @@ from epsam.errors import SlideError
 from epsam.evaluation.methods import Figures, Method, figures_csv, final_method, predictions, read_figures
 from epsam.panels import as_jpeg, tint_errors
 from epsam.patches import Patch, list_patches
-from epsam.runtime.files import read_csv, read_mask
+from epsam.runtime.files import read_mask
+from epsam.runtime.records import is_plain
 from epsam.slides import open_slide, overview
 from epsam.slides.grid import window_px
 from epsam.slides.slide import plausible_mpp
+from epsam.slides.tables import read_summary
 from epsam.workspace import Workspace
 
 PICTURE_PX = 720
@@ -88,16 +90,16 @@ def _row(slide: str, own: np.ndarray, figures: dict[str, Figures], gate: float) 
 def _picture(config: Config, workspace: Workspace, slide: str, places: dict[str, Place],
              row: Sequence[str]) -> dict[str, str] | None:
     """The part of the slide where its test patches lie; None when the slide cannot be read any more."""
-    record = next((r for r in _slide_records(workspace) if r["slide"] == slide), None)
-    if record is None:
+    record = next((row for row in read_summary(workspace) if row.slide == slide), None)
+    file = record.path.rpartition("/")[2] if record else ""
+    if not is_plain(file):
         return None
-    side = window_px(config.patches, plausible_mpp(record["mpp_x"], record["mpp_y"]))
+    side = window_px(config.patches, plausible_mpp(record.mpp_x, record.mpp_y))
     corners = np.array([(place.x, place.y) for place in places.values()])
     low, high = corners.min(0) - side // 2, corners.max(0) + side + side // 2
     downsample = max(1.0, float((high - low).max()) / PICTURE_PX)
     try:
-        with open_slide(workspace.slides / record["path"].rpartition("/")[2], config.slides.reader,
-                        config.slides.asap_path) as source:
+        with open_slide(workspace.slides / file, config.slides.reader, config.slides.asap_path) as source:
             low, high = np.maximum(low, 0), np.minimum(high, source.size)
             image = overview(source, downsample, window=(*low.tolist(), *(high - low).tolist()))
     except SlideError:
@@ -112,11 +114,6 @@ def _picture(config: Config, workspace: Workspace, slide: str, places: dict[str,
     caption = f"{dice}{row[5]} normal patches, {row[6]} of them taken for tumour"
     return {"title": slide, "caption": caption, "uri": as_jpeg(drawn),
             "alt": f"Slide {slide} with the predicted test patches in their places. {caption}."}
-
-
-def _slide_records(workspace: Workspace) -> list[dict[str, str]]:
-    path = workspace.slides_csv
-    return read_csv(path, ["slide", "path", "mpp_x", "mpp_y"]) if path.is_file() else []
 
 
 def _masks(prediction: Any, patch: Patch) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -1,11 +1,14 @@
 """Names of patches, and the tables patches.csv and slides.csv."""
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
+from pydantic import NonNegativeInt
 
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
+from epsam.runtime.records import Row, read_rows
 from epsam.slides.found import SLIDE_COLUMNS, SlideRecord, used
 from epsam.slides.leftovers import remove_patches
 from epsam.slides.scan import Scan
@@ -13,6 +16,30 @@ from epsam.workspace import SPLITS, Workspace
 
 PATCH_COLUMNS = ["name", "slide", "x", "y", "read_px", "tumour_fraction", "split", "label", "chosen", "purpose",
                  "reader", "reader_version", "vendor"]
+
+
+class SlideRow(Row):
+    """A row of slides.csv, as it is read back."""
+
+    slide: str
+    path: str = ""
+    status: Literal["ok", "failed", "excluded"]
+    reason: str = ""
+    split: str = ""
+    reader: str = ""
+    vendor: str = ""
+    width: NonNegativeInt = 0
+    height: NonNegativeInt = 0
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    patches_positive: NonNegativeInt = 0
+    patches_negative: NonNegativeInt = 0
+
+
+def read_summary(workspace: Workspace) -> list[SlideRow]:
+    """Rows of slides.csv, none where the patches were brought as they are; raises DataError when it is damaged."""
+    path = workspace.slides_csv
+    return read_rows(path, SlideRow, "run ./train.sh again with --from preprocess") if path.is_file() else []
 
 
 def patch_names(record: SlideRecord, scan: Scan) -> list[str]:
