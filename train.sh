@@ -33,6 +33,8 @@ source code/setup.sh
 export EPSAM_OWNER_PID=$$
 stage() { .venv/bin/python -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}; }
 
+trap 'stage release >/dev/null 2>&1 || true' EXIT
+
 [ ${#again[@]} -eq 0 ] || stage "${again[@]}"
 [ "$DATASET_TYPE" != demo ] || stage demo
 stage doctor

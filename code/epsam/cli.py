@@ -13,6 +13,7 @@ from epsam.errors import CheckpointError, ConfigError, EpsamError
 from epsam.pipeline import STAGES, Stage, run_stage
 from epsam.reset import reset
 from epsam.runtime.allocator import keep_freed_memory
+from epsam.runtime.lock import release
 from epsam.runtime.log import logger, set_up_logging
 from epsam.runtime.settings import read_note, settings_file
 from epsam.runtime.state import end_with_owner
@@ -74,6 +75,16 @@ for _stage in STAGES:
 def reset_command(config_name: str, root: Path, first: str, overrides: tuple[str, ...]) -> None:
     """Forget a stage and all after it, so that they run anew."""
     reset(*_open_run(config_name, overrides, root), first)
+
+
+@cli.command("release", hidden=True)
+@config_option
+@root_option
+@overrides_argument
+def release_command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
+    """End the lock that the stages of one script hold; the script calls it when it ends."""
+    _, workspace = _open_run(config_name, overrides, root)
+    release(workspace.run)
 
 
 @cli.command("demo")

@@ -11,9 +11,10 @@ from epsam.config import Config
 from epsam.environment import write_environment
 from epsam.errors import StateError
 from epsam.runtime.files import remove, remove_temporaries, write_text
+from epsam.runtime.lock import lock
 from epsam.runtime.log import logger
 from epsam.runtime.old_weights import keep_old_weights
-from epsam.runtime.state import Stopwatch, check_signature, lock, read_state, write_done, write_started
+from epsam.runtime.state import Stopwatch, check_signature, read_state, write_done, write_started
 from epsam.signature import MASKS, PATCHES, SLIDES, data_of, has_files, signature
 from epsam.workspace import SPLITS, Workspace
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from epsam.config import Config
 from epsam.pipeline import STAGES, clear, find_stage
 from epsam.runtime.files import read_csv, remove, remove_temporaries
+from epsam.runtime.lock import lock
 from epsam.runtime.log import logger
-from epsam.runtime.state import lock
 from epsam.signature import has_files
 from epsam.workspace import SPLITS, Workspace
 

@@ -25,9 +25,10 @@ from epsam.patches import list_patches, patches_for_sam
 from epsam.results import read_results, record_results
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import read_csv, read_image, read_json, read_mask, write_csv, write_png
+from epsam.runtime.lock import lock
 from epsam.runtime.records import read_record, write_record
 from epsam.runtime.settings import read_note, settings_file
-from epsam.runtime.state import check_signature, lock, read_state, write_done
+from epsam.runtime.state import check_signature, read_state, write_done
 from epsam.sam import load_decoder
 from epsam.sam.checkpoint import decoder_weights
 from epsam.sam.store import EmbeddingStore, Layout

@@ -6,9 +6,9 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from epsam.pipeline import STAGES, find_stage, run_stage, signature_of
 from epsam.reset import reset
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import write_csv, write_png, write_text
+from epsam.runtime.lock import lock, release, start_of
 from epsam.runtime.log import logger, set_up_logging
 from epsam.runtime.settings import settings_file
-from epsam.runtime.state import check_signature, lock, read_state, start_of, write_done
+from epsam.runtime.state import check_signature, read_state, write_done
 from epsam.slides.tables import PATCH_COLUMNS
 from epsam.workspace import SPLITS, Workspace
 from tests.patch_factory import make_patches
@@ -66,21 +67,98 @@ def test_second_run_is_refused_and_a_stale_lock_taken_over(tmp_path, holder, mon
 
 def test_a_stage_still_at_work_holds_the_lock_when_its_script_was_killed(tmp_path, holder):
     gone = {"1234567": "1", str(holder.pid): start_of(holder.pid)}
-    (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "processes": gone}))
+    _write_lock(tmp_path, processes=gone)
     with pytest.raises(StateError, match=f"in use by process {holder.pid} on "), lock(tmp_path):
         pass
 
 
 def test_a_process_of_the_same_number_started_later_does_not_hold_the_lock(tmp_path, holder):
-    (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "processes": {str(holder.pid): "1"}}))
+    _write_lock(tmp_path, processes={str(holder.pid): "1"})
     with lock(tmp_path):
         pass
 
 
-def test_lock_of_another_host_is_respected(tmp_path):
-    (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "processes": {"1": "1"}}))
-    with pytest.raises(StateError, match=r"process 1 on elsewhere.*delete"), lock(tmp_path):
+ELSEWHERE = [{"host": "elsewhere", "boot": "another"}, {"namespace": "pid:[1]"}]
+"""A lock of another machine, and of a container of the same host name with process numbers of its own."""
+
+
+def _write_lock(folder, **values):
+    """A lock as if it were of another process: of this machine, but for `values`."""
+    with lock(folder):
+        record = json.loads((folder / "lock").read_text())
+    (folder / "lock").write_text(json.dumps(record | {"processes": {"1": "1"}} | values))
+    return folder / "lock"
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_lock_of_another_host_or_container_is_respected_while_it_has_a_heartbeat(tmp_path, place, monkeypatch):
+    path = _write_lock(tmp_path, **place)
+    with pytest.raises(StateError, match=r"process 1 on .*last heartbeat.*delete"), lock(tmp_path):
         pass
+    monkeypatch.setattr("epsam.runtime.lock.BEAT_S", 0.1)
+    os.utime(path, (1, 1))  # as old as it seems when a clock was set, but touched again while it is watched
+    beats = threading.Timer(0.05, path.touch)
+    beats.start()
+    with pytest.raises(StateError, match="process 1 on "), lock(tmp_path):
+        pass
+    beats.join()
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_lock_of_another_host_without_heartbeat_is_taken_over(tmp_path, place, monkeypatch, caplog):
+    monkeypatch.setattr("epsam.runtime.lock.BEAT_S", 0.01)
+    os.utime(_write_lock(tmp_path, **place), (1, 1))
+    with lock(tmp_path):
+        assert str(os.getpid()) in json.loads((tmp_path / "lock").read_text())["processes"]
+    assert "gave no heartbeat for 180 s and is taken for gone" in caplog.text
+
+
+def test_the_holder_of_a_lock_gives_a_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr("epsam.runtime.lock.BEAT_S", 0.01)
+    with lock(tmp_path):
+        os.utime(tmp_path / "lock", (1, 1))
+        while (tmp_path / "lock").stat().st_mtime < 2:
+            time.sleep(0.01)
+
+
+HOLD = "import sys; from pathlib import Path; from epsam.runtime.lock import lock\n" \
+       "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_a_holder_of_another_pid_namespace_excludes_by_its_flock_alone(tmp_path, place, monkeypatch):
+    monkeypatch.setattr("epsam.runtime.lock.PATIENCE_S", 0.2)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        record = json.loads((tmp_path / "lock").read_text())
+        (tmp_path / "lock").write_text(json.dumps(record | place))
+        os.utime(tmp_path / "lock", (1, 1))  # stopped, say, by a debugger: no heartbeat
+        with pytest.raises(StateError, match="in use by another process"), lock(tmp_path):
+            pass
+        process.stdin.close()
+        process.wait()
+
+
+def test_a_guard_that_is_a_link_is_refused_and_its_target_kept(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".lock_guard").symlink_to(tmp_path / "mine")
+    with pytest.raises(StateError, match=r"\.lock_guard is a link"), lock(tmp_path):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_the_lock_ends_with_the_script_and_not_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("EPSAM_OWNER_PID", str(os.getpid()))
+    with lock(tmp_path):
+        release(tmp_path)
+        assert (tmp_path / "lock").is_file()
+    monkeypatch.setenv("EPSAM_OWNER_PID", "1")
+    release(tmp_path)  # by another script
+    assert (tmp_path / "lock").is_file()
+    monkeypatch.setenv("EPSAM_OWNER_PID", str(os.getpid()))
+    release(tmp_path)
+    assert not (tmp_path / "lock").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"host": 1}', '{"host": "x", "processes": {"one": 1}}'])
@@ -303,6 +381,17 @@ def test_a_stopped_training_says_how_to_go_on_and_goes_on(top, start):
     stage.send_signal(signal.SIGINT)
     assert stage.wait() == 130
     assert "stopped. What was finished is kept; run the same command again to go on" in log.read_text()
+
+
+def test_the_lock_is_gone_when_the_script_has_ended(top, start):
+    (top / "small.yaml").write_text(SETTINGS)
+    make_patches(Workspace(top, "small"), {"train": 4, "val": 2, "test": 2})
+    script = start("./train.sh", "small.yaml")
+    _wait_for(top / "logging_small.txt", "classifier: epoch 1/", script)
+    assert (top / "runs" / "small" / "lock").is_file()
+    os.killpg(script.pid, signal.SIGINT)  # as Ctrl-C does
+    assert script.wait() == 130
+    assert not (top / "runs" / "small" / "lock").exists()
 
 
 def test_a_log_that_cannot_be_written_is_said_once_and_stops_nothing(capsys):

@@ -14,9 +14,9 @@ from epsam.inference.slide import predict_slide
 from epsam.results import result_line
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_csv, sha256, write_csv
+from epsam.runtime.lock import lock
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
-from epsam.runtime.state import lock
 
 SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
 """Of files that are taken for slides in a folder."""

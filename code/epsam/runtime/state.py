@@ -1,31 +1,41 @@
-"""What a run knows of itself: which stage is done, under which settings, and who is at work in it.
+"""What a run knows of itself: which stage is done, and under which settings.
 
 `runs/<name>/state/<stage>.json` is written when a stage starts and again when it is done. Stages go on where
 they stopped from files that are whole; this record keeps them from going on over something that has changed.
 """
 
-import contextlib
 import ctypes
-import fcntl
-import json
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
+from pydantic import ConfigDict, NonNegativeFloat
 
-from epsam.errors import DataError, StateError
-from epsam.runtime.files import read_object, write_json
+from epsam.errors import StateError
+from epsam.runtime.files import write_json
+from epsam.runtime.lock import OWNER, start_of
+from epsam.runtime.records import Record, read_record
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal to send when the parent dies."""
-OWNER = "EPSAM_OWNER_PID"
-"""Environment variable: the process that holds the lock for a series of stages (train.sh sets it to itself)."""
+
+
+class StageRecord(Record):
+    """state/<stage>.json; the figures of a stage that is done, e.g. its seconds, come beside these."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | int | str]
+
+    stage: str
+    done: bool
+    signature: dict[str, Any]
+    seconds: NonNegativeFloat = 0.0
+    peak_memory_mib: NonNegativeFloat = 0.0
+    device: str = ""
 
 
 def read_state(folder: Path, stage: str) -> dict[str, Any] | None:
@@ -33,10 +43,7 @@ def read_state(folder: Path, stage: str) -> dict[str, Any] | None:
     path = folder / f"{stage}.json"
     if not path.is_file():
         return None
-    record = read_object(path)
-    if not (isinstance(record.get("signature"), dict) and "done" in record):
-        raise DataError(f"{path}: is not the record of a stage; delete it, and the stage runs anew")
-    return record
+    return read_record(path, StageRecord, "delete it, and the stage runs anew").model_dump()
 
 
 def check_signature(stage: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -64,69 +71,6 @@ def write_done(folder: Path, stage: str, signature: Mapping[str, Any], **figures
     """Note that a stage is done, with its seconds, memory and versions."""
     record = {"stage": stage, "done": True, "signature": dict(signature)} | figures
     write_json(folder / f"{stage}.json", record)
-
-
-@contextlib.contextmanager
-def lock(run: Path) -> Iterator[None]:
-    """Hold `runs/<name>/lock`; raise StateError while another live process holds it.
-
-    The lock names this process, its host, and its owner: the process that EPSAM_OWNER_PID names, or itself. It is
-    stale, and taken over, when both are gone from this host. A lock of one owner is shared by the stages it starts
-    one after the other, and stays until the owner is gone.
-    """
-    owner = int(os.environ.get(OWNER, os.getpid()))
-    path = run / "lock"
-    _take(path, {"host": socket.gethostname(), "processes": {str(pid): start_of(pid) for pid in (owner, os.getpid())}})
-    try:
-        yield
-    finally:
-        if OWNER not in os.environ:
-            path.unlink(missing_ok=True)
-
-
-def _take(path: Path, mine: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / ".lock_guard").open("w") as guard:
-        with contextlib.suppress(OSError):  # some network disks know no locks: then two starts at once may race
-            fcntl.flock(guard, fcntl.LOCK_EX)
-        host, processes = _holder(path)
-        others = processes.items() - mine["processes"].items() if host == mine["host"] else processes.items()
-        alive = sorted(int(pid) for pid, start in others if host != mine["host"] or (start and start_of(int(pid)) == start))
-        if alive:
-            raise StateError(f"{path.parent} is in use by process {alive[-1]} on {host}. Wait for it or stop it; if it "
-                             f"is gone for good, delete {path}")
-        write_json(path, mine)
-
-
-def _holder(path: Path) -> tuple[str, dict[str, str]]:
-    """Host and processes (with their starts) of a lock; of a lock that is not there or not whole, none."""
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return holder["host"], {str(int(pid)): start for pid, start in holder["processes"].items()}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return "", {}
-
-
-def start_of(pid: int) -> str:
-    """When a process started, empty when it is gone or dead but not yet taken leave of by its parent.
-
-    On a scale that setting the clock does not move, where the system has one.
-    """
-    if not Path("/proc/self/stat").is_file():
-        return _start_by_clock(pid)
-    try:
-        state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if state in "ZX" else values[18]
-
-
-def _start_by_clock(pid: int) -> str:
-    try:
-        process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def end_with_owner() -> None:
