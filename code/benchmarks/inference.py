@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 import torch
 
-from epsam.classifier.resnet import build_classifier
+from epsam.classifier.building import build_classifier
 from epsam.config_file import find_config, load_config
 from epsam.demo.slides import make_demo
 from epsam.inference import InferenceSettings

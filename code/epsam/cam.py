@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from epsam.classifier.activation import ROTATIONS, compute_maps, resize_map
+from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, split_batches
-from epsam.classifier.resnet import ResNetADL
 from epsam.config import Cam, Config
 from epsam.errors import DataError
 from epsam.patches import Patch
@@ -34,7 +34,7 @@ class ActivationMap:
 
 
 def compute_cams(
-    model: ResNetADL, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
+    model: Backbone, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
 ) -> torch.Tensor:
     """As `compute_maps`, resized (bilinear) to the images: (N, H, W), float32 in [0, 1]."""
     maps = compute_maps(model, images, rotations, layer)
@@ -86,7 +86,7 @@ def _check_finite(values: np.ndarray) -> None:
 
 
 def compute_split(
-    model: ResNetADL, patches: Sequence[Patch], config: Config, hardware: Hardware, what: str = ""
+    model: Backbone, patches: Sequence[Patch], config: Config, hardware: Hardware, what: str = ""
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names and maps (h, w) float32 of `patches`, in batches that fit the device, with a progress bar.
 

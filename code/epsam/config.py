@@ -113,15 +113,19 @@ class Augment(Section):
 
 
 class Classifier(Section):
-    """ResNet with enhanced ADL (method.md, section 1)."""
+    """The patch classifier with enhanced ADL (method.md, section 1)."""
 
+    backbone: Literal["resnet", "efficientnet_lite0"] = "resnet"
+    """The network: a ResNet, as published, or the smaller EfficientNet-Lite0, whose ImageNet weights come as a Python
+    package; it has neither `depth` nor `layer3_stride`, and its maps come after the last layer (cam.layer: layer4)."""
     depth: Literal[18, 34, 50] = 50
     layer3_stride: Literal[1, 2] = 2
     padding: Literal["zeros", "reflect"] = "zeros"
     """What the convolutions see beyond the patch: zeros, as published, or its mirror image. Zeros look like nothing in
     a slide, and maps come out weak, or odd, along the patch's border."""
     init: Literal["random", "imagenet"] | Path = "random"
-    """`imagenet` fetches torchvision's weights; a path names such a file."""
+    """`imagenet` takes torchvision's weights of a ResNet (fetched), or those of EfficientNet-Lite0 that are installed with
+    this program; a path names such a file."""
     high_frequency: bool = True
     frequency_block_px: Count = 2
     """Side of the block of low frequencies that is removed."""
@@ -294,4 +298,7 @@ class Config(Section):
             low, high = getattr(self, section).positive_share
             if low >= high:
                 raise ValueError(f"{section}.positive_share must rise, not {low} to {high}")
+        if self.classifier.backbone != "resnet" and self.cam.layer != "layer4":
+            raise ValueError(f"classifier.backbone: {self.classifier.backbone} has maps after its last layer alone; set "
+                             "cam.layer: layer4")
         return self

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18, resnet50
+from torchvision.transforms.functional import normalize
 
 from epsam.classifier import ADL, ResNetADL, build_classifier, high_frequency, load_classifier
 from epsam.classifier.pretrained import initialise
@@ -124,41 +125,41 @@ def test_switching_adl_off_keeps_the_names_of_weights():
 
 
 @pytest.mark.parametrize(("depth", "source"), [(18, resnet18), (50, resnet50)])
-def test_imagenet_weights_move_past_the_adl(tmp_path, depth, source):
+def test_imagenet_weights_of_a_resnet_give_torchvisions_features_of_normalised_images(tmp_path, depth, source):
     theirs = source(weights=None)
     path = tmp_path / "imagenet.pth"
     torch.save(theirs.state_dict(), path)
-    ours = ResNetADL(depth, layer3_stride=2, adl=False)
-    initialise(ours, path, tmp_path)
-    torch.testing.assert_close(ours.conv1.weight[:, :3], theirs.conv1.weight)
-    torch.testing.assert_close(ours.conv1.weight[:, 3], theirs.conv1.weight.mean(dim=1))
-    torch.testing.assert_close(ours.layer4[2].conv1.weight, theirs.layer4[1].conv1.weight)
-    # With layer4's stride as theirs and no fourth channel, the features are the same.
-    for block in (theirs.layer4[0],):
-        (block.conv2 if depth == 50 else block.conv1).stride = (1, 1)
-        block.downsample[0].stride = (1, 1)
-    ours.high_frequency = False
-    ours.conv1.weight = torch.nn.Parameter(ours.conv1.weight[:, :3])
+    four, ours = ResNetADL(depth), ResNetADL(depth, padding="reflect", high_frequency=False, adl=False)
+    for model in (four, ours):
+        initialise(model, path, tmp_path)
+    torch.testing.assert_close(four.conv1.weight[:, 3], four.conv1.weight[:, :3].mean(dim=1))
+    # With layer4's stride and the padding as ours, the features are the same.
+    block = theirs.layer4[0]
+    (block.conv2 if depth == 50 else block.conv1).stride = (1, 1)
+    block.downsample[0].stride = (1, 1)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Conv2d) and any(module.padding):
+            module.padding_mode = "reflect"
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
+        features = normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         modules = dict(theirs.eval().named_children())
-        features = images
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             features = modules[name](features)
-        torch.testing.assert_close(ours.eval().features(images, "layer4"), features)
+        torch.testing.assert_close(ours.eval().features(images, "layer4"), features, atol=1e-4, rtol=1e-3)
 
 
 def test_imagenet_weights_of_another_depth_are_refused(tmp_path):
     path = tmp_path / "imagenet.pth"
     torch.save(resnet18(weights=None).state_dict(), path)
-    with pytest.raises(CheckpointError, match="not the weights of a ResNet-34"):
+    with pytest.raises(CheckpointError, match="not the weights of ResNet-34"):
         initialise(ResNetADL(34), path, tmp_path)
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
     path = tmp_path / "mine.pth"
     save_tensors(path, build_classifier(Classifier(depth=18)).state_dict())
-    with pytest.raises(CheckpointError, match="not the weights of a ResNet-50") as error:
+    with pytest.raises(CheckpointError, match="not the weights of ResNet-50") as error:
         load_classifier(Classifier(depth=50), path)
     assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match="3 input channels"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from epsam.cam import compute_split
+from epsam.classifier.building import build_classifier
 from epsam.classifier.pretrained import initialise
-from epsam.classifier.resnet import build_classifier
 from epsam.config import Classifier
 from epsam.errors import CheckpointError, DataError, EpsamError
 from epsam.inference import infer

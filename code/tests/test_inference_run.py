@@ -21,7 +21,7 @@ import tifffile
 import torch
 from shapely.geometry import shape
 
-from epsam.classifier.resnet import build_classifier
+from epsam.classifier.building import build_classifier
 from epsam.config_file import load_config
 from epsam.demo.slides import make_demo
 from epsam.errors import CheckpointError, DataError, SlideError, StateError

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from epsam.classifier.resnet import ResNetADL
+from epsam.classifier.backbone import Backbone
 from epsam.errors import DataError
 
 ROTATIONS = (0, 90, 180, 270)
@@ -15,7 +15,7 @@ FLAT = 1e-6
 
 
 def compute_maps(
-    model: ResNetADL, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
+    model: Backbone, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
 ) -> torch.Tensor:
     """Class activation maps (N, h, w), float32 in [0, 1], of `images` (N, 3, H, W), float in [0, 1].
 

@@ -7,14 +7,14 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from epsam.classifier.adl import ADL
+from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches
-from epsam.classifier.resnet import ResNetADL
 from epsam.config import Classifier
 from epsam.runtime.device import Hardware
 
 
 def recalibrate_batchnorm(
-    model: ResNetADL, images: PatchImages, settings: Classifier, hardware: Hardware, epoch: int, threads: int
+    model: Backbone, images: PatchImages, settings: Classifier, hardware: Hardware, epoch: int, threads: int
 ) -> None:
     """Replace the running averages of batch normalisation by the means over `bn_recalibration_batches` augmented batches.
 
@@ -38,7 +38,7 @@ def recalibrate_batchnorm(
 class _AsUsed(nn.Module):
     """The network in the device's precision, its ADL off whatever the mode."""
 
-    def __init__(self, model: ResNetADL, hardware: Hardware):
+    def __init__(self, model: Backbone, hardware: Hardware):
         super().__init__()
         self.model, self.hardware = model, hardware
 

@@ -1,8 +1,8 @@
 """How well the network's maps find tumour, for choosing an epoch by outlines where there are some."""
 
 from epsam.classifier.activation import compute_maps, resize_map
+from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, split_batches
-from epsam.classifier.resnet import ResNetADL
 from epsam.config import Config
 from epsam.errors import DataError
 from epsam.metrics import MapCurve
@@ -12,7 +12,7 @@ from epsam.runtime.files import read_mask
 from epsam.workspace import Workspace
 
 
-def map_error(model: ResNetADL, config: Config, workspace: Workspace, hardware: Hardware) -> float:
+def map_error(model: Backbone, config: Config, workspace: Workspace, hardware: Hardware) -> float:
     """1 - PxAP, in [0, 1], of the maps of the val split's positives. Raises DataError when one has no mask."""
     patches = patches_for_sam(workspace, "val")
     missing = sum(not patch.mask.is_file() for patch in patches)

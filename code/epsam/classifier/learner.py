@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from epsam.classifier.resnet import ResNetADL
+from epsam.classifier.backbone import Backbone
 from epsam.runtime.device import Hardware
 from epsam.runtime.memory import BatchSize
 
@@ -15,7 +15,7 @@ from epsam.runtime.memory import BatchSize
 class Learner:
     """A model and what it learns with."""
 
-    model: ResNetADL
+    model: Backbone
     optimiser: torch.optim.Optimizer
     positive_weight: torch.Tensor | None
     """Weight of the positives in the loss, a scalar on the CPU; None for 1."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from epsam.classifier.backbone import Backbone
 from epsam.classifier.batchnorm import recalibrate_batchnorm
+from epsam.classifier.building import build_classifier
 from epsam.classifier.choosing import map_error
 from epsam.classifier.curves import draw_curves
 from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches, split_batches
 from epsam.classifier.learner import Learner
 from epsam.classifier.pretrained import initialise
-from epsam.classifier.resnet import ResNetADL, build_classifier
 from epsam.config import Classifier, Config
 from epsam.config_paths import settings_for_weights
 from epsam.errors import DataError, EpsamError
@@ -95,7 +96,7 @@ def load_labelled(workspace: Workspace, split: str, workers: int) -> LabelledIma
     return LabelledImages(PatchImages(patches, workers), labels)
 
 
-def predict_logits(model: ResNetADL, images: PatchImages, hardware: Hardware, workers: int = 0) -> torch.Tensor:
+def predict_logits(model: Backbone, images: PatchImages, hardware: Hardware, workers: int = 0) -> torch.Tensor:
     """Logits (N,) float32 on the CPU, in the order of `images`, in evaluation mode."""
     model.eval()
     batches = split_batches(len(images), hardware.classifier_batch)
@@ -105,7 +106,7 @@ def predict_logits(model: ResNetADL, images: PatchImages, hardware: Hardware, wo
         ])
 
 
-def figures(model: ResNetADL, labelled: LabelledImages, hardware: Hardware, workers: int = 0) -> dict[str, float]:
+def figures(model: Backbone, labelled: LabelledImages, hardware: Hardware, workers: int = 0) -> dict[str, float]:
     """AUC, accuracy at probability 0.5, sensitivity at 90 % specificity, and the number of patches."""
     logits = predict_logits(model, labelled.images, hardware, workers).numpy()
     check_finite(logits, labelled.images.names, "the classifier's logits")

