@@ -60,9 +60,9 @@ def test_maps_have_stride_16_and_turn_with_the_patch(tmp_path, padding):
 
 def test_reflecting_padding_refuses_patches_without_a_mirror_image(tmp_path):
     model = pretrained(tmp_path, padding="reflect")
-    assert model(torch.rand(1, 3, 33, 40)).shape == (1,)
-    with pytest.raises(DataError, match="takes more than 32 px"):
-        model(torch.rand(1, 3, 32, 64))
+    assert model(torch.rand(1, 3, 49, 64)).shape == (1,)
+    with pytest.raises(DataError, match="takes more than 48 px"):
+        model(torch.rand(1, 3, 48, 64))
 
 
 def test_adl_acts_in_training_alone_and_has_no_weights(tmp_path):

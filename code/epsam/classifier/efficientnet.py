@@ -41,7 +41,7 @@ class EfficientNetLite0(Backbone):
     """
 
     title = "EfficientNet-Lite0"
-    needs_side_above = 32
+    needs_side_above = 48
 
     def __init__(
         self,
