@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 config_option = click.option(
     "--config", "config_name", required=True, metavar="FILE",
-    help="YAML file of settings, or the name of a shipped one: demo, camelyon16, camelyon17.",
+    help="YAML file of settings, or the name of a shipped one: demo, own, own-small, camelyon16, camelyon17.",
 )
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
 root_option = click.option(

@@ -110,6 +110,8 @@ class Augment(Section):
     jitter: Share = 0.2
     """Strength of the jitter of brightness, contrast, saturation and hue."""
     grey: Share = 0.1
+    stain: Share = 0.0
+    """Strength of the jitter of haematoxylin, eosin and residual (Tellez et al. 2018), each by a factor and an amount."""
 
 
 class Classifier(Section):
@@ -135,6 +137,8 @@ class Classifier(Section):
     positive_share: tuple[Share, Share] = (0.2, 0.9)
     """Range of tumour share of the positives that the classifier learns from."""
     lr: Rate = 1e-5
+    body_lr: Rate | None = None
+    """Learning rate of all layers but the last, for layers that are trained already (`init`); null takes `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     batch: Positive = 16
     epochs: Positive = 50

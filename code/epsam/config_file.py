@@ -20,19 +20,72 @@ from epsam.runtime.log import logger
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML file and apply overrides of the form `section.key=value` (value in YAML).
 
-    Raises ConfigError for a missing or malformed file, an unknown key or a wrong value.
+    `base: NAME` in the file, a shipped config or the path of another file (from the folder of this one), gives the
+    settings that the file itself does not, except the name. Raises ConfigError for a missing or malformed file, bases
+    that lead back to a file, an unknown key or a wrong value.
     """
+    settings = _read_with_base(Path(path))
+    settings.setdefault("name", Path(path).stem)
+    return config_from(settings, str(path), overrides)
+
+
+def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Nested settings of a file over those of its bases; `above` are the files that have it for a base."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: `base` leads back to this file; name another base or none")
+    settings = _nested(_read(path))
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: `base` names a shipped config ({_shipped_names()}) or another settings file")
+    below = _read_with_base(_find_base(base, path), (*above, path.resolve()))
+    return _merged({key: value for key, value in below.items() if key != "name"}, settings)
+
+
+def _find_base(base: str, path: Path) -> Path:
+    """The shipped config or file that `base` in the file `path` names."""
+    found = find_config(base)
+    if found.parent == SHIPPED:
+        return found
+    if (path.parent / base).is_file():
+        return path.parent / base
+    close = difflib.get_close_matches(base, [file.stem for file in SHIPPED.glob("*.yaml")], n=1, cutoff=0.5)
+    hint = f"did you mean `{close[0]}`?" if close else f"shipped are {_shipped_names()}"
+    raise ConfigError(f"{path}: no base `{base}`; {hint}")
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `below` where `above` has none, section by section."""
+    merged = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _merged(below[key], above[key])
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise ConfigError(f"{path}: no such settings file; give the path of a YAML file or one of {shipped}") from None
+        raise ConfigError(f"{path}: no such settings file; give the path of a YAML file or one of {_shipped_names()}") from None
     except (OSError, *NOT_YAML) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected settings such as `name: mine`, found {type(settings).__name__}")
-    settings.setdefault("name", Path(path).stem)
-    return config_from(settings, str(path), overrides)
+    return settings
+
+
+def _shipped_names() -> str:
+    return ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with dotted keys, or nested already, as nested ones."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        _put(nested, str(key), value)
+    return nested
 
 
 def config_from(
@@ -42,9 +95,7 @@ def config_from(
 
     Without `with_paths`, as for settings that came with weights, only the overrides may give paths.
     """
-    nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        _put(nested, str(key), value)
+    nested = _nested(settings)
     if not with_paths and (dropped := drop_paths(nested)):
         logger.warning(f"{source}: paths are not taken from settings that came with weights; give {', '.join(dropped)} "
                        "yourself where needed")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.classifier import ADL, load_classifier, training
+from epsam.classifier import ADL, build_classifier, load_classifier, training
 from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches
 from epsam.classifier.learner import Learner
@@ -22,6 +22,7 @@ from epsam.results import read_results
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv, write_png
 from epsam.runtime.fitting import load_tensors
+from epsam.runtime.seeds import seed_of
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches, patch_list
 
@@ -303,3 +304,24 @@ def test_rotation_keeps_a_disc_in_its_place():
     off = Augment(flips=False, rotation_degrees=360, jitter=0, grey=0)
     turned = augment(disc, list("abcd"), off, 1)
     assert (turned - disc).abs().mean() < 0.02
+
+
+def test_stain_jitter_changes_the_stains_and_keeps_white_white():
+    images = torch.tensor([[0.4, 0.3, 0.7], [1.0, 1.0, 1.0]])[:, :, None, None].expand(2, 3, 32, 32).contiguous()
+    off = Augment(flips=False, rotation_degrees=0, jitter=0, grey=0)
+    torch.testing.assert_close(augment(images, ["a", "b"], off, 1), images, atol=1e-5, rtol=0)
+    weak, strong = (augment(images, ["a", "b"], off.model_copy(update={"stain": s}), 1) for s in (1e-6, 0.1))
+    torch.testing.assert_close(weak, images, atol=1e-4, rtol=0)
+    assert 0.01 < (strong[0] - images[0]).abs().max() < 0.2
+    assert (strong[1] - 1).abs().max() < 0.2
+    torch.testing.assert_close(augment(images[:1], ["a"], off.model_copy(update={"stain": 0.1}), 1), strong[:1])
+
+
+def test_the_body_learns_at_a_rate_of_its_own(workspace):
+    config = _config(epochs=1, lr=1e-2, body_lr=1e-6)
+    torch.manual_seed(seed_of(config.classifier.seed, "classifier"))
+    before = build_classifier(config.classifier).state_dict()
+    train_classifier(config, workspace, CPU)
+    after = load_tensors(workspace.classifier)
+    body, head = ((after[name] - before[name]).abs().max().item() for name in ("conv1.weight", "fc.weight"))
+    assert body < 1e-4 < head

@@ -13,7 +13,7 @@ from epsam.errors import ConfigError
 TOP = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["demo", "camelyon16", "camelyon17"])
+@pytest.mark.parametrize("name", ["demo", "own", "own-small", "camelyon16", "camelyon17"])
 def test_shipped_configs_load_and_are_named_after_their_file(name):
     assert load_config(find_config(name)).name == name
 

@@ -18,6 +18,11 @@ IN_MEMORY_BYTES = 2**30
 LUMA = (0.299, 0.587, 0.114)
 """Red, green and blue in brightness (ITU-R BT.601)."""
 RGB_TO_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+STAINS_TO_DENSITY = torch.tensor([(0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)])
+"""Haematoxylin, eosin and residual in optical density of red, green and blue (Ruifrok & Johnston, Anal. Quant. Cytol. Histol.
+23, 2001)."""
+DARKEST = 1 / 255
+"""Least intensity that a density is taken of."""
 
 
 class PatchImages:
@@ -90,11 +95,15 @@ def augment(images: torch.Tensor, names: Sequence[str], settings: Augment, *seed
 
     The draws depend on `seed` and the patch's name alone. A rotation by any angle mirrors the patch at its
     border. Brightness, contrast and saturation change by up to `jitter` of theirs, the hue by up to `jitter`
-    of a turn; hue and saturation are changed in the YIQ colour space, which makes it one matrix per patch.
+    of a turn; hue and saturation are changed in the YIQ colour space, which makes it one matrix per patch. Before,
+    `stain` changes the amounts of the stains.
     """
-    draws = np.stack([generator(*seed, name).random(8) for name in names]).astype(np.float32)
+    draws = np.stack([generator(*seed, name).random(14) for name in names]).astype(np.float32)
     draws = torch.from_numpy(draws).to(images.device)
-    return _recolour(_move(images, draws[:, :3], settings), draws[:, 3:], settings)
+    moved = _move(images, draws[:, :3], settings)
+    if settings.stain:
+        moved = _restain(moved, draws[:, 8:], settings.stain)
+    return _recolour(moved, draws[:, 3:8], settings)
 
 
 def _move(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:
@@ -108,6 +117,17 @@ def _move(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch
     transform[:, 1, 1] = angle.cos() * flips[:, 1]
     places = functional.affine_grid(transform, list(images.shape), align_corners=False)
     return functional.grid_sample(images, places, "bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _restain(images: torch.Tensor, draws: torch.Tensor, strength: float) -> torch.Tensor:
+    """Each stain's amount s as a s + b, a and b by draws (N, 6) within `strength` of 1 and 0 (Tellez et al., IEEE Trans.
+    Med. Imaging 37, 2018)."""
+    change = (2 * draws - 1) * strength
+    stains_to_density = STAINS_TO_DENSITY.to(images.device)
+    density = -images.clamp_min(DARKEST).log()
+    stains = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(stains_to_density))
+    stains = stains * (1 + change[:, :3, None, None]) + change[:, 3:, None, None]
+    return torch.einsum("nshw,sc->nchw", stains, stains_to_density).neg().exp().clamp_(0, 1)
 
 
 def _recolour(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:

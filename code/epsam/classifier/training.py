@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,7 +53,9 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     model = build_classifier(settings)
     initialise(model, settings.init, workspace.checkpoints)
     model.to(hardware.device, memory_format=hardware.memory_format)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    optimiser = torch.optim.Adam(
+        _parameter_groups(model, settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, settings.lr_gamma)
     on_masks = settings.select_on == "val_masks"
     logger.info(f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split")
@@ -135,6 +138,13 @@ def _train_epoch(learner: Learner, train: LabelledImages, config: Config, epoch:
                              "state of the last whole epoch is kept. Look at these patches, or lower classifier.lr")
         total += loss * len(indices)
     return total / len(names)
+
+
+def _parameter_groups(model: Backbone, settings: Classifier) -> list[dict[str, Any]]:
+    """The layers before the last one, with a learning rate of their own, and the last one."""
+    head = list(model.fc.parameters())
+    body = [parameter for name, parameter in model.named_parameters() if not name.startswith("fc.")]
+    return [{"params": body, "lr": settings.body_lr or settings.lr}, {"params": head}]
 
 
 def _positive_weight(train: LabelledImages, settings: Classifier) -> torch.Tensor | None:
