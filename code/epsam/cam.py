@@ -122,12 +122,29 @@ def save_cams(path: Path, cams: Mapping[str, ActivationMap]) -> None:
 
 
 def load_cams(path: Path) -> dict[str, ActivationMap]:
-    """Maps by patch name. Raises DataError when the file is missing or damaged."""
+    """Maps by patch name. Raises DataError when the file is missing, damaged or does not hold what `save_cams` writes."""
     try:
         with np.load(path, allow_pickle=False) as saved:
-            columns = saved["names"].tolist(), saved["maps"], saved["limits"].tolist()
-            return {name: ActivationMap(values, limit) for name, values, limit in zip(*columns, strict=True)}
+            names, maps, limits = saved["names"], saved["maps"], saved["limits"]
+        _check_columns(names, maps, limits)
+        return {name: ActivationMap(values, limit)
+                for name, values, limit in zip(names.tolist(), maps, limits.tolist(), strict=True)}
     except FileNotFoundError:
         raise DataError(f"{path}: no maps here; run the stage initial-masks") from None
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, TypeError, *NOT_ZIP) as error:
-        raise DataError(f"{path}: not readable as maps ({error}); run initial-masks again with --from") from None
+        raise DataError(f"{path}: not readable as maps ({' '.join(str(error).split())[:160]}); the stage "
+                        "initial-masks makes it anew (./train.sh with --from initial-masks)") from None
+
+
+def _check_columns(names: np.ndarray, maps: np.ndarray, limits: np.ndarray) -> None:
+    """Raise ValueError when the arrays of a file of maps are not what they should be."""
+    count = len(names) if names.ndim == 1 else -1
+    if (names.dtype.kind, maps.dtype, limits.dtype) != ("U", np.float32, np.float64):
+        raise ValueError(f"types {names.dtype}, {maps.dtype}, {limits.dtype}; they should be text, float32, float64")
+    if maps.ndim != 3 or len(maps) != count or limits.shape != (count,):
+        raise ValueError(f"shapes {names.shape}, {maps.shape}, {limits.shape} of names, maps and limits do not fit")
+    if len(set(names.tolist())) != count:
+        raise ValueError("a name stands there twice")
+    for what, values in (("maps", maps), ("limits", limits)):
+        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+            raise ValueError(f"{what} are not from 0 to 1")

@@ -234,3 +234,26 @@ def test_masks_of_nearly_everything_or_nothing_are_warned_of(workspace, caplog, 
     save_weights(workspace.classifier, weights, {})
     make_initial_masks(_config(percentile=0, opening_px=0), workspace, choose_hardware("cpu"))
     assert f"they cover {words}" in caplog.text
+
+
+def _columns():
+    return {"names": np.array(["a_1", "b_1"]), "maps": np.full((2, 4, 4), 0.5, np.float32), "limits": np.array([0.2, 0.4])}
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({}, None),
+    ({"names": np.array(["a_1", "a_1"])}, "twice"),
+    ({"names": np.array([1, 2])}, "types"),
+    ({"maps": np.zeros((2, 4, 4), np.int32)}, "types"),
+    ({"maps": np.zeros((2, 16), np.float32)}, "shapes"),
+    ({"limits": np.zeros(3)}, "shapes"),
+    ({"limits": np.array([0.1, np.nan])}, "limits are not from 0 to 1"),
+    ({"maps": np.full((2, 4, 4), np.inf, np.float32)}, "maps are not from 0 to 1"),
+])
+def test_a_file_of_maps_is_what_was_written_or_refused(tmp_path, change, why):
+    np.savez_compressed(tmp_path / "train.npz", **(_columns() | change))
+    if why is None:
+        assert list(load_cams(tmp_path / "train.npz")) == ["a_1", "b_1"]
+        return
+    with pytest.raises(DataError, match=rf"train.npz: not readable as maps \(.*{why}.*--from initial-masks"):
+        load_cams(tmp_path / "train.npz")

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from epsam.errors import EpsamError, StateError
+from epsam.errors import DataError, EpsamError, StateError
 from epsam.patches import patches_for_sam
 from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.runtime.fitting import save_tensors
@@ -196,3 +196,44 @@ def test_some_points_are_for_training_alone(tmp_path):
 
     assert len(counts(varied=True)) > 1
     assert counts(varied=False) == {10}
+
+
+def test_a_flipped_bit_in_a_shard_is_named_and_that_shard_alone_made_anew(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("epsam.sam.store.SHARD_PATCHES", 3)
+    workspace, config = make_patches(tmp_path), make_config(tmp_path)
+    embed(config, workspace, CPU)
+    folder = workspace.embeddings("train")
+    whole = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("shard_*.npy")}
+    shard = folder / "shard_00001.npy"
+    with shard.open("r+b") as stream:
+        stream.seek(5000)
+        byte = stream.read(1)[0]
+        stream.seek(5000)
+        stream.write(bytes([byte ^ 4]))
+    with pytest.raises(StateError, match=r"shard_00001.npy is damaged: its SHA-256 .* \(1 of 3 shards\); run the stage embed"):
+        open_embeddings(config, workspace, CPU, _sam(config), "train")
+    caplog.set_level("INFO")
+    embed(config, workspace, CPU)
+    assert "embed: train: 8 patches, 2 view(s) each; 3 patches to do" in caplog.text
+    for path in folder.glob("shard_*.npy"):
+        assert path.read_bytes() == whole[path.name][0]
+        assert (path.stat().st_mtime_ns == whole[path.name][1]) == (path != shard)
+    open_embeddings(config, workspace, CPU, _sam(config), "train")
+
+
+def test_a_damaged_store_record_is_named_and_embed_makes_the_store_anew(stored):
+    workspace, config = stored
+    path, sam = workspace.embeddings("train") / "store.json", _sam(config)
+    text = path.read_text()
+    for damaged in ("", "[1]", "[" * 99_999, text.replace('"views": 2', '"views": "2"'), text.replace('"views": 2', '"views": 0'),
+                    text.replace('"shape": [', '"shape": [1,'), text.replace('"shards": {', '"shards": {"../x": "1",'),
+                    text.replace('"format"', '"form"')):
+        assert damaged != text
+        path.write_text(damaged)
+        with pytest.raises(DataError, match=r"store.json: is not the record .*--from embed"):
+            open_embeddings(config, workspace, CPU, sam, "train")
+    note = path.with_name("notes_of_somebody.txt")
+    note.write_text("kept")
+    embed(config, workspace, CPU)
+    assert note.read_text() == "kept"
+    open_embeddings(config, workspace, CPU, sam, "train")

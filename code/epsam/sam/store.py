@@ -1,25 +1,44 @@
 """The embedding store: what SAM's frozen encoder says of each patch and view, kept in memory-mapped shards.
 
-A folder holds `store.json` (its signature and layout) and `shard_00000.npy`, ... each (n, views, C, h, w) float16
-of n consecutive patches. Shards are written whole, so a store that was interrupted goes on with the next one.
+A folder holds `store.json` (its signature, layout and the SHA-256 of each shard) and `shard_00000.npy`, ... each
+(n, views, C, h, w) float16 of n consecutive patches. Shards are written whole, so a store that was interrupted goes on
+with the next one; a shard that was damaged since is made anew alone.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, PositiveInt
 
-from epsam.errors import StateError
-from epsam.runtime.files import atomic, read_object, write_json
-from epsam.runtime.log import logger
+from epsam.errors import DataError, StateError
+from epsam.runtime.files import atomic, remove, sha256
+from epsam.runtime.log import logger, progress
+from epsam.runtime.records import Record, read_record, write_record
 
-FORMAT = 1
+FORMAT = 2
 SHARD_BYTES = 128 * 2**20
 SHARD_PATCHES = 64
 """Most patches of a shard: what an interruption can cost."""
+
+
+_CHECKED: set[tuple[str, int, int, int, str]] = set()
+"""Shards that this process has hashed and found whole (path, bytes, time, inode, SHA-256): a stage opens stores often."""
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class StoreRecord(Record):
+    """store.json."""
+
+    format: int
+    signature: dict[str, str | int | dict[str, str]]
+    views: PositiveInt
+    shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
+    shards: dict[str, Sha256]
+    """By file name; of those that are written."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +74,10 @@ class Layout:
 class EmbeddingStore:
     """Reads and writes the shards of one split."""
 
-    def __init__(self, folder: Path, layout: Layout):
+    def __init__(self, folder: Path, layout: Layout, hashes: Mapping[str, str] | None = None):
         self.folder = Path(folder)
         self.layout = layout
+        self._hashes = dict(hashes or {})
         self._open: dict[int, np.memmap] = {}
 
     @staticmethod
@@ -67,45 +87,60 @@ class EmbeddingStore:
 
     @classmethod
     def create(cls, folder: Path, layout: Layout) -> "EmbeddingStore":
-        """Start a store, or go on with one of the same signature; one of something else is deleted first."""
+        """Start a store, or go on with one of the same signature; one of something else, or damaged, is deleted first."""
         if cls.exists(folder):
             try:
                 return cls.open(folder, layout.signature)
-            except StateError as error:
+            except (StateError, DataError) as error:
                 logger.warning(f"embeddings are made anew: {error}")
-                shutil.rmtree(folder)
-        write_json(Path(folder) / "store.json", {"format": FORMAT, "signature": dict(layout.signature),
-                          "views": layout.views, "shape": list(layout.shape)})
-        return cls(folder, layout)
+                remove([Path(folder) / "store.json", *Path(folder).glob("shard_*.npy")])
+        store = cls(folder, layout)
+        store._write_record()
+        return store
 
     @classmethod
     def open(cls, folder: Path, signature: Mapping[str, Any]) -> "EmbeddingStore":
-        """Open what is there; raises StateError when it is missing or was made from something else."""
+        """Open what is there.
+
+        Raises StateError when it is missing or was made from something else, DataError when store.json is damaged.
+        """
         if not cls.exists(folder):
             raise StateError(f"{folder}: no embeddings there; run the stage embed, or set sam.embeddings=off")
-        saved = read_object(Path(folder) / "store.json")
-        differences = [f"store format: {saved.get('format')} there, {FORMAT} here"] * (saved.get("format") != FORMAT)
-        differences += _differences(saved.get("signature", {}), signature)
+        saved = read_record(Path(folder) / "store.json", StoreRecord,
+                            "the stage embed makes it anew (./train.sh with --from embed)")
+        differences = [f"store format: {saved.format} there, {FORMAT} here"] * (saved.format != FORMAT)
+        differences += _differences(saved.signature, signature)
         if differences:
             raise StateError(f"{folder} was made from something else ({'; '.join(differences)}); start again at "
                              "the stage embed (--from embed), or go back to what it was made from")
-        return cls(folder, Layout(saved["signature"], saved["views"], tuple(saved["shape"])))
+        channels, height, width = saved.shape
+        return cls(folder, Layout(saved.signature, saved.views, (channels, height, width)), saved.shards)
 
     def missing(self) -> list[int]:
-        """Shards that are not there, or not whole."""
-        return [shard for shard in range(len(self.layout.shards)) if self._complaint(shard)]
+        """Shards that are not there, not whole, or not what was written."""
+        shards = range(len(self.layout.shards))
+        if all(self._is_checked(shard) for shard in shards):
+            return []
+        bar = progress(shards, desc=f"check embeddings {self.folder.name}", unit="shard")
+        return [shard for shard in bar if self._complaint(shard)]
 
     def check(self) -> None:
-        """Raise StateError naming the first shard that is missing, truncated or of another shape."""
+        """Raise StateError naming the first shard that is missing, damaged or of another shape.
+
+        Every shard is hashed, once per process as long as its file stays.
+        """
         broken = self.missing()
         if broken:
             raise StateError(f"{self._path(broken[0])} {self._complaint(broken[0])} ({len(broken)} of "
-                             f"{len(self.layout.shards)} shards); run the stage embed again, it mends the store")
+                             f"{len(self.layout.shards)} shards); run the stage embed again, it makes that shard anew")
 
     def write(self, shard: int, embeddings: np.ndarray) -> None:
-        """Write one shard, (n, views, C, h, w) float16, under a temporary name and rename it."""
-        with atomic(self._path(shard)) as temporary:
+        """Write one shard, (n, views, C, h, w) float16, and then its hash; without that it counts as missing."""
+        path = self._path(shard)
+        with atomic(path) as temporary:
             np.save(temporary, embeddings)
+            self._hashes[path.name] = sha256(temporary)
+        self._write_record()
 
     def read(self, position: int, view: int) -> np.ndarray:
         """Embedding (C, h, w) float16 of a patch (position in the signature's patches) in a view, memory-mapped."""
@@ -113,6 +148,11 @@ class EmbeddingStore:
         if shard not in self._open:
             self._open[shard] = np.load(self._path(shard), mmap_mode="r")
         return self._open[shard][row, view]
+
+    def _write_record(self) -> None:
+        write_record(self.folder / "store.json", StoreRecord(
+            format=FORMAT, signature=dict(self.layout.signature), views=self.layout.views, shape=list(self.layout.shape),
+            shards=self._hashes))
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard_{shard:05d}.npy"
@@ -127,7 +167,20 @@ class EmbeddingStore:
             return "is truncated or damaged"
         if (array.shape, array.dtype) != (expected, np.float16):
             return f"has shape {array.shape}, not {expected}"
+        if self._is_checked(shard):
+            return ""
+        if sha256(self._path(shard)) != self._hashes.get(self._path(shard).name):
+            return "is damaged: its SHA-256 is not that of what was written"
+        _CHECKED.add(self._identity(shard))
         return ""
+
+    def _is_checked(self, shard: int) -> bool:
+        return self._path(shard).is_file() and self._identity(shard) in _CHECKED
+
+    def _identity(self, shard: int) -> tuple[str, int, int, int, str]:
+        path = self._path(shard)
+        found = path.stat()
+        return str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino, self._hashes.get(path.name, "")
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
