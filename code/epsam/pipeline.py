@@ -10,6 +10,8 @@ from typing import Any
 from epsam.config import Config
 from epsam.environment import write_environment
 from epsam.errors import StateError
+from epsam.inventory import check_files, difference, record_files
+from epsam.results import restore_table
 from epsam.runtime.files import remove, remove_temporaries, write_text
 from epsam.runtime.lock import lock
 from epsam.runtime.log import logger
@@ -37,6 +39,8 @@ class Stage:
     """The same, but of no use to anyone once the stage is done; deleted then too."""
     measures: bool = False
     """True: its result depends on the true masks."""
+    remakes: bool = False
+    """True: files of it that are damaged or gone are made anew one by one, to the same content, when it runs again."""
     needs_device: bool = True
     """False: called with (config, workspace) alone, without torch."""
 
@@ -58,7 +62,7 @@ STAGES = (
     Stage("initial-masks", "class activation maps and the masks cut from them", "epsam.sam.initial_masks:make_initial_masks",
           ("cam", "sam.model_type", "sam.checkpoint"), lambda c, w: [w.cams(s) for s in SPLITS], resumes_from=("cams/*",)),
     Stage("embed", "run SAM's image encoder once over all patches", "epsam.sam.embeddings:embed",
-          ("sam",), lambda c, w: []),
+          ("sam",), lambda c, w: [], remakes=True),
     Stage("finetune", "round 0: SAM's decoder on the initial masks", "epsam.sam.finetuning:finetune",
           ("prompts", "finetune"), lambda c, w: [w.decoder(0)], scratch=("state/round0*",)),
     Stage("retrain", "rounds 1 to N: pseudo-labels, then the decoder anew", "epsam.sam.retraining:retrain",
@@ -82,22 +86,26 @@ def find_stage(name: str) -> Stage:
 def run_stage(stage: Stage, config: Config, workspace: Workspace) -> None:
     """Run a stage, go on with it, or say that it is done.
 
-    Raises StateError when a stage before it is not done, or when settings or data of it or of a stage before have
-    changed since.
+    Raises StateError when a stage before it is not done, or when settings, data or files of it or of a stage before
+    have changed since.
     """
     with lock(workspace.run):
-        data = data_of(workspace)
+        data = data_of(workspace, *_kinds(stage))
         _check_earlier(stage, config, workspace, data)
         record = read_state(workspace.state, stage.name)
         if not record:
             clear(stage, config, workspace)  # what a run of this name left whose folder was deleted since
         else:
             _check(stage, config, workspace, data, record)
-            missing = [path for path in stage.outputs(config, workspace) if not path.exists()]
+            missing = [path for path in stage.outputs(config, workspace) if not path.exists()] if record["done"] else []
             if record["done"] and not missing:
-                logger.info(f"{stage.name}: done already")
-                return
-            if record["done"]:
+                if not (bad := _damaged(stage, workspace)):
+                    if stage.measures:
+                        restore_table(workspace)
+                    logger.info(f"{stage.name}: done already")
+                    return
+                logger.warning(f"{stage.name}: {bad[0]} is missing or damaged; the stage runs again and makes it anew")
+            elif record["done"]:
                 logger.warning(f"{stage.name}: {missing[0]} is missing; the stage runs again")
                 clear(stage, config, workspace)
         _start(stage, config, workspace, _signature(stage, config, data))
@@ -129,6 +137,7 @@ def _start(stage: Stage, config: Config, workspace: Workspace, signed: dict[str,
         function(config, workspace)
         device = "cpu"
     seconds, peak = watch.seconds, round(peak_memory_mib(device))
+    record_files(workspace, stage.name)
     write_done(workspace.state, stage.name, signed, seconds=seconds, peak_memory_mib=peak, device=device)
     logger.info(f"{stage.name}: done in {seconds:.0f} s, peak memory {peak} MiB")
 
@@ -152,7 +161,27 @@ def _check_earlier(stage: Stage, config: Config, workspace: Workspace, data: dic
         record = read_state(workspace.state, earlier.name)
         if not record or not record["done"]:
             raise StateError(f"{stage.name} needs {earlier.name}, which is not done; run ./train.sh, or that stage first")
+        _check_files(earlier, workspace, measures=stage.measures)
         _check(earlier, config, workspace, data, record)
+
+
+def _check_files(stage: Stage, workspace: Workspace, *, measures: bool) -> None:
+    """Raise StateError when a file that a stage wrote is not what it was; see `check_files`."""
+    if not stage.remakes:
+        following = STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)]
+        check_files(workspace, stage.name, following.name, measures=measures)
+    elif bad := _damaged(stage, workspace):
+        raise StateError(f"{bad[0]} is missing or damaged; run ./train.sh, or the stage {stage.name} first: it makes that "
+                         "file anew")
+
+
+def _damaged(stage: Stage, workspace: Workspace) -> list[Path]:
+    """Files of a stage that is done which its next run makes anew; StateError for those that it does not."""
+    if not stage.remakes:
+        _check_files(stage, workspace, measures=stage.measures)
+        return []
+    found = difference(workspace, stage.name)
+    return found.changed + found.missing
 
 
 def _check(stage: Stage, config: Config, workspace: Workspace, data: dict[str, str], record: dict[str, Any]) -> None:
@@ -161,6 +190,11 @@ def _check(stage: Stage, config: Config, workspace: Workspace, data: dict[str, s
     if record["done"] and stage is STAGES[0] and not has_files(workspace.slides):
         data = data | {SLIDES: saved.get(SLIDES)}
     check_signature(stage.name, saved, _signature(stage, config, data))
+
+
+def _kinds(stage: Stage) -> tuple[str, ...]:
+    """What the check of a stage and of those before it compares."""
+    return (SLIDES,) if stage is STAGES[0] else (SLIDES, PATCHES, *([MASKS] if stage.measures else []))
 
 
 def signature_of(stage: Stage, config: Config, workspace: Workspace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from epsam.config import Config
+from epsam.inventory import PREPROCESS, forget_files
 from epsam.pipeline import STAGES, clear, find_stage
 from epsam.runtime.files import read_csv, remove, remove_temporaries
 from epsam.runtime.lock import lock
@@ -17,13 +18,17 @@ MADE_OF_PATCHES = ("image", "mask", "initial_mask", "iter_*")
 def reset(config: Config, workspace: Workspace, first: str) -> None:
     """Forget stage `first` and all after it; kept embeddings are used again if they fit.
 
-    The last stage is forgotten first: a run killed in the middle has not kept a stage whose input is gone.
+    The last stage is forgotten first: a run killed in the middle has not kept a stage whose input is gone. Files that
+    stage `first` reads are taken as they are from now on: those of the stage before it, patches and true masks (of which
+    the signatures of the stages that stay tell whether they suit them).
     """
-    stages = STAGES[STAGES.index(find_stage(first)):]
+    place = STAGES.index(find_stage(first))
+    stages = STAGES[place:]
     with lock(workspace.run):
         for stage in reversed(stages):
-            remove([workspace.state / f"{stage.name}.json"])
+            remove([workspace.state / f"{stage.name}.json", workspace.results(stage.name)])
             clear(stage, config, workspace)
+        forget_files(workspace, [PREPROCESS, *(stage.name for stage in STAGES[max(place - 1, 0):])])
         if stages[0] is STAGES[0]:
             _remove_patches(workspace)
     logger.info(f"{workspace.name}: {', '.join(stage.name for stage in stages)} will run anew")

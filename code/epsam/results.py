@@ -1,16 +1,22 @@
-"""Figures that count: one `[result]` line in the log each, and the same as rows of metrics.csv."""
+"""Figures that count: one `[result]` line in the log each, and the same as rows of metrics.csv.
+
+Each stage keeps its own rows in runs/<name>/state/<stage>.results.json; metrics.csv is made from them, for people.
+"""
 
 from collections.abc import Mapping
 
 from pydantic import ConfigDict
 
-from epsam.runtime.files import write_csv
+from epsam.errors import DataError
+from epsam.runtime.files import write_csv, write_json
 from epsam.runtime.log import logger
-from epsam.runtime.records import Row, read_rows
+from epsam.runtime.records import Record, Row, read_record, read_rows
 from epsam.workspace import Workspace
 
 Value = str | int | float
-HOW_TO_MAKE_IT_ANEW = ("delete it and run ./train.sh again with --from evaluate (--from train-classifier, for the "
+STAGES = ("train-classifier", "evaluate")
+"""Stages that measure something, in the order of metrics.csv."""
+HOW_TO_MAKE_IT_ANEW = ("run ./train.sh again with --from evaluate (--from train-classifier, for the "
                        "classifier's figures too)")
 
 
@@ -29,6 +35,12 @@ class ResultRow(Row):
         return {key: _written(value) for key, value in self if value != ""}
 
 
+class ResultsRecord(Record):
+    """<stage>.results.json."""
+
+    rows: list[ResultRow]
+
+
 def _written(value: Value) -> str:
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.6g}"
@@ -42,19 +54,36 @@ def result_line(fields: Mapping[str, Value]) -> str:
 
 
 def record_results(workspace: Workspace, stage: str, rows: list[dict[str, Value]]) -> None:
-    """Log `rows` and put them into metrics.csv in place of what `stage` had written there before."""
+    """Log `rows` and keep them in place of what `stage`, one of STAGES, had found before."""
     for row in rows:
         logger.info(result_line(row))
-    kept = [row for row in read_results(workspace) if row["stage"] != stage]
-    new = [{"stage": stage} | {k: _written(v) for k, v in row.items()}
-           for row in rows]
-    columns = list(dict.fromkeys(key for row in kept + new for key in row))
-    write_csv(workspace.metrics_csv, kept + new, columns)
+    new = [{"stage": stage} | {k: _written(v) for k, v in row.items()} for row in rows]
+    write_json(workspace.results(stage), {"rows": new})
+    _write_table(workspace)
 
 
 def read_results(workspace: Workspace) -> list[dict[str, str]]:
-    """Rows of metrics.csv, without empty cells; an empty list when nothing is written yet."""
-    if not workspace.metrics_csv.is_file():
-        return []
-    rows = read_rows(workspace.metrics_csv, ResultRow, HOW_TO_MAKE_IT_ANEW)
-    return [row.cells() for row in rows]
+    """Rows of all stages as metrics.csv shows them, without empty cells; empty when nothing is measured yet.
+
+    Raises DataError when a record is damaged.
+    """
+    paths = [path for stage in STAGES if (path := workspace.results(stage)).is_file()]
+    return [row.cells() for path in paths for row in read_record(path, ResultsRecord, HOW_TO_MAKE_IT_ANEW).rows]
+
+
+def restore_table(workspace: Workspace) -> None:
+    """Write metrics.csv again where it is not what the stages found; where it is missing, the evaluation runs again."""
+    if not workspace.metrics_csv.is_file() or not any(workspace.results(stage).is_file() for stage in STAGES):
+        return
+    try:
+        shown = [row.cells() for row in read_rows(workspace.metrics_csv, ResultRow, HOW_TO_MAKE_IT_ANEW)]
+    except DataError:
+        shown = None
+    if shown != read_results(workspace):
+        logger.warning(f"{workspace.metrics_csv}: is not what the stages found; written again from their records")
+        _write_table(workspace)
+
+
+def _write_table(workspace: Workspace) -> None:
+    rows = read_results(workspace)
+    write_csv(workspace.metrics_csv, rows, list(dict.fromkeys(["stage", *(key for row in rows for key in row)])))

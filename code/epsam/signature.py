@@ -6,6 +6,7 @@ from typing import Any
 
 from epsam import __version__
 from epsam.config import Config
+from epsam.inventory import hashes_of
 from epsam.runtime.seeds import seed_of
 from epsam.runtime.settings import flatten
 from epsam.workspace import SPLITS, Workspace
@@ -15,13 +16,18 @@ PATCHES = "patches"
 MASKS = "masks"
 
 
-def data_of(workspace: Workspace) -> dict[str, str]:
-    """Slides, patches and true masks of a run by names and sizes, e.g. `12 files, 5f3a...`; slow where they are many."""
-    return {
-        SLIDES: _digest(workspace.slides, workspace.annotations),
-        PATCHES: _digest(*(workspace.split(split) / "image" for split in SPLITS)),
-        MASKS: _digest(*(workspace.split(split) / "mask" for split in SPLITS)),
+def data_of(workspace: Workspace, *kinds: str) -> dict[str, str]:
+    """What a run is made from, e.g. {PATCHES: "12 files, 5f3a..."}, of all kinds or of those asked for.
+
+    Slides and annotations count by name and size; patches (with patches.csv, which says what each is for) and true masks
+    by name and content. Slow where they are many and not yet in the cache of hashes.
+    """
+    find = {
+        SLIDES: lambda: _by_size(workspace.slides, workspace.annotations),
+        PATCHES: lambda: _by_content(workspace, "image", workspace.patches_csv),
+        MASKS: lambda: _by_content(workspace, "mask"),
     }
+    return {kind: find[kind]() for kind in kinds or find}
 
 
 def signature(settings: Iterable[str], config: Config, data: Mapping[str, str]) -> dict[str, Any]:
@@ -37,10 +43,21 @@ def has_files(folder: Path) -> bool:
     return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
-def _digest(*folders: Path) -> str:
-    files = [(path.name, _size(path)) for folder in folders if folder.is_dir()
-             for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+def _by_size(*folders: Path) -> str:
+    files = [(path.name, _size(path)) for folder in folders for path in _files(folder)]
     return f"{len(files)} files, {seed_of(*files):x}"
+
+
+def _by_content(workspace: Workspace, kind: str, *tables: Path) -> str:
+    files = [path for split in SPLITS for path in _files(workspace.split(split) / kind)]
+    hashes = hashes_of(workspace, [*files, *tables])
+    parts = [(path.parent.parent.name, path.name, hashes.get(path, "")) for path in [*files, *tables]]
+    return f"{len(files)} files, {seed_of(*parts):x}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Entries of a folder, hidden ones aside, in order; none where there is no folder."""
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")] if folder.is_dir() else []
 
 
 def _size(path: Path) -> int:

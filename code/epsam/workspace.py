@@ -80,6 +80,10 @@ class Workspace:
     def metrics_csv(self) -> Path:
         return self.run / "metrics.csv"
 
+    def results(self, stage: str) -> Path:
+        """Figures that a stage found, of which metrics.csv is made."""
+        return self.state / f"{stage}.results.json"
+
     @property
     def report(self) -> Path:
         return self.run / "report.html"

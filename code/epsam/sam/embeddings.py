@@ -12,9 +12,10 @@ from segment_anything.modeling import Sam
 
 from epsam.config import Config
 from epsam.errors import EpsamError
+from epsam.inventory import hashes_of
 from epsam.patches import Patch, patches_for_sam
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import read_image, sha256, size_text
+from epsam.runtime.files import read_image, size_text
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.read_ahead import read_ahead
@@ -85,7 +86,7 @@ def open_embeddings(config: Config, workspace: Workspace, hardware: Hardware, sa
     patches = patches_for_sam(workspace, split)
     if config.sam.embeddings == "off":
         return RecomputedEmbeddings(sam, patches, views_of(config, split), hardware)
-    store = EmbeddingStore.open(workspace.embeddings(split), signature_of(config, sam, split, patches))
+    store = EmbeddingStore.open(workspace.embeddings(split), signature_of(config, workspace, sam, split, patches))
     store.check()
     return StoredEmbeddings(store, hardware)
 
@@ -95,14 +96,17 @@ def views_of(config: Config, split: str) -> int:
     return config.sam.views if split == "train" else 1
 
 
-def signature_of(config: Config, sam: Sam, split: str, patches: Sequence[Patch]) -> dict[str, Any]:
+def signature_of(
+    config: Config, workspace: Workspace, sam: Sam, split: str, patches: Sequence[Patch]
+) -> dict[str, Any]:
     """What the embeddings of a split depend on."""
+    hashes = hashes_of(workspace, [patch.path for patch in patches])
     return {
         "model_type": config.sam.model_type,
         "encoder": encoder_hash(sam),
         "input_px": sam.image_encoder.img_size,
         "views": views_of(config, split),
-        "patches": {patch.name: sha256(patch.path)[:32] for patch in patches},
+        "patches": {patch.name: hashes.get(patch.path, "")[:32] for patch in patches},
     }
 
 
@@ -130,7 +134,7 @@ def embed(config: Config, workspace: Workspace, hardware: Hardware) -> None:
 def _create_stores(
     config: Config, workspace: Workspace, sam: Sam, patches: dict[str, list[Patch]]
 ) -> dict[str, EmbeddingStore]:
-    signatures = {split: signature_of(config, sam, split, patches[split]) for split in SPLITS}
+    signatures = {split: signature_of(config, workspace, sam, split, patches[split]) for split in SPLITS}
     shape = (sam.prompt_encoder.embed_dim, *sam.prompt_encoder.image_embedding_size)
     new = [split for split in SPLITS if not EmbeddingStore.exists(workspace.embeddings(split))]
 

@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt
 
 from epsam.errors import DataError, StateError
 from epsam.runtime.files import atomic, remove, sha256
+from epsam.runtime.hashes import Sha256
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import Record, read_record, write_record
 
@@ -26,9 +27,6 @@ SHARD_PATCHES = 64
 
 _CHECKED: set[tuple[str, int, int, int, str]] = set()
 """Shards that this process has hashed and found whole (path, bytes, time, inode, SHA-256): a stage opens stores often."""
-
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
 
 class StoreRecord(Record):
     """store.json."""
