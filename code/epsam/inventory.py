@@ -6,7 +6,10 @@ the business of the stage that needs them; files that were added are legal, and 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from epsam.errors import StateError
 from epsam.runtime.files import remove, sha256
@@ -35,10 +38,16 @@ WRITTEN: dict[str, Callable[[Workspace], Iterable[Path]]] = {
 """Files of each stage that stages after it read; hidden ones (temporary files) do not count."""
 
 
+def _inside(name: str) -> str:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError("is no path below the top level")
+    return name
+
+
 class FilesRecord(Record):
     """<stage>.files.json."""
 
-    files: dict[str, Sha256]
+    files: dict[Annotated[str, AfterValidator(_inside)], Sha256]
     """By path relative to the top level."""
 
 

@@ -108,6 +108,8 @@ def run_stage(stage: Stage, config: Config, workspace: Workspace) -> None:
             elif record["done"]:
                 logger.warning(f"{stage.name}: {missing[0]} is missing; the stage runs again")
                 clear(stage, config, workspace)
+        if stage.measures:
+            restore_table(workspace)
         _start(stage, config, workspace, _signature(stage, config, data))
         for pattern in stage.scratch:
             remove(workspace.run.glob(pattern))

@@ -21,8 +21,9 @@ from epsam.evaluation.training_section import training_section
 from epsam.inference.output import OutputFolder
 from epsam.inference.patches import Notes, check_masks, find_inputs
 from epsam.inference.run import COLUMNS, SlideFile, SlideRow, SlideState
+from epsam.inventory import check_files, hashes_of, record_files
 from epsam.patches import list_patches, patches_for_sam
-from epsam.results import read_results, record_results
+from epsam.results import read_results, record_results, restore_table
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import read_csv, read_image, read_json, read_mask, write_csv, write_png
 from epsam.runtime.lock import lock
@@ -294,13 +295,44 @@ def make_store(folder: Path) -> EmbeddingStore:
     return kept
 
 
-@kind
-def metrics_csv(folder: Path) -> Kind:
+def make_results(folder: Path) -> Workspace:
     """Figures of all stages."""
     workspace = Workspace(folder, "tiny")
     record_results(workspace, "train-classifier", [{"split": "val", "auc": 0.9, "accuracy": 0.8, "patches": 12}])
     record_results(workspace, "evaluate", [{"split": "test", "method": "cam", "dice": 0.5, "patches": 3}])
-    return written(workspace.metrics_csv, mutations.csv_file, lambda: read_results(workspace))
+    return workspace
+
+
+@kind
+def metrics_csv(folder: Path) -> Kind:
+    """The table of figures: written again where it is damaged."""
+    workspace = make_results(folder)
+    return written(workspace.metrics_csv, mutations.csv_file, lambda: restore_table(workspace))
+
+
+@kind
+def results(folder: Path) -> Kind:
+    """The record of a stage's figures."""
+    workspace = make_results(folder)
+    return written(workspace.results("evaluate"), mutations.json_file, lambda: read_results(workspace))
+
+
+@kind
+def files_record(folder: Path) -> Kind:
+    """The record of what a stage wrote."""
+    workspace = make_results(folder)
+    record_files(workspace, "evaluate")
+    return written(workspace.state / "evaluate.files.json", mutations.json_file,
+                   lambda: check_files(workspace, "evaluate", "report", measures=True))
+
+
+@kind
+def hashes(folder: Path) -> Kind:
+    """The cache of hashes: made anew where it is damaged."""
+    workspace = make_results(folder)
+    hashes_of(workspace, [workspace.metrics_csv])
+    return written(workspace.state / "hashes.json", mutations.json_file,
+                   lambda: hashes_of(workspace, [workspace.metrics_csv]))
 
 
 @kind

@@ -157,9 +157,11 @@ def test_a_damaged_cache_of_hashes_is_made_anew_and_a_whole_one_stays(copy, dama
     assert cache.stat().st_mtime_ns == written
 
 
-def test_a_damaged_record_of_files_is_named(copy):  # noqa: F811
+@pytest.mark.parametrize("text", ['{"files": {"a": 1}}', "", '{"files": {"/etc/passwd": "%s"}}' % ("0" * 64),
+                                  '{"files": {"a/../../b": "%s"}}' % ("0" * 64)])
+def test_a_damaged_record_of_files_is_named(copy, text):  # noqa: F811
     _, workspace = copy
-    (workspace.state / "retrain.files.json").write_text('{"files": {"a": 1}}')
+    (workspace.state / "retrain.files.json").write_text(text)
     status, said = _stage(workspace, "evaluate")
     assert status == 1
     assert "retrain.files.json: is not the record that it should be" in said

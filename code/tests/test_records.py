@@ -51,7 +51,7 @@ def test_a_carriage_return_in_a_cell_does_not_begin_a_row(tmp_path):
 
 def _metrics(workspace):
     record_results(workspace, "evaluate", [{"method": "cam", "split": "test", "dice": 0.5, "patches": 4}])
-    return workspace.metrics_csv, lambda: read_results(workspace), "--from evaluate"
+    return workspace.results("evaluate"), lambda: read_results(workspace), "--from evaluate"
 
 
 def _figures(workspace):
@@ -67,8 +67,8 @@ def _patches(workspace):
 
 
 @pytest.mark.parametrize(("make", "old", "new"), [
-    (_metrics, "0.5", "half"), (_metrics, "0.5", "nan"), (_metrics, "evaluate", ""), (_metrics, ",4\n", ",4,5\n"),
-    (_metrics, ",4\n", "\n"), (_metrics, "stage", "stagf"),
+    (_metrics, "0.5", "half"), (_metrics, "0.5", "nan"), (_metrics, "rows", "rovs"), (_metrics, "}", ""),
+    (_metrics, '"4"', "[]"), (_metrics, "stage", "stagf"),
     (_figures, ",3,", ",-3,"), (_figures, ",3,", ",9,"), (_figures, ",0.5,", ",inf,"), (_figures, ",1,", ",2,"),
     (_figures, ",4,", ",4e999,"), (_figures, "a_1", ""),
     (_patches, "all", "everything"), (_patches, "name,", "n,"), (_patches, "a_1,all", "a_1"),

@@ -84,8 +84,8 @@ def _key(path: Path, root: Path) -> str:
 def _stamp(path: Path) -> str:
     try:
         found = path.stat()
-    except OSError:
-        return ""  # a link that leads nowhere; its stage says what becomes of it
+    except (OSError, ValueError):
+        return ""  # a link that leads nowhere, or no file's name; its stage says what becomes of it
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
 
