@@ -1,5 +1,6 @@
 """Class activation maps, and the masks cut from them (method.md, section 2)."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,7 +111,8 @@ def compute_split(
             bar.update(len(indices))
 
 
-NOT_ZIP = (zipfile.BadZipFile, zlib.error)
+NOT_ZIP = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError)
+"""What NumPy lets through of a file that is no npz, or of an array whose header cannot be parsed."""
 
 
 def save_cams(path: Path, cams: Mapping[str, ActivationMap]) -> None:
@@ -138,6 +140,8 @@ def load_cams(path: Path) -> dict[str, ActivationMap]:
 
 def _check_columns(names: np.ndarray, maps: np.ndarray, limits: np.ndarray) -> None:
     """Raise ValueError when the arrays of a file of maps are not what they should be."""
+    if not all(isinstance(array, np.ndarray) for array in (names, maps, limits)):
+        raise ValueError("a part of it is no array")
     count = len(names) if names.ndim == 1 else -1
     if (names.dtype.kind, maps.dtype, limits.dtype) != ("U", np.float32, np.float64):
         raise ValueError(f"types {names.dtype}, {maps.dtype}, {limits.dtype}; they should be text, float32, float64")

@@ -5,6 +5,7 @@ A folder holds `store.json` (its signature, layout and the SHA-256 of each shard
 with the next one; a shard that was damaged since is made anew alone.
 """
 
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ class EmbeddingStore:
             array = np.load(self._path(shard), mmap_mode="r")
         except FileNotFoundError:
             return "is missing"
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError):
             return "is truncated or damaged"
         if (array.shape, array.dtype) != (expected, np.float16):
             return f"has shape {array.shape}, not {expected}"
@@ -184,7 +185,8 @@ class EmbeddingStore:
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = [f"{key}: {saved.get(key)} there, {now.get(key)} here"
              for key in sorted((saved.keys() | now.keys()) - {"patches"}) if saved.get(key) != now.get(key)]
-    there, here = saved.get("patches", {}), now["patches"]
+    there, here = saved.get("patches"), now["patches"]
+    there = there if isinstance(there, dict) else {}
     changed = {
         "missing there": [name for name in here if name not in there],
         "no longer here": [name for name in there if name not in here],
