@@ -69,6 +69,12 @@ XML = b"""<?xml version="1.0"?><ASAP_Annotations><Annotations>
 <Coordinate Order="0" X="1" Y="1"/><Coordinate Order="1" X="9,5" Y="1"/><Coordinate Order="2" X="5" Y="8"/>
 </Coordinates></Annotation></Annotations>
 <AnnotationGroups><Group Name="Tumor" PartOfGroup="None"/></AnnotationGroups></ASAP_Annotations>"""
+GEOJSON = b"""{"type": "FeatureCollection", "features": [
+{"type": "Feature", "id": "1", "geometry": {"type": "Polygon", "coordinates":
+[[[1, 1], [9.5, 1], [5, 8], [1, 1]], [[4, 2], [6, 2], [5, 4], [4, 2]]]},
+"properties": {"objectType": "annotation", "name": "a", "classification": {"name": "Tumor", "color": [200, 0, 0]}}},
+{"type": "Feature", "id": "2", "geometry": {"type": "MultiPolygon", "coordinates": [[[[2, 2], [3, 2], [3, 3], [2, 2]]]]},
+"properties": {"objectType": "annotation", "classification": {"name": "Exclusion"}}}]}"""
 OVERRIDES = b"slide,split,mpp,tissue_threshold,exclude\ntumor_001,train,0.25,12,\nb,,,,blurred\n"
 CONFIG = Config(name="tiny")
 
@@ -155,6 +161,13 @@ def annotation(folder: Path) -> Kind:
     """ASAP's XML."""
     path = folder / "annotation.xml"
     return Kind(path, XML, mutations.xml_file, lambda: load_annotation(path, GROUPS).mask(0, 0, 16, 16))
+
+
+@kind
+def geojson(folder: Path) -> Kind:
+    """QuPath's GeoJSON."""
+    path = folder / "annotation.geojson"
+    return Kind(path, GEOJSON, mutations.json_file, lambda: load_annotation(path, GROUPS).mask(0, 0, 16, 16))
 
 
 @kind
