@@ -363,7 +363,7 @@ def slides_csv(folder: Path) -> Kind:
     workspace = Workspace(folder, "tiny")
     rows = [SlideRecord("tumor_001", Path("images/tumor_001.tif"), "train", reader="openslide", width=1000, height=900,
                         mpp_x=0.25, mpp_y=0.25, patches_positive=3).row(),
-            SlideRecord("b", Path("images/b.tif"), status="unused", reason="excluded").row()]
+            SlideRecord("b", Path("images/b.tif"), status="excluded", reason="excluded").row()]
     write_csv(workspace.slides_csv, rows, SLIDE_COLUMNS)
     return written(workspace.slides_csv, mutations.csv_file, lambda: data_section(CONFIG, workspace))
 
