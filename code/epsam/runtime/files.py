@@ -197,6 +197,11 @@ def read_mask(path: Path) -> np.ndarray:
     return tumour
 
 
+def read_pixels(path: Path) -> np.ndarray:
+    """Read a PNG as its file holds it: (H, W) or (H, W, channels), uint8 or uint16; raises DataError."""
+    return _decode(path, cv2.IMREAD_UNCHANGED)
+
+
 def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
     """The mask of a grey picture saved as colours."""
     if array.shape[2] == 4 and (array[..., 3] != np.iinfo(array.dtype).max).any():

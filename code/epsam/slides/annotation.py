@@ -13,12 +13,16 @@ from epsam.errors import AnnotationError
 from epsam.runtime.log import logger
 from epsam.slides.asap_xml import read_asap_xml
 from epsam.slides.geojson import read_geojson
+from epsam.slides.mask_annotation import join, read_mask_file
 from epsam.slides.nesting import layers
 from epsam.slides.outline import Outline, shown
 from epsam.slides.rasterize import Spans, rasterize
 
 PAINTED = {"tumour": True, "hole": False}
 """Kinds of groups that make the mask; `ignore` is left out, `roi` says where negatives may be taken."""
+
+MASK_HEADS = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of PNG, TIFF and BigTIFF."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,27 @@ class Annotation:
         return (*points.min(axis=0), *points.max(axis=0))
 
 
+@dataclass(frozen=True)
+class MaskAnnotation(Annotation):
+    """A mask file: no outlines, but the runs of tumour and of regions of interest."""
+
+    tumour: Spans | None = None
+    roi: Spans | None = None
+
+    @property
+    def spans(self) -> Spans:
+        return self.tumour
+
+    @property
+    def regions(self) -> Spans | None:
+        return self.roi
+
+    def bounds(self) -> tuple[float, float, float, float]:
+        x, y = self.tumour.scale
+        return (float(self.tumour.start.min() * x), float(self.tumour.row.min() * y),
+                float(self.tumour.end.max() * x), float((self.tumour.row.max() + 1) * y))
+
+
 def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, height: int) -> float | np.ndarray:
     shape = np.broadcast_shapes(np.shape(x), np.shape(y))
     flat = [np.rint(np.broadcast_to(value, shape).ravel()).astype(np.int64) for value in (x, y)]
@@ -99,25 +124,30 @@ def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, h
     return share.reshape(shape) if shape else float(share[0])
 
 
-def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0)) -> Annotation:
-    """Read ASAP XML or QuPath GeoJSON (plain or gzip); the content says which, not the name.
+def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0),
+                    slide_size: tuple[int, int] | None = None) -> Annotation:
+    """Read ASAP XML, QuPath GeoJSON (plain or gzip) or a mask (TIFF, PNG); the content says which, not the name.
 
     `groups`: {"tumour": [...], "hole": [...], "ignore": [...], "roi": [...]}, names of groups (PartOfGroup in XML,
     classifications in GeoJSON). Tumour and holes are painted in the order of `groups`, ignored groups not at all.
     Detections, cells and tiles of QuPath count only where a rule names `detection: <classification>` and so on.
     `origin`: level-0 position (x, y) that GeoJSON counts from, openslide.bounds-x/y where the slide has them.
-    Logs a warning where the file is odd. Raises AnnotationError when it is missing, malformed or hostile, when a group
-    is named by no rule, or when no outline is tumour.
+    The groups of a mask are its values as text, 0 none of them; a mask of one other value needs no rule: it is tumour.
+    `slide_size`: (width, height) of level 0, by which a coarser mask is scaled. Logs a warning where the file is odd.
+    Raises AnnotationError when it is missing, malformed or hostile, when a group is named by no rule, or when no outline is tumour.
     """
-    annotation = read_annotation(path, groups, origin)
+    annotation = read_annotation(path, groups, origin, slide_size)
     for warning in annotation.warnings:
         logger.warning(f"{path}: {warning}")
     return annotation
 
 
-def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0)) -> Annotation:
+def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0),
+                    slide_size: tuple[int, int] | None = None) -> Annotation:
     """As load_annotation, but without a word in the log: what is odd lies in `warnings`."""
     path = Path(path)
+    if _head(path).startswith(MASK_HEADS):
+        return _from_mask(path, groups, slide_size)
     outlines, warnings = read_geojson(path, origin) if _is_json(path) else read_asap_xml(path)
     named = {name.strip() for names in groups.values() for name in names}
     if left := Counter(o.group for o in outlines if o.optional and o.group not in named):
@@ -136,13 +166,34 @@ def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origi
     return annotation
 
 
-def _is_json(path: Path) -> bool:
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            head = stream.read(64)
+            return stream.read(64)
     except OSError:
-        return False  # the reader says what is wrong
+        return b""  # the reader says what is wrong
+
+
+def _is_json(path: Path) -> bool:
+    head = _head(path)
     return head.startswith(b"\x1f\x8b") or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def _from_mask(path: Path, groups: Mapping[str, Sequence[str]], slide_size: tuple[int, int] | None) -> MaskAnnotation:
+    values = read_mask_file(path, slide_size)
+    kind_of = {name.strip(): kind for kind, names in groups.items() for name in names}
+    unnamed = [value for value in values if str(value) not in kind_of]
+    found = _cut([str(value) for value in values])
+    if len(values) == len(unnamed) == 1:
+        kind_of[str(unnamed[0])] = "tumour"
+    elif unnamed:
+        raise AnnotationError(f"{path}: no rule names the value {_cut([str(value) for value in unnamed])} of this mask; "
+                              f"values found: {found}; rules: {_rules(groups)}. Add it in quotes to slides.groups, under "
+                              "ignore where it is not tumour")
+    tumour, roi = ([runs for value, runs in values.items() if kind_of[str(value)] == kind] for kind in ("tumour", "roi"))
+    if not tumour:
+        raise AnnotationError(f"{path}: nothing in it is tumour; values found: {found}; rules: {_rules(groups)}")
+    return MaskAnnotation(path, (), tuple(groups), [], join(tumour), join(roi) if roi else None)
 
 
 def _by_rule(path: Path, outlines: Sequence[Outline],

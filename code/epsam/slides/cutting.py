@@ -142,8 +142,9 @@ def _cut_window(task: CutTask, window: Window) -> None:
         pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y, task.read_px,
                              task.size_px)
     if window.has_tumour and not mask.is_file():
-        tumour = _annotation(task.annotation, task.groups, task.path).mask(window.x, window.y, task.size_px, task.size_px,
-                                                                task.read_px / task.size_px)
+        slide = _slide(task.path, task.backend, task.asap_path)
+        tumour = _annotation(task.annotation, task.groups, task.path, slide.size).mask(
+            window.x, window.y, task.size_px, task.size_px, task.read_px / task.size_px)
     if pixels is not None:
         write_stored_png(image, pixels)
     if tumour is not None:
@@ -173,5 +174,6 @@ def _slide(path: Path, backend: str, asap_path: Path | None) -> Slide:
 
 
 @lru_cache(maxsize=2)
-def _annotation(path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...], slide: Path) -> Annotation:
-    return read_annotation(path, dict(groups), bounds_origin(slide))
+def _annotation(path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...], slide: Path,
+                size: tuple[int, int]) -> Annotation:
+    return read_annotation(path, dict(groups), bounds_origin(slide), size)

@@ -44,7 +44,8 @@ def write_sheet(record: SlideRecord, scan: Scan, purpose: np.ndarray, config: Co
         _draw_windows(picture, scan, chosen, scale, colour)
     lines = {"tissue": (TISSUE, cv2.findContours(tissue, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0])}
     if record.annotation:
-        polygons = read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path)).polygons
+        polygons = read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path),
+                                   scan.size).polygons
         for kind, colour in (("tumour", TUMOUR), ("hole", HOLE)):
             lines[kind] = colour, [np.rint(p.points * scale).astype(np.int32) for p in polygons if p.kind == kind]
     for colour, outlines in lines.values():

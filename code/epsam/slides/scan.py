@@ -110,7 +110,7 @@ def _signature(record: SlideRecord, config: Config) -> str:
 def _scan(record: SlideRecord, config: Config, signature: str) -> Scan:
     settings = config.patches
     with open_slide(record.path, config.slides.reader, config.slides.asap_path) as slide:
-        annotation = (read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path))
+        annotation = (read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path), slide.size)
                       if record.annotation else None)
         mpp = (record.override.mpp,) * 2 if record.override.mpp else slide.mpp
         read_px = window_px(settings, mpp)
