@@ -134,7 +134,8 @@ def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origi
     `origin`: level-0 position (x, y) that GeoJSON counts from, openslide.bounds-x/y where the slide has them.
     The groups of a mask are its values as text, 0 none of them; a mask of one other value needs no rule: it is tumour.
     `slide_size`: (width, height) of level 0, by which a coarser mask is scaled. Logs a warning where the file is odd.
-    Raises AnnotationError when it is missing, malformed or hostile, when a group is named by no rule, or when no outline is tumour.
+    Raises AnnotationError when it is missing, malformed or hostile, when a group is named by no rule, or when
+    no outline is tumour.
     """
     annotation = read_annotation(path, groups, origin, slide_size)
     for warning in annotation.warnings:
