@@ -300,7 +300,7 @@ def _changed_array(rng: Random, array: np.ndarray) -> np.ndarray:
         case 2:
             return rng.choice((array.ravel(), array[None], array.T))
         case 3:
-            return np.array(value(rng) if rng.random() < 0.5 else rng.choice(SCALARS[:20]), dtype=object)
+            return np.array([rng.choice(SCALARS)] * rng.randrange(4), dtype=object)
         case 4 if array.dtype.kind in "biuf":
             with np.errstate(all="ignore"):
                 return array.astype(rng.choice((bool, np.uint8, np.int16, np.int64, np.float16, np.float64, np.complex64, "U8")))
