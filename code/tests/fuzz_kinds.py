@@ -1,6 +1,7 @@
 """The kinds of files that the program reads back, each with a whole example, how it is damaged, and its reader.
 
-To add a kind, write one function: it gets an empty folder and gives a `Kind`. Readers may raise EpsamError.
+To add a kind, write one function: it gets an empty folder and gives a `Kind`. Readers may raise EpsamError. Slides are
+not among them: OpenSlide aborts its process where memory is short, so a process of its own reads them.
 """
 
 import os
@@ -33,7 +34,7 @@ from epsam.runtime.state import check_signature, read_state, write_done
 from epsam.sam import load_decoder
 from epsam.sam.checkpoint import decoder_weights
 from epsam.sam.store import EmbeddingStore, Layout
-from epsam.slides import load_annotation, open_slide
+from epsam.slides import load_annotation
 from epsam.slides.found import SLIDE_COLUMNS, SlideRecord, read_overrides
 from epsam.slides.scan import ScanTask, scan_slide
 from epsam.slides.tables import PATCH_COLUMNS
@@ -175,19 +176,6 @@ def overrides_csv(folder: Path) -> Kind:
     """The table slides.overrides."""
     path = folder / "overrides.csv"
     return Kind(path, OVERRIDES, mutations.csv_file, lambda: read_overrides(path))
-
-
-@kind
-def slide(folder: Path) -> Kind:
-    """A slide: here the reader is OpenSlide, most of it not ours."""
-    path = folder / "slide.tif"
-
-    def read() -> None:
-        with open_slide(path, backend="openslide") as opened:
-            opened.read(0, 0, 8, 8)
-
-    write_slide(path, draw((96, 64)), tile=32, levels=1)
-    return written(path, mutations.damaged, read)
 
 
 @kind
