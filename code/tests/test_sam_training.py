@@ -1,6 +1,7 @@
 """The decoder's training and its rounds: what is learned, from what, and when it stops with advice."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from skimage.measure import label
 
 from epsam.cam import ActivationMap, load_cams, save_cams
-from epsam.config import Sam
+from epsam.config import Retrain, Sam
 from epsam.errors import DataError
 from epsam.patches import patches_for_sam
 from epsam.runtime.files import read_csv, read_image, read_mask, write_png
@@ -242,10 +243,19 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
 
 def test_a_round_that_keeps_nothing_stops_with_advice(tmp_path):
     workspace, config = _trained(tmp_path, finetune={"epochs": 1}, retrain={"ids": 1.0})
-    with pytest.raises(DataError, match=r"round 1 keeps none of 8 pseudo-labels: the best IDS is .*Lower retrain.ids"):
+    with pytest.raises(DataError, match="round 1 keeps none of 8 pseudo-labels: the best IDS is") as refused:
         retrain(config, workspace, CPU)
     assert not list(workspace.pseudo_labels(1).glob("*.png"))
     assert (workspace.run / "labels_round1.png").is_file()
+    advised = float(re.search(r"--from retrain retrain\.ids=([0-9.]+)\. ", str(refused.value)).group(1))
+    retrain(config.model_copy(update={"retrain": Retrain(rounds=1, ids=advised)}), workspace, CPU)
+    assert list(workspace.pseudo_labels(1).glob("*.png"))
+
+
+def test_a_small_learning_rate_is_logged_with_its_digits(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="epsam"):
+        _trained(tmp_path, finetune={"epochs": 1, "lr": 5e-6})
+    assert any("lr=5e-06" in line for line in caplog.messages)
 
 
 def test_retraining_goes_on_after_the_last_finished_round(tmp_path):

@@ -135,7 +135,8 @@ def _train_epoch(learner: Learner, train: LabelledImages, config: Config, epoch:
         loss = learner.step(inputs, train.labels[indices])
         if not math.isfinite(loss):
             raise EpsamError(f"classifier, epoch {epoch}: the loss is {loss} on the batch {_shown(batch_names)}; the "
-                             "state of the last whole epoch is kept. Look at these patches, or lower classifier.lr")
+                             "state of the last whole epoch is kept. Look at these patches, or lower classifier.lr "
+                             "with --from train-classifier")
         total += loss * len(indices)
     return total / len(names)
 

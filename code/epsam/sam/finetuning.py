@@ -63,7 +63,8 @@ def with_labels(examples: Sequence[Example], folder: Path) -> list[Example]:
     kept = [example for example in found if read_mask(example.target).any()]
     if not kept:
         raise DataError(f"{folder}: all {len(found)} masks are empty, there is nothing to learn. If they come from the "
-                        "classifier's maps, look at its AUC, and lower cam.percentile, cam.threshold or cam.opening_px")
+                        "classifier's maps, look at its AUC, and lower cam.percentile, cam.threshold or "
+                        "cam.opening_px with --from initial-masks")
     if len(kept) < len(found):
         logger.warning(f"{folder}: {len(found) - len(kept)} of {len(found)} masks are empty and are left out")
     return kept

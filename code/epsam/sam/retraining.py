@@ -53,11 +53,20 @@ def _run_round(context: Context, round_: int) -> None:
     if not kept:
         best = max(candidates, key=lambda candidate: candidate.ids)
         raise DataError(f"round {round_} keeps none of {len(candidates)} pseudo-labels: the best IDS is "
-                        f"{best.ids:.2f}, retrain.ids asks for {context.config.retrain.ids}. Lower retrain.ids; or "
+                        f"{best.ids:.4f}, retrain.ids asks for {context.config.retrain.ids}. {_how_to_keep(best)} Or "
                         f"look at {sheet_path(workspace, round_)}: where SAM's masks reach far beyond the CAM masks, "
-                        "a lower CAM threshold or a decoder trained for more epochs may help")
+                        "a lower cam.threshold (with --from initial-masks) or more finetune.epochs (with --from "
+                        "finetune) may help")
     train_decoder(context, f"round{round_}", with_labels(kept, folders["train"]),
                   validation_examples(context, round_), workspace.decoder(round_))
+
+
+def _how_to_keep(best: Candidate) -> str:
+    """The setting that keeps the best pseudo-label, if any can; rounded down so that it does."""
+    lower = int(best.ids * 1000) / 1000
+    if lower == 0:
+        return "Its mask misses the CAM mask."
+    return f"Run ./train.sh again with --from retrain retrain.ids={lower:g}."
 
 
 def _write_sheet(context: Context, round_: int, candidates: Sequence[Candidate]) -> None:
