@@ -57,7 +57,7 @@ def claims_four_million_pixels(ws) -> str:
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (long_name, "has 245 bytes, at most 200"), (name_that_is_no_text, "not UTF-8"),
+    (long_name, "has 245 bytes, at most 200"), (name_that_is_no_text, "is not UTF-8"),
     (outline_without_coordinates, "nothing in it is tumour"),
     (claims_four_million_pixels, "claims 4000000 x 4000000 px"),
 ])

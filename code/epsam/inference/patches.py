@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from epsam.errors import DataError
+from epsam.errors import DataError, EpsamError
 from epsam.inference.models import Models
 from epsam.inference.output import OutputFolder
 from epsam.metrics import dice, iou
@@ -20,8 +20,10 @@ from epsam.results import result_line
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import PlainName, Record, explain, parse_record
+from epsam.slides.failures import OF_THE_ITEM, guard, log_failure
+from epsam.slides.found import short
 
-COLUMNS = ["patch", "classifier_probability", "segmented", "tumour_fraction", "dice", "iou"]
+COLUMNS = ["patch", "status", "reason", "classifier_probability", "segmented", "tumour_fraction", "dice", "iou"]
 PREDICTED, TRUE = (255, 215, 0), (0, 150, 80)
 """Colours of the outlines in the overlays."""
 
@@ -36,6 +38,12 @@ class Input:
     """Its name ends in _1: SAM sees it whatever the classifier says, as in training and evaluation."""
     mask: Path | None
     """Its true mask, where there is one."""
+
+
+Batch = list[tuple[Input, np.ndarray]]
+"""Patches with their images, RGB uint8 (H, W, 3) of one size."""
+Failed = dict[str, EpsamError]
+"""Why, by the patch's name."""
 
 
 def find_inputs(folder: Path) -> list[Input]:
@@ -63,22 +71,21 @@ def find_inputs(folder: Path) -> list[Input]:
 def check_masks(inputs: list[Input]) -> None:
     """Raise DataError when a mask has another size than its patch; only the files' headers are read."""
     for patch in inputs:
-        if patch.mask is not None and _size(patch.mask) != _size(patch.image):
-            raise DataError(f"{patch.mask}: {_shown(patch.mask)} px, but its patch has {_shown(patch.image)} px; cut "
+        mask, image = _size(patch.mask), _size(patch.image)
+        if mask and image and mask != image:
+            raise DataError(f"{patch.mask}: {mask[0]} x {mask[1]} px, but its patch has {image[0]} x {image[1]} px; cut "
                             "both at the same size")
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(path: Path | None) -> tuple[int, int] | None:
+    """Width and height; None without a file, and for one that is damaged: its patch fails when it is read."""
+    if path is None:
+        return None
     try:
-        with Image.open(path) as image:
+        with guard(path), Image.open(path) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error}); replace it by a PNG as large as its patch, or "
-                        "take it away") from None
-
-
-def _shown(path: Path) -> str:
-    return " x ".join(str(side) for side in _size(path))
+    except OF_THE_ITEM:
+        return None
 
 
 def predict_patches(folder: Path, outputs: OutputFolder, models: Models) -> None:
@@ -89,21 +96,41 @@ def predict_patches(folder: Path, outputs: OutputFolder, models: Models) -> None
     """
     output = outputs.path
     inputs, done = find_inputs(folder), Notes(output / "state" / "patches.jsonl")
+    failed: Failed = {}
     left = [patch for patch in inputs if patch.name not in done.rows
             or not all((output / kind / f"{patch.name}.png").is_file() for kind in ("mask", "overlay"))]
     outputs.claim(["predictions.csv"], "")
     outputs.claim([f"{patch.name}.png" for patch in left], "mask", "overlay")
     with progress(total=len(inputs), initial=len(inputs) - len(left), desc=folder.name, unit="patch") as bar:
-        for batch, images in _read_batches(left, models.hardware.decoder_batch):
-            done.add(_predict_batch(batch, images, output, models))
+        for batch in _read_batches(left, models.hardware.decoder_batch, failed):
+            done.add(_predict_guarded(batch, output, models, failed))
             bar.update(len(batch))
-    rows = [done.rows[patch.name] | _score(patch, output) for patch in inputs]
+    rows = [_row(patch, done, failed, output) for patch in inputs]
     write_csv(output / "predictions.csv", rows, COLUMNS)
-    logger.info(f"{len(rows)} patches: masks, overlays and predictions.csv are in {output}")
+    logger.info(f"{len(rows) - len(failed)} patches: masks, overlays and predictions.csv are in {output}")
     scored = [row for row in rows if row["dice"] != ""]
     if scored:
         means = {key: float(np.mean([row[key] for row in scored])) for key in ("dice", "iou")}
         logger.info(result_line({"split": folder.name, "method": "final"} | means | {"patches": len(scored)}))
+    if failed:
+        raise DataError(f"{len(failed)} of {len(rows)} patches failed ({short(sorted(failed))}): see the reasons in "
+                        f"{output / 'predictions.csv'}; the others are done")
+
+
+def _row(patch: Input, done: "Notes", failed: Failed, output: Path) -> dict[str, Any]:
+    """The patch's row of predictions.csv."""
+    if patch.name not in failed:
+        try:
+            with guard(patch.mask or patch.image):
+                return {"status": "ok", "reason": ""} | done.rows[patch.name] | _score(patch, output)
+        except OF_THE_ITEM as error:
+            _fail(patch, error, failed)
+    return dict.fromkeys(COLUMNS, "") | {"patch": patch.name, "status": "failed", "reason": str(failed[patch.name])}
+
+
+def _fail(patch: Input, error: EpsamError, failed: Failed) -> None:
+    log_failure(patch.name, error)
+    failed[patch.name] = error
 
 
 class PatchRow(Record):
@@ -144,17 +171,34 @@ class Notes:
         self.rows |= {row["patch"]: row for row in rows}
 
 
-def _read_batches(inputs: list[Input], size: int) -> Iterator[tuple[list[Input], np.ndarray]]:
-    """Patches of one size together, in order, at most `size` of them."""
-    waiting: list[tuple[Input, np.ndarray]] = []
+def _read_batches(inputs: list[Input], size: int, failed: Failed) -> Iterator[Batch]:
+    """Patches of one size together, in order, at most `size` of them; those that cannot be read join `failed`."""
+    waiting: Batch = []
     for patch in inputs:
-        image = read_image(patch.image)
+        try:
+            with guard(patch.image):
+                image = read_image(patch.image)
+        except OF_THE_ITEM as error:
+            _fail(patch, error, failed)
+            continue
         if waiting and (len(waiting) == size or waiting[0][1].shape != image.shape):
-            yield [p for p, _ in waiting], np.stack([i for _, i in waiting])
+            yield waiting
             waiting = []
         waiting.append((patch, image))
     if waiting:
-        yield [p for p, _ in waiting], np.stack([i for _, i in waiting])
+        yield waiting
+
+
+def _predict_guarded(batch: Batch, output: Path, models: Models, failed: Failed) -> list[dict[str, Any]]:
+    """Rows of a batch; where it cannot be predicted each patch is tried alone, and the guilty ones join `failed`."""
+    try:
+        with guard(batch[0][0].image, *(patch.mask for patch, _ in batch)):
+            return _predict_batch([patch for patch, _ in batch], np.stack([image for _, image in batch]), output, models)
+    except OF_THE_ITEM as error:
+        if len(batch) > 1:
+            return [row for one in batch for row in _predict_guarded([one], output, models, failed)]
+        _fail(batch[0][0], error, failed)
+        return []
 
 
 def _predict_batch(batch: list[Input], images: np.ndarray, output: Path, models: Models) -> list[dict[str, Any]]:
@@ -167,8 +211,8 @@ def _predict_batch(batch: list[Input], images: np.ndarray, output: Path, models:
         masks[chosen] = models.masks(images[chosen], names)
     rows = []
     for patch, image, mask, probability, seen in zip(batch, images, masks, probabilities, chosen, strict=True):
-        write_png(output / "mask" / f"{patch.name}.png", mask)
         truth = None if patch.mask is None else read_mask(patch.mask)
+        write_png(output / "mask" / f"{patch.name}.png", mask)
         write_png(output / "overlay" / f"{patch.name}.png", draw_overlay(image, mask, truth))
         rows.append({"patch": patch.name, "classifier_probability": round(float(probability), 4),
                      "segmented": int(seen), "tumour_fraction": round(float(mask.mean()), 4)})

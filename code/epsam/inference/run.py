@@ -17,6 +17,8 @@ from epsam.runtime.files import read_csv, sha256, write_csv
 from epsam.runtime.lock import lock
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
+from epsam.slides.failures import check_name, guard, has_usable_name, log_failure, printable
+from epsam.slides.found import short
 
 SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
 """Of files that are taken for slides in a folder."""
@@ -99,7 +101,7 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
         if slides is None:
             predict_patches(data, folder, models)
         else:
-            folder.check_free(name + suffix for name in slides for suffix in OUTPUTS)
+            folder.check_free(name + suffix for name, path in slides.items() if has_usable_name(path) for suffix in OUTPUTS)
             _predict_slides(slides, folder, models, alone=data.is_file())
 
 
@@ -151,25 +153,27 @@ def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Model
     for number, (name, path) in enumerate(slides.items(), 1):
         logger.info(f"--- {name} ({number} of {len(slides)})")
         try:
-            row = {"status": "ok", "reason": ""} | _predict_once(name, path, folder, models)
+            with guard(path):
+                row = {"status": "ok", "reason": ""} | _predict_once(name, path, folder, models)
         except EpsamError as error:
             if alone:
+                logger.debug(error.details)
                 raise
-            logger.warning(f"{name} failed: {error}")
+            log_failure(name, error)
             row = {"slide": name, "status": "failed", "reason": str(error), "path": str(path)}
-        rows[name] = row
+        rows[printable(name)] = row
         write_csv(table, [rows[key] for key in sorted(rows)], COLUMNS)
         if row["status"] == "ok":
             figures = {key: row[key] for key in ("slide", "tumour_mm2", "tumour_fraction", "foci", "largest_focus_mm")}
             logger.info(result_line({key: value for key, value in figures.items() if value is not None}))
-    aside = [name for name in slides if rows[name]["status"] != "ok"]
-    if aside:
-        raise DataError(f"{len(aside)} of {len(slides)} slides could not be predicted ({', '.join(aside)}): see the "
-                        f"reasons in {table}; the others are done")
+    if failed := [name for name in slides if rows[printable(name)]["status"] != "ok"]:
+        raise DataError(f"{len(failed)} of {len(slides)} slides failed ({short(failed)}): see the reasons in {table}; "
+                        "the others are done")
 
 
 def _predict_once(name: str, path: Path, folder: OutputFolder, models: Models) -> dict[str, Any]:
     """The row of a slide: kept when its outputs are there, else predicted, going on where it stopped."""
+    check_name(path)
     output, record = folder.path, folder.path / "state" / "slides" / f"{name}.json"
     identity = SlideFile(path=str(path.resolve()), bytes=path.stat().st_size)
     saved = SlideState(of=identity, row=None)

@@ -19,9 +19,10 @@ from epsam.inference.pyramid import write_mask, write_probability
 from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
-from epsam.slides import Slide, open_slide, read_window
+from epsam.slides import Slide, read_window
 from epsam.slides.grid import window_px
 from epsam.slides.openslide import bounds_origin
+from epsam.slides.remote import RemoteSlide
 from epsam.slides.tissue import find_tissue
 
 
@@ -47,7 +48,7 @@ def predict_slide(path: Path, name: str, output: Path, work: Path, models: Model
     """
     settings, patches = models.config.inference, models.config.patches
     slides = models.config.slides
-    with open_slide(path, slides.reader, slides.asap_path) as slide:
+    with RemoteSlide(path, slides.reader, slides.asap_path) as slide:
         read_px = window_px(patches, slide.mpp)
         frame = Frame(read_px, max(1, round(patches.size_px / settings.map_downsample)))
         source = ProbabilityMap(work / "map.u8", slide.size, frame.step)
@@ -62,7 +63,7 @@ def predict_slide(path: Path, name: str, output: Path, work: Path, models: Model
         foci = find_foci(source, settings.threshold, settings.min_focus_px * (read_px / patches.size_px) ** 2)
         row = describe(slide, name, foci, tissue_px2=float(tissue.sum()) * patches.tissue.downsample**2)
         logger.info(f"{name}: writing {len(foci)} foci")
-        write_geojson(output / f"{name}.geojson", foci, slide.mpp, bounds_origin(path))
+        write_geojson(output / f"{name}.geojson", foci, slide.mpp, slide.origin)
         write_asap_xml(output / f"{name}.xml", foci)
         write_mask(output / f"{name}_mask.tif", foci, slide.level_sizes, slide.mpp)
         write_probability(output / f"{name}_probability.tif", source, slide.level_sizes, slide.mpp)

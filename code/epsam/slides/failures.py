@@ -12,6 +12,7 @@ from pathlib import Path
 
 from epsam.errors import AnnotationError, DataError, EpsamError, SlideError
 from epsam.runtime.log import logger
+from epsam.runtime.records import is_plain
 
 OF_THE_ITEM = (SlideError, AnnotationError, DataError)
 OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
@@ -72,9 +73,20 @@ def printable(name: str) -> str:
 
 def check_name(path: Path) -> None:
     """Raise SlideError for a slide whose name cannot become part of the names of its patches and outputs."""
-    name = path.stem
+    if trouble := _name_trouble(path.stem):
+        raise SlideError(f"{path.parent}: {printable(path.name[:40])}: its name {trouble}; rename it")
+
+
+def has_usable_name(path: Path) -> bool:
+    """Whether `check_name` lets a slide pass."""
+    return not _name_trouble(path.stem)
+
+
+def _name_trouble(name: str) -> str:
     if name != printable(name):
-        raise SlideError(f"{printable(str(path))}: its name is not UTF-8; rename it")
-    if (count := len(name.encode())) > MAX_NAME_BYTES:
-        raise SlideError(f"{path.parent}: the name {name[:40]}... has {count} bytes, at most {MAX_NAME_BYTES} leave room "
-                         "for those of its patches and outputs; rename it")
+        return "is not UTF-8"
+    if not is_plain(name):
+        return "holds a backslash"
+    count = len(name.encode())
+    return "" if count <= MAX_NAME_BYTES else (f"has {count} bytes, at most {MAX_NAME_BYTES} leave room for those of its "
+                                               "patches and outputs")

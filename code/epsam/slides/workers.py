@@ -16,6 +16,9 @@ from epsam.errors import DataError, SlideError
 from epsam.runtime.allocator import keep_windows
 from epsam.slides.failures import reason_of
 
+DIED = ("the process that read it died: a crash of the reader, or no memory left; download it again, or try another "
+        "slides.reader")
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -41,8 +44,7 @@ def _run_halves(function: Callable[[Task], Result], tasks: list[Task],
     """Run a pool; if one of its processes dies, halve what was not done until the guilty task is alone."""
     lost = yield from _run_pool(function, tasks, workers)
     if lost and len(tasks) == 1:
-        yield tasks[0], SlideError("the process that read it died (a crash of the reader, or no memory left); "
-                                   "download it again, or try another slides.reader")
+        yield tasks[0], SlideError(DIED)
     elif lost:
         middle = (len(lost) + 1) // 2
         for half in filter(None, (lost[:middle], lost[middle:])):
@@ -82,8 +84,13 @@ def _check_start(pool: ProcessPoolExecutor) -> None:
     try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool:
-        raise DataError("worker processes cannot be started (a script of one's own must call this under `if __name__ "
-                        '== "__main__":`, or there is no memory left); mend that, or set workers=0') from None
+        raise cannot_start() from None
+
+
+def cannot_start() -> DataError:
+    """The error of a process that ends before it has begun."""
+    return DataError("worker processes cannot be started: a script of one's own must call this under `if __name__ == "
+                     '"__main__":`, or there is no memory left; change that (preprocess does without with workers=0)')
 
 
 def prepare() -> None:
