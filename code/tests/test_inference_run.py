@@ -290,8 +290,8 @@ def test_outlines_of_a_slide_with_bounds_count_from_them_in_qupath_and_from_the_
     assert mask.any()
     features = json.loads((settings.output_dir / "bounded.geojson").read_text())["features"]
     region = shapely.union_all([shape(feature["geometry"]) for feature in features])
-    # A pixel on the left or upper edge of a polygon belongs to it, one on the right or lower edge does not.
-    columns, rows = np.meshgrid(np.arange(768) + 1e-6, np.arange(640) + 1e-6)
+    # As in ASAP, a pixel on the right or lower edge of a polygon belongs to it, one on the left or upper edge does not.
+    columns, rows = np.meshgrid(np.arange(768) - 1e-6, np.arange(640) - 1e-6)
     from_geojson = shapely.contains_xy(region, columns - corner[0], rows - corner[1])
     assert (from_geojson ^ mask).sum() <= 0.005 * mask.sum()
     groups = {"tumour": ["Tumor"], "hole": ["Exclusion"]}

@@ -21,7 +21,6 @@ from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
 from epsam.slides import Slide, read_window
 from epsam.slides.grid import window_px
-from epsam.slides.openslide import bounds_origin
 from epsam.slides.remote import RemoteSlide
 from epsam.slides.tissue import find_tissue
 
