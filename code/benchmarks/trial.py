@@ -17,8 +17,9 @@ from epsam.pipeline import STAGES
 from tests.tiny import make_tiny, make_top
 
 NAMES = [stage.name for stage in STAGES]
-SETTINGS = ("classifier.epochs=4", "finetune.epochs=4", "retrain.rounds=2", "sam.views=4")
-"""A little more to do than in the tests, so that not all time goes into starting Python."""
+SETTINGS = ("classifier.epochs=4", "classifier.bn_recalibration_batches=20", "finetune.epochs=4", "retrain.rounds=2",
+            "sam.views=4")
+"""A little more to do than in the tests, so that not all time goes into starting Python; maps that are not empty."""
 DIFFERENT = re.compile(r"runs/tiny/(state/[a-z-]+\.json|environment\.json|report\.html|\.?lock.*)")
 """Files that hold times of day, durations or process numbers; every other one must be equal byte for byte."""
 PATIENCE_S = 900
