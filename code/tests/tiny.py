@@ -17,7 +17,7 @@ patches:
   val: {per_bin: 1, negatives: 10, classifier_extra: 4}
   test: {per_bin: 1, negatives: 8}
   tissue: {downsample: 8}
-classifier: {depth: 18, positive_share: [0.2, 1.0], lr: 1.0e-3, epochs: 2}
+classifier: {depth: 18, positive_share: [0.2, 1.0], lr: 1.0e-3, epochs: 2, bn_recalibration_batches: 4}
 cam: {layer: layer4, percentile: null, threshold: 0.4, mask_px: 128}
 prompts: {points: 10}
 sam: {model_type: demo, views: 2}
