@@ -22,14 +22,13 @@ import tifffile
 import torch
 
 from epsam.classifier.building import build_classifier
-from epsam.config_file import find_config, load_config
+from epsam.config.loading import find_config, load_config
 from epsam.demo.slides import make_demo
-from epsam.inference import InferenceSettings
 from epsam.inference.output import OUTPUTS
+from epsam.inference.run import InferenceSettings
 from epsam.runtime.checkpoints import save_weights
-from epsam.sam import load_sam
-from epsam.sam.checkpoint import decoder_weights
-from epsam.slides import open_slide
+from epsam.sam.checkpoint import decoder_weights, load_sam
+from epsam.slides.reader import open_slide
 
 SIZE = (60_000, 50_000)
 TILE = 256

@@ -19,20 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from epsam.cam import ROTATIONS, compute_maps, resize_map
-from epsam.classifier import ResNetADL, load_classifier
+from epsam.cam.activation import ROTATIONS, compute_maps, resize_map
+from epsam.classifier.building import load_classifier
 from epsam.classifier.data import PatchImages, as_float, split_batches
-from epsam.classifier.training import train_classifier
-from epsam.config import Config
-from epsam.config_file import find_config, load_config
+from epsam.classifier.resnet import ResNetADL
+from epsam.config.loading import find_config, load_config
+from epsam.config.schema import Config
 from epsam.errors import StateError
-from epsam.metrics import MapCurve
-from epsam.patches import patches_for_classifier, patches_for_sam
+from epsam.evaluation.metrics import MapCurve
+from epsam.patches.patch import patches_for_classifier, patches_for_sam
 from epsam.results import read_results
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_json, read_mask, write_json
 from epsam.runtime.log import progress, set_up_logging
-from epsam.runtime.settings import flatten
+from epsam.runtime.sidecar import flatten
+from epsam.stages.train_classifier import train_classifier
 from epsam.workspace import SPLITS, Workspace
 
 ADL = {"adl": True, "adl_drop_rate": 0.4}

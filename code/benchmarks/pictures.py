@@ -18,15 +18,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from slide_dice import predict, slide_path
 
-from epsam.config_file import load_config
-from epsam.evaluation.overview import draw_overview
+from epsam.config.loading import load_config
 from epsam.inference.export import HOLE_COLOUR, TUMOUR_COLOUR
 from epsam.inference.overlay import COLOURS
+from epsam.report.overview import draw_overview
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import atomic, read_csv
 from epsam.runtime.log import set_up_logging
-from epsam.slides import load_annotation, open_slide, overview
+from epsam.slides.annotation import load_annotation
 from epsam.slides.openslide import bounds_origin
+from epsam.slides.reader import open_slide
+from epsam.slides.slide import overview
 from epsam.workspace import Workspace
 
 LARGEST = 480_000

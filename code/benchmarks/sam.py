@@ -18,21 +18,22 @@ import cv2
 import numpy as np
 import torch
 
-from epsam.cam import ActivationMap, save_cams
-from epsam.config import Config
-from epsam.patches import patches_for_sam
+from epsam.cam.activation import ActivationMap
+from epsam.cam.store import save_cams
+from epsam.config.schema import Config
+from epsam.patches.patch import patches_for_sam
+from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_mask, write_png
-from epsam.runtime.fitting import save_tensors
 from epsam.runtime.memory import peak_memory_mib
 from epsam.runtime.seeds import generator
-from epsam.sam import predict_split
 from epsam.sam.checkpoint import build_sam
-from epsam.sam.context import Context
-from epsam.sam.embeddings import embed
 from epsam.sam.encoder import encode, to_input
-from epsam.sam.finetuning import DecoderTraining, finetune, with_labels
-from epsam.sam.prediction import predict
+from epsam.sam.prediction import predict, predict_split
+from epsam.sam.session import SamSession
+from epsam.sam.training import DecoderTraining, with_labels
+from epsam.stages.embed import embed
+from epsam.stages.finetune import finetune
 from epsam.workspace import Workspace
 
 CAP_BYTES = 12e9
@@ -73,7 +74,7 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
     seconds = {}
     for embeddings in ("on", "off"):
         set_up = config.model_copy(update={"sam": config.sam.model_copy(update={"embeddings": embeddings})})
-        context = Context(set_up, workspace, hardware)
+        context = SamSession(set_up, workspace, hardware)
         examples = with_labels(context.examples("train"), workspace.pseudo_labels(0))
         training = DecoderTraining(context, "benchmark", examples, examples[:1])
         training.train_epoch(1)  # warm: page cache, memory pools
@@ -82,7 +83,7 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
         seconds[embeddings] = epoch.seconds
         print(f"training epoch, embeddings {embeddings}: {epoch.seconds:.3g} s, {patches / epoch.seconds:.3g} "
               f"patches/s, peak memory {epoch.peak:.0f} MiB")
-    context = Context(config, workspace, hardware)
+    context = SamSession(config, workspace, hardware)
     with measured(hardware) as prediction:
         list(predict(context, "train", context.examples("train")))
     print(f"prediction from the store: {patches / prediction.seconds:.3g} patches/s, "
@@ -101,7 +102,7 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
 
 def sam_images(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     """Encoder alone, on inputs in memory, in each precision of the device."""
-    sam = Context(config, workspace, hardware).sam
+    sam = SamSession(config, workspace, hardware).sam
     image = to_input(np.zeros((512, 512, 3), np.uint8), sam.image_encoder.img_size)
     precisions = [torch.float32] if hardware.device.type == "cpu" else [torch.bfloat16, torch.float32]
     for precision in precisions:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.config import Config
-from epsam.config_file import find_config, load_config
+from epsam.config.loading import find_config, load_config
+from epsam.config.schema import Config
 from epsam.demo.slides import make_demo
 from epsam.evaluation.methods import final_method, methods_of
-from epsam.evaluation.result_section import method_rows, share_closed
-from epsam.pipeline import STAGES, run_stage
+from epsam.report.result_section import method_rows, share_closed
 from epsam.results import read_results
+from epsam.runs.runner import STAGES, run_stage
 from epsam.runtime.log import set_up_logging
 from epsam.workspace import SPLITS, Workspace
 

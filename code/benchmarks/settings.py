@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.cam import cam_mask, load_cams
-from epsam.config import Config
-from epsam.config_file import load_config
+from epsam.cam.mask import cam_mask
+from epsam.cam.store import load_cams
+from epsam.config.loading import load_config
+from epsam.config.schema import Config
 from epsam.errors import DataError
-from epsam.metrics import overlap, pooled_dice
-from epsam.patches import patches_for_sam
+from epsam.evaluation.metrics import overlap, pooled_dice
+from epsam.patches.patch import patches_for_sam
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_csv, read_mask, write_csv
 from epsam.runtime.log import logger, set_up_logging
-from epsam.sam import predict_split
-from epsam.sam.finetuning import finetune
-from epsam.sam.retraining import retrain
+from epsam.sam.prediction import predict_split
+from epsam.stages.finetune import finetune
+from epsam.stages.retrain import retrain
 from epsam.workspace import SPLITS, Workspace
 
 VARIANTS = {

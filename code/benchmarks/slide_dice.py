@@ -18,17 +18,18 @@ import shapely
 import tifffile
 from shapely.geometry import box, shape
 
-from epsam.config import Config
-from epsam.config_file import load_config
+from epsam.config.loading import load_config
+from epsam.config.schema import Config
 from epsam.evaluation.methods import final_method
-from epsam.evaluation.result_section import method_rows
-from epsam.inference import InferenceSettings, infer
-from epsam.metrics import overlap, pooled_dice
+from epsam.evaluation.metrics import overlap, pooled_dice
+from epsam.inference.run import InferenceSettings, infer
+from epsam.report.result_section import method_rows
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv
 from epsam.runtime.log import set_up_logging
-from epsam.slides import load_annotation, open_slide
+from epsam.slides.annotation import load_annotation
 from epsam.slides.openslide import bounds_origin
+from epsam.slides.reader import open_slide
 from epsam.workspace import SPLITS, Workspace
 
 ALLOWED_LOSS, ALLOWED_DIFFERENCE = 0.02, 0.005

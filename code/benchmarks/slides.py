@@ -23,9 +23,9 @@ import numpy as np
 import openslide
 import tifffile
 
-from epsam.slides import load_annotation
-from epsam.slides.cutting import CHUNK, CutTask, Window, cut_windows, reading_order
-from epsam.slides.workers import prepare
+from epsam.patches.extraction import CHUNK, ExtractionTask, Window, extract_windows, reading_order
+from epsam.runtime.workers import prepare
+from epsam.slides.annotation import load_annotation
 
 GROUPS = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
 SIZE = (8192, 6144)
@@ -54,14 +54,14 @@ def write_pyramid(path: Path, image: np.ndarray) -> None:
                        subfiletype=int(level > 0), metadata=None)
 
 
-def both_ways(task: CutTask) -> np.ndarray:
+def both_ways(task: ExtractionTask) -> np.ndarray:
     """Seconds (2, 2) that a bare loop of read_region and our cutting take for a task, by the clock and of processor."""
     slide = _opened.get(task.path) or _opened.setdefault(task.path, openslide.OpenSlide(task.path))
     times = [(time.perf_counter(), time.process_time())]
     for window in task.windows:
         slide.read_region((window.x, window.y), 0, (task.size_px, task.size_px))
     times.append((time.perf_counter(), time.process_time()))
-    cut_windows(task)
+    extract_windows(task)
     times.append((time.perf_counter(), time.process_time()))
     return np.diff(times, axis=0)
 
@@ -69,7 +69,7 @@ def both_ways(task: CutTask) -> np.ndarray:
 _opened: dict[Path, openslide.OpenSlide] = {}
 
 
-def warm_up(task: CutTask) -> None:
+def warm_up(task: ExtractionTask) -> None:
     """In each process: open the slides and load the codecs, so that the turn measures neither."""
     both_ways(replace(task, windows=task.windows[:1]))
     time.sleep(0.3)  # so that the other processes take the other tasks
@@ -87,7 +87,7 @@ def benchmark_extraction(folder: Path, workers: int, repeats: int) -> None:
         x, y = np.random.default_rng(number).permutation(places)[: len(places) // 2].T
         windows = [Window(f"slide_{number}_x{x[i]}_y{y[i]}_0", int(x[i]), int(y[i]), False)
                    for i in reading_order(x, y, WINDOW)]
-        tasks += [CutTask(path.stem, path, "openslide", None, None, (), WINDOW, WINDOW, folder / "train",
+        tasks += [ExtractionTask(path.stem, path, "openslide", None, None, (), WINDOW, WINDOW, folder / "train",
                           tuple(windows[k:k + CHUNK])) for k in range(0, len(windows), CHUNK)]
     count = sum(len(task.windows) for task in tasks)
     seconds = []

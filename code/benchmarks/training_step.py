@@ -17,13 +17,13 @@ from collections.abc import Callable
 
 import torch
 
-from epsam.classifier import build_classifier
-from epsam.classifier.learner import Learner
-from epsam.config import Classifier
+from epsam.classifier.building import build_classifier
+from epsam.classifier.train_step import TrainStep
+from epsam.config.schema import Classifier
 from epsam.runtime.allocator import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory, set_options
 from epsam.runtime.device import choose_hardware
 from epsam.sam.checkpoint import build_sam
-from epsam.sam.decoding import decode_batch
+from epsam.sam.decoder import decode_batch
 from epsam.sam.losses import dice_loss, iou_loss
 
 GLIBC = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
@@ -84,7 +84,7 @@ def classifier_steps(depth: int, size: int, batch: int = 16) -> Steps:
         model.load_state_dict(first)
         optimiser = torch.optim.Adam(model.parameters(), settings.lr, weight_decay=settings.weight_decay,
                                      fused="fused" in changes)
-        learner = Learner(model, optimiser, None, hardware)
+        learner = TrainStep(model, optimiser, None, hardware)
         return lambda: learner.step(images, labels)
 
     return start

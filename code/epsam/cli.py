@@ -7,16 +7,16 @@ from pathlib import Path
 
 import click
 
-from epsam.config import Config
-from epsam.config_file import config_from, find_config, load_config
+from epsam.config.loading import config_from, find_config, load_config
+from epsam.config.schema import Config
 from epsam.errors import CheckpointError, ConfigError, EpsamError
-from epsam.pipeline import STAGES, Stage, run_stage
-from epsam.reset import reset
+from epsam.runs.lock import release
+from epsam.runs.record import end_with_owner
+from epsam.runs.reset import reset
+from epsam.runs.runner import STAGES, Stage, run_stage
 from epsam.runtime.allocator import keep_freed_memory
-from epsam.runtime.lock import release
 from epsam.runtime.log import logger, set_up_logging
-from epsam.runtime.settings import read_note, settings_file
-from epsam.runtime.state import end_with_owner
+from epsam.runtime.sidecar import read_metadata, sidecar_path
 from epsam.workspace import Workspace
 
 INTERRUPTED = 130
@@ -140,7 +140,7 @@ def infer_command(test_dataset_dir: Path, resnet_checkpoint: Path, sam_model_typ
     config = settings_of(resnet_checkpoint, sam_decoder_checkpoint, config_name, overrides)
     from epsam.doctor import report
     from epsam.doctor.run import examine_for_inference
-    from epsam.inference import InferenceSettings, infer
+    from epsam.inference.run import InferenceSettings, infer
     from epsam.runtime.device import choose_hardware
 
     sam = {"model_type": sam_model_type, "checkpoint": root / sam_checkpoint if sam_checkpoint else None}
@@ -171,9 +171,9 @@ def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides:
     if config_name:
         return load_config(find_config(config_name), overrides)
     for path in (decoder, resnet):
-        if settings := read_note(path).get("settings"):
-            return config_from(settings, str(settings_file(path)), overrides, with_paths=False)
-    raise ConfigError(f"{decoder}: no settings beside it ({settings_file(decoder).name}); name those it was trained "
+        if settings := read_metadata(path).get("settings"):
+            return config_from(settings, str(sidecar_path(path)), overrides, with_paths=False)
+    raise ConfigError(f"{decoder}: no settings beside it ({sidecar_path(decoder).name}); name those it was trained "
                       "with, e.g. ./infer.sh --config camelyon17")
 
 
@@ -182,7 +182,7 @@ def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides:
 @root_option
 def fetch_command(model_types: tuple[str, ...], root: Path) -> None:
     """Fetch weights into checkpoints/, e.g. on a machine with a network for one without."""
-    from epsam.runtime.weights import fetch
+    from epsam.runtime.downloads import fetch
 
     set_up_logging()
     for model_type in model_types:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from skimage.measure import label, regionprops
 
-from epsam.config import Prompts
+from epsam.config.schema import Prompts
 from epsam.errors import DataError
 
 

@@ -10,34 +10,35 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.cam import ActivationMap, cam_mask, load_cams, save_cams
-from epsam.config import Cam, Config, Patches
-from epsam.config_file import config_from, load_config
-from epsam.environment import read_environment, write_environment
+from epsam.cam.activation import ActivationMap
+from epsam.cam.mask import cam_mask
+from epsam.cam.store import load_cams, save_cams
+from epsam.config.loading import config_from, load_config
+from epsam.config.schema import Cam, Config, Patches
 from epsam.errors import EpsamError
-from epsam.evaluation.data_section import data_section
 from epsam.evaluation.methods import Figures, read_figures, write_figures
-from epsam.evaluation.slide_section import place_of
-from epsam.evaluation.training_section import training_section
 from epsam.inference.output import OutputFolder
-from epsam.inference.patches import Notes, check_masks, find_inputs
+from epsam.inference.predict_patches import Notes, check_masks, find_inputs
 from epsam.inference.run import COLUMNS, SlideFile, SlideRow, SlideState
-from epsam.inventory import check_files, hashes_of, record_files
-from epsam.patches import list_patches, patches_for_sam
+from epsam.patches.candidates import CandidatesTask, find_candidates
+from epsam.patches.manifest import SLIDE_COLUMNS, SlideRecord, read_overrides
+from epsam.patches.patch import list_patches, patches_for_sam
+from epsam.patches.tables import PATCH_COLUMNS
+from epsam.report.data_section import data_section
+from epsam.report.slide_section import location_of
+from epsam.report.training_section import training_section
 from epsam.results import read_results, record_results, restore_table
+from epsam.runs.environment import read_environment, write_environment
+from epsam.runs.inventory import check_files, hashes_of, record_files
+from epsam.runs.lock import lock
+from epsam.runs.record import check_signature, read_state, write_done
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import read_csv, read_image, read_json, read_mask, write_csv, write_png
-from epsam.runtime.lock import lock
 from epsam.runtime.records import read_record, write_record
-from epsam.runtime.settings import read_note, settings_file
-from epsam.runtime.state import check_signature, read_state, write_done
-from epsam.sam import load_decoder
-from epsam.sam.checkpoint import decoder_weights
+from epsam.runtime.sidecar import read_metadata, sidecar_path
+from epsam.sam.checkpoint import decoder_weights, load_decoder
 from epsam.sam.store import EmbeddingStore, Layout
-from epsam.slides import load_annotation
-from epsam.slides.found import SLIDE_COLUMNS, SlideRecord, read_overrides
-from epsam.slides.scan import ScanTask, scan_slide
-from epsam.slides.tables import PATCH_COLUMNS
+from epsam.slides.annotation import load_annotation
 from epsam.workspace import Workspace
 from tests import mutations
 from tests.fuzzing import Kind
@@ -111,7 +112,7 @@ def patch_name(folder: Path) -> Kind:
         patch.touch()
         try:
             for found in list_patches(folder):
-                place_of(found.name)
+                location_of(found.name)
             find_inputs(folder)
         finally:
             patch.unlink()
@@ -138,7 +139,7 @@ def decoder(folder: Path) -> Kind:
     """A decoder's weights, without a sidecar."""
     path, sam = folder / "decoder.pth", small_sam(width=8, heads=1)
     save_weights(path, decoder_weights(sam), {})
-    settings_file(path).unlink()
+    sidecar_path(path).unlink()
     return written(path, mutations.weights_file, lambda: load_decoder(sam, path), one_in=4)
 
 
@@ -147,10 +148,10 @@ def sidecar(folder: Path) -> Kind:
     """What lies beside weights."""
     weights = folder / "weights.pth"
     save_weights(weights, {}, CONFIG.model_dump(mode="json"), encoder="0" * 64)
-    path = settings_file(weights)
+    path = sidecar_path(weights)
 
     def read() -> None:
-        note = read_note(weights)
+        note = read_metadata(weights)
         load_weights(weights, {"classifier.depth": CONFIG.classifier.depth})
         config_from(note.get("settings", {}), str(path))
 
@@ -183,10 +184,10 @@ def scan(folder: Path) -> Kind:
     """What is kept of a slide between two runs of preprocess: a damaged one is made anew."""
     path = write_slide(folder / "a.tif", draw((96, 64), tissue=(8, 8, 88, 56)), tile=32, levels=1)
     config = CONFIG.model_copy(update={"patches": Patches(size_px=16, target_mpp=None, tissue={"downsample": 4})})
-    task = ScanTask(SlideRecord("a", path), config, Workspace(folder, "tiny"))
+    task = CandidatesTask(SlideRecord("a", path), config, Workspace(folder, "tiny"))
 
     def read() -> None:
-        if isinstance(outcome := scan_slide(task), EpsamError):
+        if isinstance(outcome := find_candidates(task), EpsamError):
             raise AssertionError(outcome)
 
     read()

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from epsam.patches import Patch, list_patches
+from epsam.patches.patch import Patch, list_patches
 from epsam.runtime.files import write_png
 from epsam.runtime.seeds import generator
 from epsam.workspace import SPLITS, Workspace

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from epsam.cam import ActivationMap, cam_mask, save_cams
-from epsam.config import Config
+from epsam.cam.activation import ActivationMap
+from epsam.cam.mask import cam_mask
+from epsam.cam.store import save_cams
+from epsam.config.schema import Config
+from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import write_png
-from epsam.runtime.fitting import save_tensors
 from epsam.runtime.seeds import generator
 from epsam.sam.demo_model import build_sam_demo
 from epsam.workspace import Workspace

@@ -7,25 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.cam import (
-    ActivationMap,
-    cam_mask,
-    compute_cams,
-    compute_maps,
-    fixed_limit,
-    load_cams,
-    resize_map,
-    save_cams,
-)
-from epsam.classifier import ResNetADL, build_classifier
-from epsam.config import Cam, Classifier, Config
+from epsam.cam.activation import ActivationMap, compute_cams, compute_maps, resize_map
+from epsam.cam.mask import cam_mask
+from epsam.cam.store import load_cams, save_cams
+from epsam.cam.threshold import fixed_threshold
+from epsam.classifier.building import build_classifier
+from epsam.classifier.resnet import ResNetADL
+from epsam.config.schema import Cam, Classifier, Config
 from epsam.errors import DataError
-from epsam.patches import patches_for_sam
-from epsam.runtime.checkpoints import save_weights
+from epsam.patches.patch import patches_for_sam
+from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_mask, write_csv
-from epsam.runtime.fitting import load_tensors
-from epsam.sam.initial_masks import make_initial_masks
+from epsam.stages.initial_masks import make_initial_masks
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 from tests.test_classifier_model import golden, published  # noqa: F401  fixtures
@@ -107,7 +101,7 @@ def _bump(size=32, y=10, x=20, spread=5.0):
 
 
 def _cut(values: np.ndarray, settings: Cam, size: tuple[int, int]) -> np.ndarray:
-    return cam_mask(ActivationMap(values, fixed_limit(values, settings)), settings, size)
+    return cam_mask(ActivationMap(values, fixed_threshold(values, settings)), settings, size)
 
 
 @pytest.mark.parametrize("settings", [CAMELYON16, CAMELYON17])
@@ -125,7 +119,7 @@ def test_published_rules_cut_at_their_percentile_and_open(settings):
 
 def test_the_percentile_is_that_of_the_map_before_it_is_resized():
     values = np.random.default_rng(0).random((32, 32)).astype(np.float32)
-    assert fixed_limit(values, CAMELYON16) == pytest.approx(np.percentile(values, 10))
+    assert fixed_threshold(values, CAMELYON16) == pytest.approx(np.percentile(values, 10))
 
 
 def test_the_percentile_is_that_of_the_non_zero_values():

@@ -10,12 +10,14 @@ import torch
 from torchvision.models import resnet18, resnet50
 from torchvision.transforms.functional import normalize
 
-from epsam.classifier import ADL, ResNetADL, build_classifier, high_frequency, load_classifier
+from epsam.classifier.adl import ADL
+from epsam.classifier.building import build_classifier, load_classifier
+from epsam.classifier.frequency import high_frequency
 from epsam.classifier.pretrained import initialise
-from epsam.config import Classifier
+from epsam.classifier.resnet import ResNetADL
+from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError, DataError
-from epsam.runtime.checkpoints import save_weights
-from epsam.runtime.fitting import save_tensors
+from epsam.runtime.checkpoints import save_tensors, save_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 

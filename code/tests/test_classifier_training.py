@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.classifier import ADL, build_classifier, load_classifier, training
+from epsam.classifier import training
+from epsam.classifier.adl import ADL
+from epsam.classifier.augmentation import augment
 from epsam.classifier.batchnorm import recalibrate_batchnorm
-from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches
-from epsam.classifier.learner import Learner
-from epsam.classifier.training import train_classifier
-from epsam.config import Augment, Classifier, Config
+from epsam.classifier.building import build_classifier, load_classifier
+from epsam.classifier.data import PatchImages, as_float, shuffled_batches
+from epsam.classifier.train_step import TrainStep
+from epsam.config.schema import Augment, Classifier, Config
 from epsam.errors import DataError, EpsamError
 from epsam.results import read_results
+from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv, write_png
-from epsam.runtime.fitting import load_tensors
 from epsam.runtime.seeds import seed_of
+from epsam.stages.train_classifier import train_classifier
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches, patch_list
 
@@ -100,11 +103,11 @@ def test_stopped_and_going_on_ends_as_uninterrupted(tmp_path, monkeypatch):
             raise Stop
         return step(*arguments)
 
-    step = Learner.step
-    monkeypatch.setattr(Learner, "step", stop_in_the_second_epoch)
+    step = TrainStep.step
+    monkeypatch.setattr(TrainStep, "step", stop_in_the_second_epoch)
     with pytest.raises(Stop):
         train_classifier(config, workspaces["stopped"], CPU)
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "step", step)
     train_classifier(config, workspaces["stopped"], CPU)
     whole, stopped = (load_tensors(w.classifier) for w in workspaces.values())
     for name, tensor in whole.items():
@@ -121,7 +124,7 @@ def test_micro_batches_add_up_to_the_batch():
     for used in (CPU, hardware):
         torch.manual_seed(0)
         model = training.build_classifier(Classifier(depth=18, adl=False)).eval()  # no batch statistics
-        Learner(model, torch.optim.SGD(model.parameters(), lr=0), torch.tensor(3.0), used).step(images, labels)
+        TrainStep(model, torch.optim.SGD(model.parameters(), lr=0), torch.tensor(3.0), used).step(images, labels)
         gradients.append(model.conv1.weight.grad.clone())
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
@@ -165,7 +168,7 @@ def test_what_adl_drops_does_not_depend_on_what_else_draws(workspace, monkeypatc
         monkeypatch.setattr(training, "augment", augmentation)
         torch.manual_seed(0)
         model = training.build_classifier(config.classifier)
-        learner = Learner(model, torch.optim.SGD(model.parameters(), lr=1e-2), None, CPU)
+        learner = TrainStep(model, torch.optim.SGD(model.parameters(), lr=1e-2), None, CPU)
         training._train_epoch(learner, train, config, 1)
         weights.append(model.conv1.weight.detach())
     assert any(isinstance(module, ADL) for module in model.modules())

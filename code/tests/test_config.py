@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from epsam.config import Config
-from epsam.config_file import SHIPPED, find_config, load_config
+from epsam.config.loading import SHIPPED, find_config, load_config
+from epsam.config.schema import Config
 from epsam.errors import ConfigError
 
 TOP = Path(__file__).parents[2]
@@ -101,8 +101,8 @@ def test_every_key_of_the_shipped_files_is_read():
 
 
 def test_config_survives_the_file_beside_a_checkpoint():
-    from epsam.config_file import config_from
-    from epsam.runtime.checkpoints import flatten
+    from epsam.config.loading import config_from
+    from epsam.runtime.sidecar import flatten
 
     config = load_config(find_config("camelyon17"))
     assert config_from(flatten(config.model_dump(mode="json")), "x") == config

@@ -2,7 +2,7 @@
 
 import pytest
 
-from epsam.config_file import find_config, load_config
+from epsam.config.loading import find_config, load_config
 from epsam.errors import ConfigError
 
 

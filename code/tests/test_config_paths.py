@@ -5,9 +5,9 @@ import json
 import pytest
 
 from epsam.cli import settings_of
-from epsam.config import Config
-from epsam.config_file import find_config, load_config
-from epsam.config_paths import settings_for_weights
+from epsam.config.loading import find_config, load_config
+from epsam.config.paths import settings_for_weights
+from epsam.config.schema import Config
 from epsam.errors import ConfigError
 
 ASAP = "multiresolutionimageinterface.py"

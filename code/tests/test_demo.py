@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from demo_sam.drawing import draw_example, draw_one
+from demo_sam.measuring import crops, fresh_textures, mean_dice
+from demo_sam.samples import draw_batch, load_examples
+from demo_sam.train import Stage, train
 
-from epsam.demo.drawing import draw_example, draw_one
-from epsam.demo.examples import draw_batch, load_examples
-from epsam.demo.measuring import crops, fresh_textures, mean_dice
-from epsam.demo.sam import Stage, train
 from epsam.demo.slides import make_demo, write_annotation
 from epsam.demo.tissue import draw_stain, draw_tissue
 from epsam.errors import DataError
-from epsam.metrics import dice
+from epsam.evaluation.metrics import dice
 from epsam.prompts import PromptSet, points_from_mask
+from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.files import write_png
-from epsam.runtime.fitting import load_tensors
-from epsam.sam import load_sam
-from epsam.sam.decoding import predict_masks
+from epsam.sam.checkpoint import load_sam
+from epsam.sam.decoder import predict_masks
 from epsam.sam.demo_model import INPUT_PX, build_sam_demo
-from epsam.slides import load_annotation, open_slide
+from epsam.slides.annotation import load_annotation
+from epsam.slides.reader import open_slide
 
 WEIGHTS = Path(__file__).parents[2] / "checkpoints" / "sam_demo.pth"
 NO_BOXES = np.zeros((0, 4), np.float32)

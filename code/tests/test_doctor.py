@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from epsam.config_file import find_config, load_config
+from epsam.config.loading import find_config, load_config
 from epsam.doctor import Check, as_json, as_lines, report
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
 from epsam.doctor.estimate import bytes_still_needed, flop, stage_bytes
 from epsam.doctor.machine import check_disk, check_folders, check_gpu, check_readers, check_torch
 from epsam.doctor.run import examine, examine_for_inference
 from epsam.errors import EpsamError
+from epsam.patches.camelyon import PUBLISHED_SPLITS
+from epsam.runs.record import write_done
 from epsam.runtime.files import write_text
-from epsam.runtime.state import write_done
-from epsam.slides.camelyon import PUBLISHED_SPLITS
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 

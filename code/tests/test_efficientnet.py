@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.classifier import ADL, EfficientNetLite0, build_classifier, load_classifier
-from epsam.classifier.activation import compute_maps
+from epsam.cam.activation import compute_maps
+from epsam.classifier.adl import ADL
+from epsam.classifier.building import build_classifier, load_classifier
+from epsam.classifier.efficientnet import EfficientNetLite0
 from epsam.classifier.pretrained import initialise
-from epsam.classifier.training import train_classifier
-from epsam.config import Cam, Classifier, Config
+from epsam.config.schema import Cam, Classifier, Config
 from epsam.doctor.data import check_weights
 from epsam.errors import CheckpointError, DataError
 from epsam.inference.models import CLASSIFIER, kind_of
-from epsam.runtime import weights as published
+from epsam.runtime import downloads as published
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import choose_hardware
+from epsam.stages.train_classifier import train_classifier
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 

@@ -10,21 +10,22 @@ import cv2
 import numpy as np
 import pytest
 
-from epsam.config import Config
-from epsam.config_file import load_config
+from epsam.config.loading import load_config
+from epsam.config.schema import Config
 from epsam.errors import DataError
-from epsam.evaluation.evaluate import evaluate
 from epsam.evaluation.methods import Figures, figures_csv, predictions, read_figures
-from epsam.evaluation.overview import draw_overview
-from epsam.evaluation.report import duration, report
-from epsam.evaluation.result_section import headline
 from epsam.inference.models import load_models
-from epsam.patches import patches_for_sam
-from epsam.pipeline import find_stage, run_stage, signature_of
+from epsam.patches.patch import patches_for_sam
+from epsam.report.overview import draw_overview
+from epsam.report.page import duration
+from epsam.report.result_section import headline
 from epsam.results import read_results, record_results
+from epsam.runs.record import write_done
+from epsam.runs.runner import find_stage, run_stage, signature_of
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
-from epsam.runtime.state import write_done
+from epsam.stages.evaluate import evaluate
+from epsam.stages.report import report
 from epsam.workspace import Workspace
 from tests.slide_factory import write_slide
 

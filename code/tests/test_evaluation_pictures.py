@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from epsam import panels
-from epsam.evaluation import plots
-from epsam.evaluation.example_section import _choose
-from epsam.evaluation.slide_section import draw_patches, place_of
+from epsam.report.example_section import _choose
+from epsam.report.slide_section import draw_patches, location_of
+from epsam.visualization import charts as plots
+from epsam.visualization import panels
 
 PATCH = np.full((64, 96, 3), 200, np.uint8)
 
@@ -66,7 +66,7 @@ def test_patches_lie_in_their_places_and_the_majority_counts_where_they_overlap(
 @pytest.mark.parametrize(("name", "place"), [
     ("tumor_001_x128_y0_1", ("tumor_001", 128, 0)), ("a_x1_y2_x30_y40_0", ("a_x1_y2", 30, 40)), ("brought_1", None)])
 def test_the_name_of_a_patch_tells_its_place(name, place):
-    found = place_of(name)
+    found = location_of(name)
     assert (found and (found.slide, found.x, found.y)) == place
 
 

@@ -7,19 +7,18 @@ import shutil
 import pytest
 import torch
 
-from epsam.cam import compute_split
+from epsam.cam.activation import compute_split
 from epsam.classifier.building import build_classifier
 from epsam.classifier.pretrained import initialise
-from epsam.config import Classifier
+from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError, DataError, EpsamError
-from epsam.inference import infer
-from epsam.runtime.checkpoints import load_weights, save_weights
-from epsam.runtime.fitting import load_tensors, save_tensors
+from epsam.inference.run import infer
+from epsam.runtime.checkpoints import load_tensors, load_weights, save_tensors, save_weights
 from epsam.sam.checkpoint import load_sam
-from epsam.sam.context import Context
 from epsam.sam.demo_model import build_sam_demo
-from epsam.sam.embeddings import embed
 from epsam.sam.prediction import predict
+from epsam.sam.session import SamSession
+from epsam.stages.embed import embed
 from tests.patch_factory import patch_list
 from tests.sam_factory import CPU, make_config, make_patches
 from tests.test_inference_run import WEIGHTS, hardware, patch_folder, settings, trained  # noqa: F401  fixtures
@@ -97,7 +96,7 @@ def test_a_map_that_is_not_finite_stops_with_the_name_of_its_patch(tmp_path):
 def test_logits_of_a_decoder_that_are_not_finite_stop_with_the_name_of_the_patch(tmp_path):
     workspace, config = make_patches(tmp_path), make_config(tmp_path)
     embed(config, workspace, CPU)
-    context = Context(config, workspace, CPU)
+    context = SamSession(config, workspace, CPU)
     for head in context.sam.mask_decoder.output_hypernetworks_mlps:
         with torch.no_grad():
             head.layers[-1].weight.fill_(3e38)

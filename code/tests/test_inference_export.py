@@ -16,7 +16,8 @@ from epsam.inference.overlay import round_length, write_overlay
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
 from epsam.runtime.files import read_image
-from epsam.slides import load_annotation, open_slide
+from epsam.slides.annotation import load_annotation
+from epsam.slides.reader import open_slide
 
 GROUPS = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
 SIZE, STEP = (3003, 2401), 3.9

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from epsam.errors import DataError, SlideError
-from epsam.inference import infer, patches
+from epsam.inference import predict_patches as patches
 from epsam.inference.output import OUTPUTS
-from epsam.slides import open_slide
+from epsam.inference.run import infer
+from epsam.slides.reader import open_slide
 from epsam.slides.remote import RemoteSlide
 from tests.slide_factory import draw, write_claiming, write_slide
 from tests.test_inference_run import hardware, patch_folder, rows_of, settings, trained  # noqa: F401 fixtures

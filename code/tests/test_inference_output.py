@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from epsam.config_file import load_config
+from epsam.config.loading import load_config
 from epsam.errors import DataError, EpsamError, StateError
-from epsam.inference import InferenceSettings, infer
 from epsam.inference.output import OUTPUTS
-from epsam.inference.run import output_names
+from epsam.inference.run import InferenceSettings, infer, output_names
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_mask, write_png
 from tests.tiny import SETTINGS

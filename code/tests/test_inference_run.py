@@ -22,17 +22,17 @@ import torch
 from shapely.geometry import shape
 
 from epsam.classifier.building import build_classifier
-from epsam.config_file import load_config
+from epsam.config.loading import load_config
 from epsam.demo.slides import make_demo
 from epsam.errors import CheckpointError, DataError, SlideError, StateError
-from epsam.inference import InferenceSettings, infer
 from epsam.inference.output import OUTPUTS
+from epsam.inference.run import InferenceSettings, infer
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_png
-from epsam.sam import load_sam
-from epsam.sam.checkpoint import decoder_weights
-from epsam.slides import load_annotation, open_slide
+from epsam.sam.checkpoint import decoder_weights, load_sam
+from epsam.slides.annotation import load_annotation
+from epsam.slides.reader import open_slide
 from tests.slide_factory import write_leica
 from tests.tiny import SETTINGS
 

@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from epsam.cam import ActivationMap, load_cams, save_cams
-from epsam.pipeline import STAGES, find_stage, run_stage
-from epsam.reset import reset
+from epsam.cam.activation import ActivationMap
+from epsam.cam.store import load_cams, save_cams
 from epsam.results import read_results
+from epsam.runs.reset import reset
+from epsam.runs.runner import STAGES, find_stage, run_stage
 from epsam.runtime.files import read_csv
 from tests.test_evaluation import copy, made  # noqa: F401  fixtures
 

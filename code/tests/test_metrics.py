@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epsam import metrics
 from epsam.errors import DataError
+from epsam.evaluation import metrics
 
 GOLDEN = Path(__file__).parent / "golden" / "reference.npz"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from epsam.config import Prompts
+from epsam.config.schema import Prompts
 from epsam.errors import DataError
 from epsam.prompts import (
     NO_BOXES,

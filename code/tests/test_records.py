@@ -8,7 +8,7 @@ import pytest
 
 from epsam.errors import DataError
 from epsam.evaluation.methods import Figures, read_figures, write_figures
-from epsam.patches import patches_for_sam
+from epsam.patches.patch import patches_for_sam
 from epsam.results import read_results, record_results
 from epsam.runtime.files import read_csv, write_csv
 from epsam.runtime.log import logger, set_up_logging

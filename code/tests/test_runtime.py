@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from epsam.errors import CheckpointError, DataError, EpsamError
-from epsam.runtime import weights
-from epsam.runtime.checkpoints import load_weights, save_weights
+from epsam.runtime import downloads as weights
+from epsam.runtime.checkpoints import load_tensors, load_weights, save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, remove_temporaries, write_png
-from epsam.runtime.fitting import fit, load_tensors
 from epsam.runtime.seeds import generator, seed_of
+from epsam.runtime.training_loop import run
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -176,7 +176,7 @@ def _fit(folder, losses, *, epochs, early_stop=99, stop_after=None):
             model.weight *= epoch
         return {"train_loss": 1.0, "val_loss": losses[epoch - 1]}
 
-    done = fit("test", run_epoch, {"model": model}, model.state_dict, epochs=epochs, early_stop=early_stop,
+    done = run("test", run_epoch, {"model": model}, model.state_dict, epochs=epochs, early_stop=early_stop,
                state=folder / "state.pth", best=folder / "best.pth", curves=folder / "curves.csv")
     return model, done
 

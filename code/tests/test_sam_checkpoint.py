@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from epsam.errors import CheckpointError
-from epsam.runtime.checkpoints import save_weights
-from epsam.runtime.fitting import save_tensors
-from epsam.sam import load_decoder, load_sam
-from epsam.sam.checkpoint import build_sam, decoder_weights
-from epsam.sam.decoding import decode_batch
+from epsam.runtime.checkpoints import save_tensors, save_weights
+from epsam.sam.checkpoint import build_sam, decoder_weights, load_decoder, load_sam
+from epsam.sam.decoder import decode_batch
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.encoder import encoder_hash
 from tests.sam_factory import small_sam

@@ -7,8 +7,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from epsam.errors import DataError
 from epsam.prompts import NO_BOXES, NO_POINTS, PromptSet
-from epsam.sam import decode_batch, predict_masks
-from epsam.sam.decoding import PADDING
+from epsam.sam.decoder import PADDING, decode_batch, predict_masks
 from epsam.sam.encoder import encode, to_input
 from tests.sam_factory import CPU, draw_patch, small_sam
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from epsam.errors import DataError, EpsamError, StateError
-from epsam.patches import patches_for_sam
+from epsam.patches.patch import patches_for_sam
+from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.files import read_image, read_mask, write_png
-from epsam.runtime.fitting import save_tensors
 from epsam.sam.checkpoint import load_sam
 from epsam.sam.demo_model import build_sam_demo
-from epsam.sam.embeddings import embed, open_embeddings, views_that_fit
-from epsam.sam.examples import Batches, Samples, examples_of, load_batches
+from epsam.sam.embeddings import open_embeddings
+from epsam.sam.samples import Batches, Samples, examples_of, load_batches
 from epsam.sam.views import VIEWS, apply_view
+from epsam.stages.embed import embed, views_that_fit
 from epsam.workspace import SPLITS
 from tests.sam_factory import COUNTS, CPU, make_config, make_patches
 

@@ -10,20 +10,22 @@ import pytest
 import torch
 from skimage.measure import label
 
-from epsam.cam import ActivationMap, load_cams, save_cams
-from epsam.config import Retrain, Sam
+from epsam.cam.activation import ActivationMap
+from epsam.cam.store import load_cams, save_cams
+from epsam.config.schema import Retrain, Sam
 from epsam.errors import DataError
-from epsam.patches import patches_for_sam
+from epsam.patches.patch import patches_for_sam
+from epsam.pseudo_labels import ids_score, warn_of_drift
+from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.files import read_csv, read_image, read_mask, write_png
-from epsam.runtime.fitting import load_tensors
-from epsam.sam import predict_split, supported_islands, without_small_regions
-from epsam.sam.context import Context
-from epsam.sam.embeddings import embed
-from epsam.sam.finetuning import finetune, train_decoder, validation_examples, with_labels
 from epsam.sam.losses import dice_loss, iou_loss
-from epsam.sam.pseudo_labels import ids_score, warn_of_drift
-from epsam.sam.retraining import retrain, train_supervised
-from epsam.sam.tidying import tidy
+from epsam.sam.postprocessing import components_touching, postprocess, without_small_regions
+from epsam.sam.prediction import predict_split
+from epsam.sam.session import SamSession
+from epsam.sam.training import train_decoder, train_supervised, validation_examples, with_labels
+from epsam.stages.embed import embed
+from epsam.stages.finetune import finetune
+from epsam.stages.retrain import retrain
 from epsam.workspace import Workspace
 from tests.sam_factory import CPU, SIZE, make_config, make_patches
 
@@ -126,11 +128,11 @@ def test_islands_that_the_cam_does_not_touch_go():
     mask, cam = np.zeros((2, 40, 40), bool)
     mask[2:10, 2:10] = mask[20:30, 20:30] = True
     cam[9:15, 9:15] = True  # a corner of the first
-    kept = supported_islands(mask, cam)
+    kept = components_touching(mask, cam)
     np.testing.assert_array_equal(kept[:15, :15], mask[:15, :15])
     assert kept.sum() == 64
-    assert not supported_islands(mask, np.zeros_like(cam)).any()
-    np.testing.assert_array_equal(tidy(mask, cam, Sam()), mask, "as published, all stay")
+    assert not components_touching(mask, np.zeros_like(cam)).any()
+    np.testing.assert_array_equal(postprocess(mask, cam, Sam()), mask, "as published, all stay")
 
 
 def test_pseudo_labels_have_no_small_regions_when_these_are_set_to_go(rounds):
@@ -156,7 +158,7 @@ def test_predictions_do_not_depend_on_the_batch(rounds):
 
 def test_a_training_starts_from_the_original_decoder_whatever_was_in_place(tmp_path):
     workspace, config = _trained(tmp_path, finetune={"epochs": 1})
-    context = Context(config, workspace, CPU)
+    context = SamSession(config, workspace, CPU)
     train = with_labels(context.examples("train"), workspace.pseudo_labels(0))
     context.use_decoder(workspace.decoder(0))
     train_decoder(context, "again", train, validation_examples(context, 0), workspace.decoder(9))

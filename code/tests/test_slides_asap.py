@@ -11,8 +11,9 @@ import pytest
 import tifffile
 
 from epsam.errors import SlideError
-from epsam.slides import open_slide, overview
 from epsam.slides.asap import MODULE
+from epsam.slides.reader import open_slide
+from epsam.slides.slide import overview
 from tests.slide_factory import draw, philips, spoil_tile, write_slide
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"

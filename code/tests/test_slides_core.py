@@ -10,8 +10,9 @@ from matplotlib.path import Path as Outline
 
 from epsam.demo.slides import make_demo
 from epsam.errors import AnnotationError, SlideError
-from epsam.slides import load_annotation, open_slide
-from epsam.slides.camelyon import PUBLISHED_SPLITS
+from epsam.patches.camelyon import PUBLISHED_SPLITS
+from epsam.slides.annotation import load_annotation
+from epsam.slides.reader import open_slide
 from epsam.slides.slide import overview
 from epsam.workspace import SPLITS
 

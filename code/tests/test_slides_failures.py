@@ -11,10 +11,10 @@ import pytest
 from PIL.Image import DecompressionBombError
 
 from epsam.errors import DataError
+from epsam.patches import candidates as scan_module
 from epsam.runtime.files import atomic, remove_temporaries
-from epsam.slides import scan as scan_module
-from epsam.slides.extraction import preprocess
 from epsam.slides.openslide import OpenSlideSlide
+from epsam.stages.preprocess import preprocess
 from epsam.workspace import Workspace
 from tests.slide_factory import box_points, draw, make_dataset, write_claiming, write_slide, write_xml
 from tests.test_slides_preprocess import config, slides, table, written
@@ -114,7 +114,7 @@ def test_windows_that_raise_are_left_out(ws, monkeypatch):
 
 
 def test_a_sheet_that_cannot_be_drawn_costs_the_sheet_alone(ws, monkeypatch, caplog):
-    from epsam.slides import extraction
+    from epsam.stages import preprocess as extraction
 
     real = extraction.write_sheet
 

@@ -9,14 +9,14 @@ import pytest
 import shapely
 from shapely.geometry import box
 
-from epsam.config import Config
+from epsam.config.schema import Config
 from epsam.errors import AnnotationError
 from epsam.inference.export import write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus
-from epsam.slides import load_annotation
-from epsam.slides.found import SlideRecord
+from epsam.patches.candidates import CandidatesTask, find_candidates
+from epsam.patches.manifest import SlideRecord
+from epsam.slides.annotation import load_annotation
 from epsam.slides.openslide import bounds_origin
-from epsam.slides.scan import ScanTask, scan_slide
 from epsam.workspace import Workspace
 from tests.slide_factory import GROUPS, draw, write_leica
 
@@ -118,7 +118,7 @@ def test_outlines_of_qupath_lie_on_the_scanned_area_of_the_glass(tmp_path):
     annotation = tmp_path / "a.geojson"
     annotation.write_text(json.dumps([feature([[[100, 100], [300, 100], [300, 300], [100, 300]]])]))
     config = Config(name="x", patches={"size_px": 64})
-    scan = scan_slide(ScanTask(SlideRecord("a", path, annotation=annotation), config, Workspace(tmp_path, "x")))
+    scan = find_candidates(CandidatesTask(SlideRecord("a", path, annotation=annotation), config, Workspace(tmp_path, "x")))
     full = scan.fraction == 1
     assert full.any()
     assert scan.x[full].min() >= 356

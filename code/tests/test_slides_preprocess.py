@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from epsam.config import Config
+from epsam.config.schema import Config
 from epsam.errors import ConfigError, DataError
-from epsam.patches import list_patches, patches_for_sam
-from epsam.slides import load_annotation, open_slide, qa
-from epsam.slides.extraction import preprocess
+from epsam.patches.patch import list_patches, patches_for_sam
+from epsam.slides.annotation import load_annotation
+from epsam.slides.reader import open_slide
+from epsam.stages.preprocess import preprocess
+from epsam.visualization import slide_sheet as qa
 from epsam.workspace import SPLITS, Workspace
 from tests.slide_factory import GROUPS, box_points, draw, make_dataset, philips, spoil_tile, write_slide, write_xml
 

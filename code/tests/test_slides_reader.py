@@ -10,7 +10,8 @@ import pytest
 import tifffile
 
 from epsam.errors import SlideError
-from epsam.slides import open_slide, overview, read_window
+from epsam.slides.reader import open_slide
+from epsam.slides.slide import overview, read_window
 from tests.slide_factory import GLASS, TISSUE, draw, philips, spoil_tile, write_slide
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"

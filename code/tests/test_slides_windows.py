@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epsam.config import Config, Patches, Selection, Slides, Tissue
+from epsam.config.schema import Config, Patches, Selection, Slides, Tissue
 from epsam.errors import ConfigError, DataError, SlideError
-from epsam.slides.camelyon import PUBLISHED_SPLITS, canonical_name, patient_of, split_lists
-from epsam.slides.found import Override, SlideRecord
-from epsam.slides.grid import candidate_windows, window_px
-from epsam.slides.selection import Candidates, select
-from epsam.slides.splits import apply_published, assign_random
+from epsam.patches.camelyon import PUBLISHED_SPLITS, canonical_name, patient_of, split_lists
+from epsam.patches.grid import candidate_windows, window_px
+from epsam.patches.manifest import Override, SlideRecord
+from epsam.patches.selection import Candidates, select
+from epsam.patches.splits import apply_published, assign_random
 from epsam.slides.tissue import tissue_mask
 from tests.slide_factory import draw
 

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.config_file import load_config
+from epsam.config.loading import load_config
 from epsam.errors import DataError, EpsamError, StateError
-from epsam.pipeline import STAGES, find_stage, run_stage, signature_of
-from epsam.reset import reset
+from epsam.patches.tables import PATCH_COLUMNS
+from epsam.runs.lock import lock, release, start_of
+from epsam.runs.record import check_signature, read_state, write_done
+from epsam.runs.reset import reset
+from epsam.runs.runner import STAGES, find_stage, run_stage, signature_of
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import write_csv, write_png, write_text
-from epsam.runtime.lock import lock, release, start_of
 from epsam.runtime.log import logger, set_up_logging
-from epsam.runtime.settings import settings_file
-from epsam.runtime.state import check_signature, read_state, write_done
-from epsam.slides.tables import PATCH_COLUMNS
+from epsam.runtime.sidecar import sidecar_path
 from epsam.workspace import SPLITS, Workspace
 from tests.patch_factory import make_patches
 
@@ -95,7 +95,7 @@ def test_lock_of_another_host_or_container_is_respected_while_it_has_a_heartbeat
     path = _write_lock(tmp_path, **place)
     with pytest.raises(StateError, match=r"process 1 on .*last heartbeat.*delete"), lock(tmp_path):
         pass
-    monkeypatch.setattr("epsam.runtime.lock.BEAT_S", 0.1)
+    monkeypatch.setattr("epsam.runs.lock.BEAT_S", 0.1)
     os.utime(path, (1, 1))  # as old as it seems when a clock was set, but touched again while it is watched
     beats = threading.Timer(0.05, path.touch)
     beats.start()
@@ -106,7 +106,7 @@ def test_lock_of_another_host_or_container_is_respected_while_it_has_a_heartbeat
 
 @pytest.mark.parametrize("place", ELSEWHERE)
 def test_lock_of_another_host_without_heartbeat_is_taken_over(tmp_path, place, monkeypatch, caplog):
-    monkeypatch.setattr("epsam.runtime.lock.BEAT_S", 0.01)
+    monkeypatch.setattr("epsam.runs.lock.BEAT_S", 0.01)
     os.utime(_write_lock(tmp_path, **place), (1, 1))
     with lock(tmp_path):
         assert str(os.getpid()) in json.loads((tmp_path / "lock").read_text())["processes"]
@@ -114,7 +114,7 @@ def test_lock_of_another_host_without_heartbeat_is_taken_over(tmp_path, place, m
 
 
 def test_the_holder_of_a_lock_gives_a_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr("epsam.runtime.lock.BEAT_S", 0.01)
+    monkeypatch.setattr("epsam.runs.lock.BEAT_S", 0.01)
     with lock(tmp_path):
         os.utime(tmp_path / "lock", (1, 1))
         while (tmp_path / "lock").stat().st_mtime < 2:
@@ -127,7 +127,7 @@ HOLD = "import sys; from pathlib import Path; from epsam.runtime.lock import loc
 
 @pytest.mark.parametrize("place", ELSEWHERE)
 def test_a_holder_of_another_pid_namespace_excludes_by_its_flock_alone(tmp_path, place, monkeypatch):
-    monkeypatch.setattr("epsam.runtime.lock.PATIENCE_S", 0.2)
+    monkeypatch.setattr("epsam.runs.lock.PATIENCE_S", 0.2)
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
@@ -282,16 +282,16 @@ def test_weights_that_an_earlier_run_left_are_neither_taken_for_this_ones_nor_de
     config, workspace = run
     for number in (1, 2, 3):
         write_text(workspace.decoder(number), f"{number} of an earlier run with three rounds")
-        write_text(settings_file(workspace.decoder(number)), f"settings {number}")
+        write_text(sidecar_path(workspace.decoder(number)), f"settings {number}")
     with pytest.raises(EpsamError):
         run_stage(find_stage("retrain"), config, workspace)
     for number in (1, 2, 3):
         kept = workspace.checkpoints / f"small_decoder_iter{number}.1.pth"
         assert kept.read_text() == f"{number} of an earlier run with three rounds"
-        assert settings_file(kept).read_text() == f"settings {number}"
+        assert sidecar_path(kept).read_text() == f"settings {number}"
         assert f"small_decoder_iter{number}.pth is kept as {kept.name}" in caplog.text
         assert not workspace.decoder(number).exists()
-        assert not settings_file(workspace.decoder(number)).exists()
+        assert not sidecar_path(workspace.decoder(number)).exists()
 
 
 def test_weights_are_renamed_when_a_stage_is_to_run_anew(run):

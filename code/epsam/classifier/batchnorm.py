@@ -7,9 +7,10 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from epsam.classifier.adl import ADL
+from epsam.classifier.augmentation import augment
 from epsam.classifier.backbone import Backbone
-from epsam.classifier.data import PatchImages, as_float, augment, shuffled_batches
-from epsam.config import Classifier
+from epsam.classifier.data import PatchImages, as_float, shuffled_batches
+from epsam.config.schema import Classifier
 from epsam.runtime.device import Hardware
 
 

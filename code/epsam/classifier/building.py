@@ -8,7 +8,7 @@ import torch
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.efficientnet import EfficientNetLite0
 from epsam.classifier.resnet import ResNetADL
-from epsam.config import Classifier
+from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError
 from epsam.runtime.checkpoints import load_weights
 

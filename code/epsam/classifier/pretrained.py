@@ -8,8 +8,8 @@ import torch
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.building import check_fit
 from epsam.classifier.resnet import ResNetADL
-from epsam.runtime.fitting import load_tensors
-from epsam.runtime.weights import fetch, packaged_weights
+from epsam.runtime.checkpoints import load_tensors
+from epsam.runtime.downloads import fetch, packaged_weights
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 SPREAD = torch.tensor([0.229, 0.224, 0.225])

@@ -3,15 +3,15 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from epsam.config import Config
+from epsam.config.schema import Config
 from epsam.doctor import Check
 from epsam.errors import CheckpointError, DataError
-from epsam.patches import list_patches
+from epsam.patches.camelyon import PUBLISHED_SPLITS, canonical_name, kind_of, split_lists
+from epsam.patches.manifest import SUFFIXES
+from epsam.patches.patch import list_patches
+from epsam.runtime.downloads import WEIGHTS, packaged_weights
+from epsam.runtime.failures import printable
 from epsam.runtime.files import sha256, size_text
-from epsam.runtime.weights import WEIGHTS, packaged_weights
-from epsam.slides.camelyon import PUBLISHED_SPLITS, canonical_name, kind_of, split_lists
-from epsam.slides.failures import printable
-from epsam.slides.found import SUFFIXES
 from epsam.workspace import SPLITS, Workspace
 
 BUCKET = "s3://camelyon-dataset"

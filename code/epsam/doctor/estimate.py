@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from epsam.config import Config, Selection
-from epsam.runtime.state import read_state
+from epsam.config.schema import Config, Selection
+from epsam.runs.record import read_state
 from epsam.workspace import SPLITS, Workspace
 
 PNG_BYTES_PER_PX = 3.1

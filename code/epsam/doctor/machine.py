@@ -13,7 +13,7 @@ from pathlib import Path
 
 import openslide
 
-from epsam.config import Config
+from epsam.config.schema import Config
 from epsam.doctor import Check
 from epsam.runtime.files import size_text
 

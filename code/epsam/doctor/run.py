@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from epsam.config import Config
+from epsam.config.schema import Config
 from epsam.doctor import Check
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
 from epsam.doctor.estimate import bytes_still_needed, flop

@@ -7,8 +7,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, model_validator
 
-from epsam import metrics
-from epsam.config import Config
+from epsam.config.schema import Config
+from epsam.evaluation import metrics
 from epsam.runtime.files import write_csv
 from epsam.runtime.records import Row, read_rows
 from epsam.workspace import Workspace

@@ -8,21 +8,26 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from epsam.cam import ActivationMap, cam_mask, compute_maps, fixed_limit, resize_map
-from epsam.classifier import Backbone, load_classifier
-from epsam.config import Config
+from epsam.cam.activation import ActivationMap, compute_maps, resize_map
+from epsam.cam.mask import cam_mask
+from epsam.cam.threshold import fixed_threshold, otsu_threshold
+from epsam.classifier.backbone import Backbone
+from epsam.classifier.building import load_classifier
+from epsam.config.schema import Config
 from epsam.errors import CheckpointError
 from epsam.prompts import prompts_for
+from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
-from epsam.runtime.fitting import load_tensors
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.seeds import generator
-from epsam.sam import load_decoder, load_sam, predict_masks, supported_islands, without_small_regions
+from epsam.sam.checkpoint import load_decoder, load_sam
+from epsam.sam.decoder import predict_masks
 from epsam.sam.encoder import encode, to_input
-from epsam.sam.limits import clearest_limit
+from epsam.sam.postprocessing import components_touching, without_small_regions
 
 Model = TypeVar("Model")
+
 
 CPU_PIXELS = 2**19
 """Most input pixels of one call of a model on the CPU, where larger batches cost memory and gain no time."""
@@ -90,7 +95,7 @@ class Models:
         if self.config.sam.islands == "supported":
             for probability, mask in zip(probabilities, masks, strict=True):
                 tumour = probability > 0.5
-                probability[tumour & ~supported_islands(tumour, mask)] = 0
+                probability[tumour & ~components_touching(tumour, mask)] = 0
         return probabilities
 
     def _embed(self, images: np.ndarray) -> torch.Tensor:
@@ -112,10 +117,10 @@ class Models:
                     .float().cpu().numpy()]
         check_finite(np.stack(maps), names, "the classifier's maps")
         if settings.threshold == "auto":
-            limits = [clearest_limit(values, embedding, image, settings)
+            limits = [otsu_threshold(values, embedding, image, settings)
                       for values, embedding, image in zip(maps, embeddings.cpu().numpy(), images, strict=True)]
         else:
-            limits = [fixed_limit(values, settings) for values in maps]
+            limits = [fixed_threshold(values, settings) for values in maps]
         return [ActivationMap(values, limit) for values, limit in zip(maps, limits, strict=True)]
 
     def _batches(self, items: Sequence | np.ndarray, size: int, pixels: int) -> list:
@@ -131,6 +136,8 @@ class Models:
 
 
 CLASSIFIER, WHOLE_SAM, DECODER = "a classifier", "a whole SAM", "a SAM mask decoder"
+
+
 BELONGS = {CLASSIFIER: "RESNET_CHECKPOINT", WHOLE_SAM: "SAM_CHECKPOINT", DECODER: "SAM_DECODER_CHECKPOINT"}
 
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from epsam.inference.outlines import Focus
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
-from epsam.slides import Slide, overview
+from epsam.slides.slide import Slide, overview
 
 LONG_SIDE = 1800
 """Pixels of the longer side of the slide in the picture."""

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from epsam.config import Config
+from epsam.config.schema import Config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.inference.models import Models, load_models
 from epsam.inference.output import OUTPUTS, OutputFolder, check_place
-from epsam.inference.patches import check_masks, find_inputs, predict_patches
-from epsam.inference.slide import predict_slide
+from epsam.inference.predict_patches import check_masks, find_inputs, predict_patches
+from epsam.inference.predict_slide import predict_slide
+from epsam.patches.manifest import short
 from epsam.results import result_line
+from epsam.runs.lock import lock
 from epsam.runtime.device import Hardware
+from epsam.runtime.failures import check_name, guard, has_usable_name, log_failure, printable
 from epsam.runtime.files import read_csv, sha256, write_csv
-from epsam.runtime.lock import lock
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
-from epsam.slides.failures import check_name, guard, has_usable_name, log_failure, printable
-from epsam.slides.found import short
 
 SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
 """Of files that are taken for slides in a folder."""

@@ -1,5 +1,6 @@
 """Weights on disk: a flat state dict, and beside it a JSON file with the settings they belong to."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ import torch
 
 from epsam.errors import CheckpointError
 from epsam.runtime.files import atomic, sha256, write_json
-from epsam.runtime.fitting import load_tensors, write_tensors
+from epsam.runtime.finite import first_non_finite
 from epsam.runtime.old_weights import keep_old_weights
-from epsam.runtime.settings import flatten, read_note, settings_file
+from epsam.runtime.sidecar import flatten, read_metadata, sidecar_path
 
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], encoder: str = "") -> None:
@@ -26,7 +27,7 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapp
             keep_old_weights(path)
         # Before the weights get their name: weights that exist have their settings beside them.
         note = {"settings": flatten(settings), "sha256": digest} | ({"encoder": encoder} if encoder else {})
-        write_json(settings_file(path), note)
+        write_json(sidecar_path(path), note)
 
 
 def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
@@ -36,9 +37,9 @@ def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[
     or was trained with other settings (nested or flat).
     """
     weights = load_tensors(path)
-    note = read_note(path)
+    note = read_metadata(path)
     if "sha256" in note and note["sha256"] != sha256(path):
-        raise CheckpointError(f"{path} is not the file that {settings_file(path).name} was written for (its SHA-256 is "
+        raise CheckpointError(f"{path} is not the file that {sidecar_path(path).name} was written for (its SHA-256 is "
                               "another). Copy both files again; or, if these weights are meant, delete the .json")
     saved = note.get("settings", {})
     wrong = [f"{key} is {saved[key]!r} there, {value!r} here" for key, value in flatten(expected or {}).items()
@@ -47,3 +48,34 @@ def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[
         raise CheckpointError(f"{path} was trained with other settings: {'; '.join(wrong)}. "
                               "Use the settings it was trained with, or train again")
     return weights
+
+
+def save_tensors(path: Path, value: Mapping[str, Any]) -> None:
+    """torch.save under a temporary name, then rename; the same tensors give the same bytes."""
+    with atomic(path) as temporary:
+        write_tensors(temporary, value)
+
+
+def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
+    """torch.save by way of memory: given a path it would write that into the file, and a full disk it cannot name."""
+    stream = io.BytesIO()
+    torch.save(dict(value), stream)
+    path.write_bytes(stream.getbuffer())
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """torch.load of tensors and plain values only; raises CheckpointError for anything else, and for NaN or infinity."""
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        bad = first_non_finite(value) if isinstance(value, dict) else None
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged or hostile file
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path}: cannot be loaded as weights ({reason}); make or fetch it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of weights")
+    if bad is not None:
+        raise CheckpointError(f"{path}: the entry {bad} holds values that are not finite (NaN or infinite); these weights "
+                              "are damaged or come from a training that failed. Copy or fetch them again, or train again")
+    return value

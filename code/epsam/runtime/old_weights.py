@@ -5,7 +5,7 @@ from pathlib import Path
 
 from epsam.runtime.files import atomic
 from epsam.runtime.log import logger
-from epsam.runtime.settings import settings_file
+from epsam.runtime.sidecar import sidecar_path
 
 
 def keep_old_weights(path: Path) -> None:
@@ -16,9 +16,9 @@ def keep_old_weights(path: Path) -> None:
     if not path.is_file():
         return
     numbered = _free_name(path)
-    settings = settings_file(path)
+    settings = sidecar_path(path)
     if settings.is_file():
-        with atomic(settings_file(numbered)) as temporary:
+        with atomic(sidecar_path(numbered)) as temporary:
             shutil.copyfile(settings, temporary)
     path.rename(numbered)
     settings.unlink(missing_ok=True)
@@ -29,6 +29,6 @@ def _free_name(path: Path) -> Path:
     number = 1
     while True:
         numbered = path.with_name(f"{path.stem}.{number}{path.suffix}")
-        if not numbered.exists() and not settings_file(numbered).exists():
+        if not numbered.exists() and not sidecar_path(numbered).exists():
             return numbered
         number += 1

@@ -10,11 +10,10 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from epsam.errors import CheckpointError
-from epsam.runtime.checkpoints import load_weights
+from epsam.runtime.checkpoints import load_tensors, load_weights
+from epsam.runtime.downloads import WEIGHTS, fetch
 from epsam.runtime.files import sha256
-from epsam.runtime.fitting import load_tensors
-from epsam.runtime.settings import read_note
-from epsam.runtime.weights import WEIGHTS, fetch
+from epsam.runtime.sidecar import read_metadata
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.encoder import encoder_hash
 
@@ -84,7 +83,7 @@ def load_decoder(sam: Sam, path: Path) -> Sam:
     """
     weights = _unwrap(load_weights(path))
     _check_fit(path, weights, decoder_weights(sam), "this SAM's mask decoder")
-    trained_on = read_note(path).get("encoder")
+    trained_on = read_metadata(path).get("encoder")
     if trained_on and trained_on != (here := encoder_hash(sam)):
         raise CheckpointError(f"{path} was trained on another SAM (encoder {trained_on[:12]} there, {here[:12]} here); "
                               "give the SAM weights it was trained with (SAM_CHECKPOINT, sam.checkpoint)")

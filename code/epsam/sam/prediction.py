@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from epsam.cam import cam_mask
-from epsam.config import Config
+from epsam.cam.mask import cam_mask
+from epsam.config.schema import Config
 from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
 from epsam.runtime.log import logger, progress
-from epsam.sam.context import Context
-from epsam.sam.decoding import predict_masks
+from epsam.sam.decoder import predict_masks
 from epsam.sam.embeddings import reading_threads
-from epsam.sam.examples import Batches, Example, Sample, Samples, by_size, load_batches
-from epsam.sam.tidying import tidy
+from epsam.sam.postprocessing import postprocess
+from epsam.sam.samples import Batches, Example, Sample, Samples, by_size, load_batches
+from epsam.sam.session import SamSession
 from epsam.workspace import Workspace
 
 
@@ -26,7 +26,7 @@ def predict_split(
 
     `decoder` is a file of decoder weights; None takes SAM's own, untuned.
     """
-    context = Context(config, workspace, hardware)
+    context = SamSession(config, workspace, hardware)
     context.use_decoder(decoder)
     unprompted = []
     for sample, mask in predict(context, split, context.examples(split)):
@@ -36,7 +36,7 @@ def predict_split(
 
 
 def predict(
-    context: Context, split: str, examples: Sequence[Example], draw: int = 0
+    context: SamSession, split: str, examples: Sequence[Example], draw: int = 0
 ) -> Iterator[tuple[Sample, np.ndarray]]:
     """Each example as a sample, with the mask (H, W) bool that the context's decoder predicts for it, tidied.
 
@@ -55,7 +55,7 @@ def predict(
                 check_finite(logits, [sample.example.patch.name for sample in group], "SAM's logits")
                 masks = (logits > context.sam.mask_threshold).cpu().numpy()
                 for sample, mask in zip(group, masks, strict=True):
-                    yield sample, tidy(mask, cam_mask(sample.example.cam, context.config.cam, size), context.config.sam)
+                    yield sample, postprocess(mask, cam_mask(sample.example.cam, context.config.cam, size), context.config.sam)
             bar.update(len(batch))
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from epsam.errors import SlideError
-from epsam.slides.failures import guard
+from epsam.runtime.failures import guard
+from epsam.runtime.workers import DIED, cannot_start, prepare
 from epsam.slides.openslide import bounds_origin
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide
-from epsam.slides.workers import DIED, cannot_start, prepare
 
 SECONDS_TO_END = 5
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from epsam.config import Tissue
+from epsam.config.schema import Tissue
 from epsam.slides.slide import Slide, overview
 
 GREY = 0.1

@@ -1,0 +1,135 @@
+"""Class activation maps: where the classifier sees tumour in a patch (method.md, section 2)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from epsam.classifier.backbone import Backbone
+from epsam.classifier.data import PatchImages, as_float, split_batches
+from epsam.config.schema import Config
+from epsam.errors import DataError
+from epsam.patches.patch import Patch
+from epsam.runtime.device import Hardware
+from epsam.runtime.finite import check_finite
+from epsam.runtime.log import progress
+from epsam.runtime.memory import BatchSize
+
+ROTATIONS = (0, 90, 180, 270)
+
+
+FLAT = 1e-6
+"""A map whose values differ by less has no place to show; it becomes 0 everywhere."""
+
+
+def compute_maps(
+    model: Backbone, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
+) -> torch.Tensor:
+    """Class activation maps (N, h, w), float32 in [0, 1], of `images` (N, 3, H, W), float in [0, 1].
+
+    Features after `layer`, weighted by the last layer's weights (Zhou et al., CVPR 2016), their negative part
+    cut off, scaled to [0, 1]; the mean over `rotations` (degrees, counter-clockwise), turned back, is scaled
+    to [0, 1] again. A map that is the same everywhere becomes 0; one of features that are not finite holds NaN.
+    All rotations of all images are one call of the model (two, where images are not square); everything stays on
+    the images' device.
+    """
+    _check_rotations(rotations)
+    quarters = [degrees // 90 for degrees in rotations]
+    groups = [quarters] if images.shape[-1] == images.shape[-2] else [
+        group for group in ([k for k in quarters if k % 2 == 0], [k for k in quarters if k % 2]) if group
+    ]
+    total = 0
+    with torch.inference_mode():
+        for group in groups:
+            turned = torch.cat([torch.rot90(images, k, (2, 3)) for k in group])
+            features = model.features(turned, layer)
+            with torch.autocast(images.device.type, enabled=False):
+                maps = torch.einsum("nchw,c->nhw", features.float(), model.fc.weight[0].float())
+                maps = torch.where(maps.isfinite(), maps, torch.nan).relu()
+            for k, part in zip(group, _scaled(maps).chunk(len(group)), strict=True):
+                total = total + torch.rot90(part, -k, (1, 2))
+        return _scaled(total / len(quarters))
+
+
+def resize_map(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map (h, w) in [0, 1] at `size` (height, width), bilinear, float32 in [0, 1]."""
+    resized = cv2.resize(cam.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized.clip(0, 1)
+
+
+def _check_rotations(rotations: Sequence[int]) -> None:
+    if not rotations or any(degrees not in ROTATIONS for degrees in rotations):
+        raise DataError(f"rotations {tuple(rotations)}: give some of {ROTATIONS}")
+
+
+def _scaled(maps: torch.Tensor) -> torch.Tensor:
+    """Each of `maps` (N, h, w) from its minimum and maximum to 0 and 1; flat ones to 0, NaN stays."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    span = high - low
+    return torch.where(span <= FLAT, 0, (maps - low) / span.clamp_min(FLAT))
+
+
+@dataclass(frozen=True)
+class ActivationMap:
+    """Where the classifier sees tumour in a patch, and from which value on it counts."""
+
+    values: np.ndarray
+    """(h, w) float32 in [0, 1]."""
+    limit: float
+    """In [0, 1]; the CAM mask is where the map is greater."""
+
+
+def compute_cams(
+    model: Backbone, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
+) -> torch.Tensor:
+    """As `compute_maps`, resized (bilinear) to the images: (N, H, W), float32 in [0, 1]."""
+    maps = compute_maps(model, images, rotations, layer)
+    return torch.nn.functional.interpolate(maps[:, None], images.shape[-2:], mode="bilinear").squeeze(1)
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise DataError(f"a CAM of shape {values.shape} is not a finite map; compute it again")
+
+
+def compute_split(
+    model: Backbone, patches: Sequence[Patch], config: Config, hardware: Hardware, what: str = ""
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and maps (h, w) float32 of `patches`, in batches that fit the device, with a progress bar.
+
+    Raises DataError with the name of a patch whose map is not finite.
+    """
+    if not patches:
+        return
+    images = PatchImages(patches, config.worker_count)
+    batches = split_batches(len(patches), hardware.cam_batch)
+    size = BatchSize("maps", hardware.cam_batch)
+    with progress(total=len(patches), desc=f"maps {what}".strip(), unit="patch") as bar:
+        for indices, batch in images.batches(batches, config.worker_count):
+            with hardware.autocast():
+                maps = size.run(lambda n, batch=batch: torch.cat([
+                    compute_maps(model, as_float(part, hardware.device), config.cam.rotations, config.cam.layer)
+                    for part in batch.split(n)
+                ]))
+            names = [patches[index].name for index in indices]
+            check_finite(maps, names, "the classifier's maps")
+            yield from zip(names, maps.cpu().numpy(), strict=True)
+            bar.update(len(indices))
+
+
+def _check_columns(names: np.ndarray, maps: np.ndarray, limits: np.ndarray) -> None:
+    """Raise ValueError when the arrays of a file of maps are not what they should be."""
+    if not all(isinstance(array, np.ndarray) for array in (names, maps, limits)):
+        raise ValueError("a part of it is no array")
+    count = len(names) if names.ndim == 1 else -1
+    if (names.dtype.kind, maps.dtype, limits.dtype) != ("U", np.float32, np.float64):
+        raise ValueError(f"types {names.dtype}, {maps.dtype}, {limits.dtype}; they should be text, float32, float64")
+    if maps.ndim != 3 or len(maps) != count or limits.shape != (count,):
+        raise ValueError(f"shapes {names.shape}, {maps.shape}, {limits.shape} of names, maps and limits do not fit")
+    if len(set(names.tolist())) != count:
+        raise ValueError("a name stands there twice")
+    for what, values in (("maps", maps), ("limits", limits)):
+        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+            raise ValueError(f"{what} are not from 0 to 1")

@@ -1,0 +1,80 @@
+"""Where a class activation map is cut: a fixed value, a percentile, or Otsu's criterion on features."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from epsam.cam.activation import _check_finite
+from epsam.cam.mask import masks_at
+from epsam.config.schema import Cam
+
+
+def fixed_threshold(values: np.ndarray, settings: Cam) -> float:
+    """The limit of a map (h, w) in [0, 1] by settings alone: a fixed threshold, or the percentile of what is not zero.
+
+    The percentile is that of the map as the network gives it, as published, not of the map resized to `mask_px`.
+    Raises DataError when the map is not finite.
+    """
+    if settings.percentile is None:
+        return settings.threshold
+    _check_finite(values)
+    positive = values[values > 0]
+    return float(np.percentile(positive, settings.percentile)) if len(positive) else 1.0
+
+
+THRESHOLDS = np.linspace(0.02, 0.6, 30)
+"""Limits that are tried."""
+
+
+GLASS = 220
+"""A pixel whose darkest channel is at least this shows no tissue."""
+
+
+NEAR_BEST = 0.95
+"""Share of the greatest variance that is enough: of limits about as good, the lowest gives the most generous mask."""
+
+
+def otsu_threshold(values: np.ndarray, embedding: np.ndarray, image: np.ndarray, settings: Cam) -> float:
+    """The lowest of LIMITS whose CAM mask parts SAM's embedding of the patch about as well as the best one.
+
+    `values` (h, w) in [0, 1] is the map, `embedding` (C, eh, ew) float that of the patch as it is, `image` (H, W, 3) the
+    patch, RGB uint8. How well is the variance between the two classes, inside and outside of the mask: Otsu's criterion
+    (IEEE Trans. Syst. Man Cybern. 9, 1979), summed over the embedding's channels, glass left out, as nothing else looks
+    so different. The map says in which order places are added to the mask, the picture where to stop. Otsu's own choice,
+    the best limit, gives masks that are a little too small, which the rounds do not make up for, while they cut down what
+    is a little too large; so of all limits with ENOUGH of the greatest variance the lowest is taken. Where no limit parts
+    anything, as in a map of zeros, that is the lowest of all.
+    """
+    features = _of_patch(embedding, image.shape[:2])
+    grid = features.shape[1:]
+    tissue = _resized(image.min(2) < GLASS, grid)
+    shares = np.stack([_resized(mask, grid) for mask in masks_at(values, THRESHOLDS, settings)])
+    variances = between_variance(features.reshape(len(features), -1).T, shares, tissue)
+    return float(THRESHOLDS[(variances >= NEAR_BEST * variances.max()).argmax()])
+
+
+def between_variance(features: np.ndarray, shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Variance between two classes, (T,), of features (P, C) that belong to the first by `shares` (T, P) in [0, 1].
+
+    w (1 - w) |m1 - m0|^2 with the weight w of the first class and the means m1, m0 of both, each feature counting by
+    `weights` (P,) in [0, 1]; 0 for an empty class.
+    """
+    total = max(weights.sum(), 1e-6)
+    first = (shares * weights).sum(1, keepdims=True)
+    second = total - first
+    sums = (shares * weights) @ features
+    means = sums / np.maximum(first, 1e-6), (weights @ features - sums) / np.maximum(second, 1e-6)
+    return (first * second / total**2).squeeze(1) * ((means[0] - means[1]) ** 2).sum(1)
+
+
+def _of_patch(embedding: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The part of an embedding that shows the patch: SAM pads the shorter side, at its end."""
+    height, width = (max(1, round(side / max(size) * length))
+                     for side, length in zip(size, embedding.shape[1:], strict=True))
+    return embedding[:, :height, :width]
+
+
+def _resized(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Share of each place of `grid` (rows, columns) that a mask covers, flat, float32."""
+    return cv2.resize(mask.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA).ravel()

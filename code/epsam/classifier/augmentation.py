@@ -1,0 +1,63 @@
+"""Augmentation of a batch of training patches."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from epsam.classifier.data import _restain
+from epsam.config.schema import Augment
+from epsam.runtime.seeds import generator
+
+LUMA = (0.299, 0.587, 0.114)
+"""Red, green and blue in brightness (ITU-R BT.601)."""
+
+
+RGB_TO_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+
+
+def augment(images: torch.Tensor, names: Sequence[str], settings: Augment, *seed: object) -> torch.Tensor:
+    """Flip, rotate and recolour each of `images` (N, 3, H, W), float in [0, 1], by draws of its own.
+
+    The draws depend on `seed` and the patch's name alone. A rotation by any angle mirrors the patch at its
+    border. Brightness, contrast and saturation change by up to `jitter` of theirs, the hue by up to `jitter`
+    of a turn; hue and saturation are changed in the YIQ colour space, which makes it one matrix per patch. Before,
+    `stain` changes the amounts of the stains.
+    """
+    draws = np.stack([generator(*seed, name).random(14) for name in names]).astype(np.float32)
+    draws = torch.from_numpy(draws).to(images.device)
+    moved = _move(images, draws[:, :3], settings)
+    if settings.stain:
+        moved = _restain(moved, draws[:, 8:], settings.stain)
+    return _recolour(moved, draws[:, 3:8], settings)
+
+
+def _move(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:
+    angle = torch.deg2rad(draws[:, 0] * settings.rotation_degrees)
+    flips = 1 - 2 * ((draws[:, 1:] < 0.5) & settings.flips).float()
+    ratio = images.shape[-1] / images.shape[-2]
+    transform = images.new_zeros(len(images), 2, 3)
+    transform[:, 0, 0] = angle.cos() * flips[:, 0]
+    transform[:, 0, 1] = -angle.sin() * flips[:, 0] / ratio
+    transform[:, 1, 0] = angle.sin() * flips[:, 1] * ratio
+    transform[:, 1, 1] = angle.cos() * flips[:, 1]
+    places = functional.affine_grid(transform, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, places, "bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _recolour(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:
+    change = (2 * draws[:, :4] - 1) * settings.jitter
+    brightness, contrast, saturation = 1 + change[:, :3].T[..., None, None]
+    hue = 2 * torch.pi * change[:, 3]
+    saturation = saturation * (draws[:, 4, None, None] >= settings.grey)
+    turn = torch.eye(3, device=images.device).repeat(len(images), 1, 1)
+    turn[:, 1, 1] = turn[:, 2, 2] = hue.cos()
+    turn[:, 1, 2], turn[:, 2, 1] = -hue.sin(), hue.sin()
+    turn[:, 1:] *= saturation
+    to_yiq = RGB_TO_YIQ.to(images.device)
+    matrix = brightness * (torch.linalg.inv(to_yiq) @ turn @ to_yiq)
+    coloured = torch.einsum("nij,njhw->nihw", matrix, images)
+    luma = torch.einsum("c,nchw->n", torch.tensor(LUMA, device=images.device), coloured) / images[0, 0].numel()
+    mean = luma[:, None, None, None]
+    return (mean + contrast[..., None] * (coloured - mean)).clamp_(0, 1)

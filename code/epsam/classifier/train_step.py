@@ -1,0 +1,53 @@
+"""One optimiser step of the classifier, in parts that fit the device."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from epsam.classifier.backbone import Backbone
+from epsam.runtime.device import Hardware
+from epsam.runtime.memory import BatchSize
+
+
+@dataclass
+class TrainStep:
+    """A model and what it learns with."""
+
+    model: Backbone
+    optimiser: torch.optim.Optimizer
+    positive_weight: torch.Tensor | None
+    """Weight of the positives in the loss, a scalar on the CPU; None for 1."""
+    hardware: Hardware
+
+    def __post_init__(self):
+        self.micro_batch = BatchSize("classifier", self.hardware.classifier_batch)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean binary cross-entropy of logits (N,) against labels (N,) in {0, 1}, float32."""
+        weight = None if self.positive_weight is None else self.positive_weight.to(logits.device)
+        return binary_cross_entropy_with_logits(logits.float(), labels.to(logits.device), pos_weight=weight)
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Learn from images (N, 3, H, W) and labels (N,); returns the mean loss of the batch.
+
+        Gradients add up to those of the whole batch; batch normalisation and ADL see one micro-batch at a time.
+        Nothing is learnt from a batch whose loss is not finite.
+        """
+        total = self.micro_batch.run(lambda size: self._gradients(images, labels, size))
+        if math.isfinite(total):
+            self.optimiser.step()
+        return total
+
+    def _gradients(self, images: torch.Tensor, labels: torch.Tensor, size: int) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        parts = math.ceil(len(images) / size)
+        total = 0.0
+        for micro, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            with self.hardware.autocast():
+                logits = self.model(micro)
+            loss = self.loss(logits, targets) * (len(micro) / len(images))
+            loss.backward()
+            total += loss.item()
+        return total

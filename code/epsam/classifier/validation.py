@@ -1,0 +1,30 @@
+"""How well the network's maps find tumour, for choosing an epoch by outlines where there are some."""
+
+from epsam.cam.activation import compute_maps, resize_map
+from epsam.classifier.backbone import Backbone
+from epsam.classifier.data import PatchImages, as_float, split_batches
+from epsam.config.schema import Config
+from epsam.errors import DataError
+from epsam.evaluation.metrics import MapCurve
+from epsam.patches.patch import patches_for_sam
+from epsam.runtime.device import Hardware
+from epsam.runtime.files import read_mask
+from epsam.workspace import Workspace
+
+
+def map_error(model: Backbone, config: Config, workspace: Workspace, hardware: Hardware) -> float:
+    """1 - PxAP, in [0, 1], of the maps of the val split's positives. Raises DataError when one has no mask."""
+    patches = patches_for_sam(workspace, "val")
+    missing = sum(not patch.mask.is_file() for patch in patches)
+    if missing or not patches:
+        raise DataError(f"{workspace.split('val')}/mask: {missing or 'all'} of {len(patches)} masks are missing to choose "
+                        "an epoch by; set classifier.select_on=labels")
+    model.eval()
+    images, curve = PatchImages(patches, config.worker_count), MapCurve()
+    for indices, batch in images.batches(split_batches(len(patches), hardware.cam_batch), config.worker_count):
+        with hardware.autocast():
+            maps = compute_maps(model, as_float(batch, hardware.device), config.cam.rotations, config.cam.layer)
+        for index, cam in zip(indices, maps.cpu().numpy(), strict=True):
+            truth = read_mask(patches[index].mask)
+            curve.add(resize_map(cam, truth.shape), truth)
+    return 1 - curve.average_precision(1, "selection")[0]

@@ -1,0 +1,1 @@
+"""Settings of a run: the schema, reading them, describing them."""

@@ -1,0 +1,179 @@
+"""Settings out of a YAML file and `section.key=value` overrides.
+
+Every unknown key or wrong value raises ConfigError naming the key and the closest right one.
+"""
+
+import difflib
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from epsam.config.paths import drop_paths
+from epsam.config.schema import Config
+from epsam.errors import ConfigError
+from epsam.runtime.log import logger
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and apply overrides of the form `section.key=value` (value in YAML).
+
+    `base: NAME` in the file, a shipped config or the path of another file (from the folder of this one), gives the
+    settings that the file itself does not, except the name. Raises ConfigError for a missing or malformed file, bases
+    that lead back to a file, an unknown key or a wrong value.
+    """
+    settings = _read_with_base(Path(path))
+    settings.setdefault("name", Path(path).stem)
+    return config_from(settings, str(path), overrides)
+
+
+def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Nested settings of a file over those of its bases; `above` are the files that have it for a base."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: `base` leads back to this file; name another base or none")
+    settings = _nested(_read(path))
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: `base` names a shipped config ({_shipped_names()}) or another settings file")
+    below = _read_with_base(_find_base(base, path), (*above, path.resolve()))
+    return _merged({key: value for key, value in below.items() if key != "name"}, settings)
+
+
+def _find_base(base: str, path: Path) -> Path:
+    """The shipped config or file that `base` in the file `path` names."""
+    found = find_config(base)
+    if found.parent == SHIPPED:
+        return found
+    if (path.parent / base).is_file():
+        return path.parent / base
+    close = difflib.get_close_matches(base, [file.stem for file in SHIPPED.glob("*.yaml")], n=1, cutoff=0.5)
+    hint = f"did you mean `{close[0]}`?" if close else f"shipped are {_shipped_names()}"
+    raise ConfigError(f"{path}: no base `{base}`; {hint}")
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `below` where `above` has none, section by section."""
+    merged = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _merged(below[key], above[key])
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such settings file; give the path of a YAML file or one of {_shipped_names()}") from None
+    except (OSError, *NOT_YAML) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected settings such as `name: mine`, found {type(settings).__name__}")
+    return settings
+
+
+def _shipped_names() -> str:
+    return ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with dotted keys, or nested already, as nested ones."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        _put(nested, str(key), value)
+    return nested
+
+
+def config_from(
+    settings: dict[str, Any], source: str, overrides: tuple[str, ...] = (), *, with_paths: bool = True
+) -> Config:
+    """Check settings, nested or with dotted keys, after applying overrides; errors name `source`.
+
+    Without `with_paths`, as for settings that came with weights, only the overrides may give paths.
+    """
+    nested = _nested(settings)
+    if not with_paths and (dropped := drop_paths(nested)):
+        logger.warning(f"{source}: paths are not taken from settings that came with weights; give {', '.join(dropped)} "
+                       "yourself where needed")
+    for override in overrides:
+        _apply(nested, override)
+    try:
+        return Config.model_validate(nested)
+    except (ValidationError, RecursionError) as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from None
+
+
+_SHORT = reprlib.Repr()
+
+
+_SHORT.maxlevel = 2  # a kilobyte of YAML can stand for gigabytes of nested lists
+
+
+NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
+"""What PyYAML raises: its own errors, and those of the types it makes (`2024-13-45`, `!!bool x`, `[[[[...`)."""
+
+
+SHIPPED = Path(__file__).parents[2] / "configs"
+
+
+def find_config(name_or_path: str) -> Path:
+    """Path of a shipped config by its name (`demo`), or the path itself."""
+    shipped = SHIPPED / f"{name_or_path}.yaml"
+    return shipped if shipped.is_file() else Path(name_or_path)
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"`{override}`: an override reads section.key=value, e.g. retrain.rounds=2")
+    try:
+        _put(settings, key, yaml.safe_load(text))
+    except NOT_YAML as error:
+        raise ConfigError(f"`{override}`: the value is not YAML: {_one_line(error)}") from None
+
+
+def _put(settings: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"`{dotted}`: `{section}` is a value, not a section")
+    settings[key] = value
+
+
+def _explain(error: ValidationError | RecursionError) -> str:
+    """One line for all complaints, with the closest right key for unknown ones."""
+    if isinstance(error, RecursionError):
+        return "settings are nested too deeply"
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-", "constrained-")))
+        if item["type"] == "extra_forbidden":
+            keys = _keys_beside(item["loc"])
+            close = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1, cutoff=0.5)
+            hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(keys)}"
+            lines.append(f"unknown setting `{where}`; {hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = item["input"]
+            shown = f" (given: {_SHORT.repr(given)})" if isinstance(given, str | int | float | list | None) else ""
+            lines.append(f"`{where or 'settings'}`: {message}{shown}")
+    return "; ".join(lines)
+
+
+def _keys_beside(location: tuple) -> list[str]:
+    model = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

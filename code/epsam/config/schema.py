@@ -1,0 +1,314 @@
+"""Typed settings of a run, one class per stage; epsam/config_file.py fills them.
+
+The defaults are the published figures (Camelyon17, where the two datasets differ).
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Common behaviour of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Slides(Section):
+    """Where slides come from and how they are read."""
+
+    reader: Literal["auto", "asap", "openslide"] = "auto"
+    asap_path: Path | None = None
+    """Folder of ASAP's multiresolutionimageinterface, when it lies neither on the path nor in /opt/ASAP/bin."""
+    collection: Literal["camelyon16", "camelyon17", "own"] = "own"
+    """Whose naming, published splits and table of known trouble apply."""
+    groups: dict[Literal["tumour", "hole", "ignore", "roi"], list[str]] = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
+    """Annotation groups (ASAP's PartOfGroup), tumour and hole in paint order: later ones are painted over earlier ones.
+    Groups under `ignore` are left out; where a slide has outlines of groups under `roi`, regions of interest, negatives
+    are taken inside them only. ASAP calls it None when an outline has no group."""
+    split: Literal["published", "patient-disjoint", "random"] = "random"
+    split_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
+    """Shares of slides for train, val and test with `split: random`."""
+    overrides: Path | None = None
+    """CSV with one line per slide that needs other settings than the rest."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.groups.get("tumour"):
+            raise ValueError("groups.tumour names no annotation group")
+        if self.split == "published" and self.collection == "own":
+            raise ValueError("split: published needs collection: camelyon16 or camelyon17; use split: random")
+        if abs(sum(self.split_shares) - 1) > 1e-6:
+            raise ValueError("split_shares must add up to 1")
+        return self
+
+
+class Tissue(Section):
+    """Tissue mask: saturation, Otsu, closing, median, at about `downsample` (method.md, section 0)."""
+
+    downsample: Rate = 16
+    close_px: Positive = 7
+    close_iterations: Count = 2
+    median_px: Positive = 15
+
+
+class Selection(Section):
+    """How many patches one split takes. Positives of SAM come per bin of tumour share or at random."""
+
+    per_bin: Count | None = None
+    """Positives from each bin of tumour share; bins that hold fewer give all."""
+    top_up: Count | None = None
+    """After `per_bin`, fill up at random to this many, before the cut to `patches.positive_share`."""
+    at_random: Count | None = None
+    """Positives at random, no bins."""
+    negatives: Count = 0
+    classifier_extra: Count = 0
+    """Further positives for the classifier alone, from `classifier.positive_share` outside
+    `patches.positive_share`."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if (self.per_bin is None) == (self.at_random is None):
+            raise ValueError("set either per_bin or at_random")
+        if self.top_up is not None and self.per_bin is None:
+            raise ValueError("top_up needs per_bin")
+        return self
+
+
+class Patches(Section):
+    """Windows cut from the slides."""
+
+    size_px: Positive = 512
+    target_mpp: Rate | None = None
+    """Cut at this resolution (um/px) instead of level 0; needs slides that know theirs, or an override."""
+    centre: Share = 0.25
+    """Half-width of the central part that must hold tissue, as a share of the window."""
+    border: Share = 0.01
+    """Share of the slide's width and height left out on every side."""
+    bin_width: Rate = 0.05
+    positive_share: tuple[Share, Share] = (0.2, 0.9)
+    """Range of tumour share of the positives that SAM works on."""
+    train: Selection = Selection(per_bin=500, negatives=6000)
+    val: Selection = Selection(per_bin=50, top_up=1000, negatives=700)
+    test: Selection = Selection(at_random=2000, negatives=2000)
+    seed: int = 42
+    tissue: Tissue = Tissue()
+
+
+class Augment(Section):
+    """Augmentation of the classifier's training patches."""
+
+    flips: bool = True
+    rotation_degrees: Annotated[float, Field(ge=0, le=360)] = 360
+    jitter: Share = 0.2
+    """Strength of the jitter of brightness, contrast, saturation and hue."""
+    grey: Share = 0.1
+    stain: Share = 0.0
+    """Strength of the jitter of haematoxylin, eosin and residual (Tellez et al. 2018), each by a factor and an amount."""
+
+
+class Classifier(Section):
+    """The patch classifier with enhanced ADL (method.md, section 1)."""
+
+    backbone: Literal["resnet", "efficientnet_lite0"] = "resnet"
+    """The network: a ResNet, as published, or the smaller EfficientNet-Lite0, whose ImageNet weights come as a Python
+    package; it has neither `depth` nor `layer3_stride`, and its maps come after the last layer (cam.layer: layer4)."""
+    depth: Literal[18, 34, 50] = 50
+    layer3_stride: Literal[1, 2] = 2
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """What the convolutions see beyond the patch: zeros, as published, or its mirror image. Zeros look like nothing in
+    a slide, and maps come out weak, or odd, along the patch's border."""
+    init: Literal["random", "imagenet"] | Path = "random"
+    """`imagenet` takes torchvision's weights of a ResNet (fetched), or those of EfficientNet-Lite0 that are installed with
+    this program; a path names such a file."""
+    high_frequency: bool = True
+    frequency_block_px: Count = 2
+    """Side of the block of low frequencies that is removed."""
+    adl: bool = True
+    adl_drop_rate: Share = 0.75
+    adl_threshold: Share = 0.8
+    positive_share: tuple[Share, Share] = (0.2, 0.9)
+    """Range of tumour share of the positives that the classifier learns from."""
+    lr: Rate = 1e-5
+    body_lr: Rate | None = None
+    """Learning rate of all layers but the last, for layers that are trained already (`init`); null takes `lr`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    batch: Positive = 16
+    epochs: Positive = 50
+    lr_step: Positive = 10
+    lr_gamma: Rate = 0.9
+    early_stop: Positive = 25
+    bn_recalibration_batches: Count = 0
+    """Batch-norm recalibration: after each epoch, take the statistics anew from this many training batches, without
+    ADL, as the network is used afterwards. 0 keeps the running averages of training, which lag behind in short
+    trainings and have seen ADL."""
+    select_on: Literal["labels", "val_masks"] = "labels"
+    """What the best epoch is chosen by: the validation loss of the labels, or how well the maps find the true masks
+    of the val split (PxAP), which takes outlines."""
+    balance: bool = False
+    """Weigh the positives by negatives / positives in the loss."""
+    seed: int = 22
+    augment: Augment = Augment()
+
+
+class Cam(Section):
+    """Class activation maps and the masks cut from them (method.md, section 2)."""
+
+    layer: Literal["layer4.0", "layer4"] = "layer4.0"
+    rotations: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
+    mask_px: Positive = 32
+    """Side to which the map is resized before threshold and opening."""
+    percentile: Annotated[float, Field(ge=0, lt=100)] | None = 30
+    """Threshold: this percentile of the map's non-zero values..."""
+    threshold: Share | Literal["auto"] | None = None
+    """...or this value of the map, or `auto`: for each patch a value at which the mask parts SAM's embedding of the
+    patch into two different halves. Exactly one of percentile and threshold."""
+    opening_px: Count = 5
+    """Side of the opening's structuring element at `mask_px`; 0 for none."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if (self.percentile is None) == (self.threshold is None):
+            raise ValueError("set exactly one of percentile and threshold (the other to null)")
+        if not self.rotations:
+            raise ValueError("rotations is empty; [0] is the map of the patch as it is")
+        return self
+
+
+class Prompts(Section):
+    """What SAM is told (method.md, section 3)."""
+
+    kind: Literal["points", "boxes", "both"] = "points"
+    points: Positive = 50
+    min_box_px: Count = 100
+    """Components of fewer patch pixels give no box."""
+
+
+class Sam(Section):
+    """The Segment Anything model and the store of its embeddings."""
+
+    model_type: Literal["vit_b", "vit_l", "vit_h", "demo"] = "vit_b"
+    checkpoint: Path | None = None
+    """Weights by path; without it those of `model_type` are looked for in checkpoints/ and fetched."""
+    embeddings: Literal["on", "off"] = "on"
+    views: Annotated[int, Field(ge=1, le=8)] = 4
+    """Dihedral views of each training patch that are kept: the augmentation."""
+    islands: Literal["all", "supported"] = "all"
+    """Islands of SAM's masks that stay: all, or those that the CAM mask touches, from which the prompts came."""
+    min_region_px: Count = 0
+    """Islands and holes of SAM's masks of patches with fewer patch pixels are removed and filled; 0 leaves the masks
+    as decoded. Slides have inference.min_focus_px for this."""
+
+    @field_validator("embeddings", mode="before")
+    @classmethod
+    def _as_word(cls, value: object) -> object:
+        """YAML reads `on` and `off` as true and false."""
+        return ("off", "on")[value] if isinstance(value, bool) else value
+
+
+class Finetune(Section):
+    """Fine-tuning of SAM's mask decoder, the same in every round (method.md, section 4)."""
+
+    lr: Rate = 5e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    batch: Positive = 4
+    epochs: Positive = 20
+    early_stop: Positive = 10
+    smooth: Rate = 1e-3
+    prompts_from: Literal["mask", "cam"] = "mask"
+    """Where training prompts come from: uniform in the pseudo mask, or by the CAM as in evaluation."""
+    points: Literal["all", "some"] = "all"
+    """Points of a training prompt: always `prompts.points`, or a random number up to it, 1 at least, so that the decoder
+    learns to find what looks like the place of a point, not only what lies between points."""
+    select_on: Literal["pseudo", "val_masks"] = "pseudo"
+    """What the best epoch is chosen by: pseudo masks of the val split, or its true masks."""
+    seed: int = 21
+
+
+class Retrain(Section):
+    """Pseudo-labels and the rounds trained on them."""
+
+    rounds: Count = 3
+    ids: Share = 0.9
+    """Least share of SAM's mask inside the CAM mask for a pseudo-label to be kept."""
+
+
+class Evaluate(Section):
+    """The table on the test split (method.md, section 5)."""
+
+    bootstrap: Count = 1000
+    """Resamples behind the 95 % intervals."""
+    supervised: bool = False
+    """Also train a decoder on the true masks of the train split: the upper bound."""
+
+
+class Inference(Section):
+    """Prediction for whole slides (./infer.sh)."""
+
+    overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.5
+    """Share of a tile's side that it has in common with the next one."""
+    classifier_probability: Share = 0.5
+    """Tiles that the classifier gives less than this are taken to hold no tumour; SAM does not see them."""
+    map_downsample: Positive = 4
+    """Patch pixels per pixel of the probability map, about: a patch becomes a whole number of map pixels."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability from which a place counts as tumour."""
+    min_focus_px: Count = 10_000
+    """Smaller foci are dropped and smaller holes filled; area in patch pixels."""
+
+
+class Config(Section):
+    """All settings of one run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names dataset/<name>, runs/<name>, checkpoints/<name>_*.pth and logging_<name>.txt."""
+    profile: Literal["auto", "cpu", "8gb", "12gb", "24gb"] = "auto"
+    workers: Count | None = None
+    """Processes that read slides, threads that read patches; null takes the number of cores."""
+    slides: Slides = Slides()
+    patches: Patches = Patches()
+    classifier: Classifier = Classifier()
+    cam: Cam = Cam()
+    prompts: Prompts = Prompts()
+    sam: Sam = Sam()
+    finetune: Finetune = Finetune()
+    retrain: Retrain = Retrain()
+    evaluate: Evaluate = Evaluate()
+    inference: Inference = Inference()
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes: `workers`, or the cores this process may use, 16 at most."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers if self.workers is not None else min(cores, 16)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name in {"inference"}:
+            raise ValueError("this name is taken by the log of ./infer.sh; choose another")
+        return name
+
+    @model_validator(mode="after")
+    def _check(self):
+        for section in ("patches", "classifier"):
+            low, high = getattr(self, section).positive_share
+            if low >= high:
+                raise ValueError(f"{section}.positive_share must rise, not {low} to {high}")
+        if self.classifier.backbone != "resnet" and self.cam.layer != "layer4":
+            raise ValueError(f"classifier.backbone: {self.classifier.backbone} has maps after its last layer alone; set "
+                             "cam.layer: layer4")
+        return self

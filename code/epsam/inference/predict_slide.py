@@ -1,0 +1,148 @@
+"""A whole slide in, its outlines, masks, picture and figures out."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from shapely.geometry import Polygon
+
+from epsam.inference.export import write_asap_xml, write_geojson
+from epsam.inference.models import Models
+from epsam.inference.outlines import Focus, find_foci
+from epsam.inference.overlay import write_overlay
+from epsam.inference.probability import ProbabilityMap
+from epsam.inference.pyramid import write_mask, write_probability
+from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
+from epsam.patches.grid import window_px
+from epsam.runtime.log import logger, progress
+from epsam.runtime.seeds import generator
+from epsam.slides.remote import RemoteSlide
+from epsam.slides.slide import Slide, read_window
+from epsam.slides.tissue import find_tissue
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a slide, its tiles and its map lie over each other."""
+
+    read_px: int
+    """Side of a tile in level-0 px."""
+    side: int
+    """Side of a tile in map px."""
+
+    @property
+    def step(self) -> float:
+        """Level-0 px per map px."""
+        return self.read_px / self.side
+
+
+def predict_slide(path: Path, name: str, output: Path, work: Path, models: Models) -> dict[str, Any]:
+    """Predict one slide, write `output`/`name` + OUTPUTS (see output.py), and return its row for slides.csv.
+
+    Goes on from what an earlier call left in `work`. Raises SlideError when the slide cannot be read.
+    """
+    settings, patches = models.config.inference, models.config.patches
+    slides = models.config.slides
+    with RemoteSlide(path, slides.reader, slides.asap_path) as slide:
+        read_px = window_px(patches, slide.mpp)
+        frame = Frame(read_px, max(1, round(patches.size_px / settings.map_downsample)))
+        source = ProbabilityMap(work / "map.u8", slide.size, frame.step)
+        tissue = find_tissue(slide, patches.tissue)
+        grid = lay_grid(tissue, source.shape, frame.side, settings.overlap)
+        if not len(grid.positions):
+            logger.warning(f"{path}: no tissue was found, so there is nothing to predict; see patches.tissue")
+        store = TileStore(work, frame.side, settings.classifier_probability)
+        chunks = grid.chunks(generator(models.config.finetune.seed, name, "tiles"))
+        _predict_tiles(slide, name, frame, grid, chunks, store, models)
+        blend(grid, store, chunks, source.path)
+        foci = find_foci(source, settings.threshold, settings.min_focus_px * (read_px / patches.size_px) ** 2)
+        row = describe(slide, name, foci, tissue_px2=float(tissue.sum()) * patches.tissue.downsample**2)
+        logger.info(f"{name}: writing {len(foci)} foci")
+        write_geojson(output / f"{name}.geojson", foci, slide.mpp, slide.origin)
+        write_asap_xml(output / f"{name}.xml", foci)
+        write_mask(output / f"{name}_mask.tif", foci, slide.level_sizes, slide.mpp)
+        write_probability(output / f"{name}_probability.tif", source, slide.level_sizes, slide.mpp)
+        write_overlay(output / f"{name}_overlay.png", slide, source, foci, name, caption(row))
+    return row
+
+
+def describe(slide: Slide, name: str, foci: list[Focus], tissue_px2: float) -> dict[str, Any]:
+    """Figures of a slide: a row of slides.csv; None where the resolution is not known."""
+    area = sum(focus.polygon.area for focus in foci)
+    longest = max((diameter(focus.polygon) for focus in foci), default=0.0)
+    mm2, mm = (None, None) if slide.mpp is None else (slide.mpp[0] * slide.mpp[1] * 1e-6, sum(slide.mpp) / 2e3)
+    return {
+        "slide": name, "path": str(slide.path), "reader": slide.reader, "vendor": slide.vendor,
+        "width": slide.size[0], "height": slide.size[1],
+        "mpp_x": slide.mpp and slide.mpp[0], "mpp_y": slide.mpp and slide.mpp[1],
+        "tumour_mm2": mm2 and area * mm2, "tissue_mm2": mm2 and tissue_px2 * mm2,
+        "tumour_fraction": area / tissue_px2 if tissue_px2 else 0.0,
+        "foci": len(foci), "largest_focus_mm": mm and longest * mm,
+        "tumour_px2": area, "largest_focus_px": longest,
+    }
+
+
+def diameter(polygon: Polygon) -> float:
+    """Longest distance between two points of a polygon, in its unit."""
+    corners = np.asarray(polygon.convex_hull.exterior.coords)
+    return float(max(np.hypot(*(corners - corner).T).max() for corner in corners))
+
+
+def caption(row: dict[str, Any]) -> str:
+    """The figures of a slide in words."""
+    foci = f"{row['foci']} {'focus' if row['foci'] == 1 else 'foci'}"
+    share = f"{row['tumour_fraction']:.1%} of the tissue"
+    if row["mpp_x"] is None:
+        return f"tumour: {share}, {foci}, the largest {row['largest_focus_px']:,.0f} px long (resolution unknown)"
+    return f"tumour: {row['tumour_mm2']:.3g} mm², {share}, {foci}, the largest {row['largest_focus_mm']:.2f} mm long"
+
+
+def _predict_tiles(
+    slide: Slide, name: str, frame: Frame, grid: TileGrid, chunks: list[np.ndarray], store: TileStore, models: Models
+) -> None:
+    """Fill `store`, the next tiles being read while the models are busy with these."""
+    done = store.resume(chunks)
+    before = sum(len(chunk) for chunk in chunks[:done])
+    if before:
+        logger.info(f"{name}: going on after {before} of {len(grid.positions)} tiles")
+    size_px = models.config.patches.size_px
+    with progress(total=len(grid.positions), initial=before, desc=name, unit="tile") as bar:
+        for chunk, images in _read_ahead(slide, frame, grid, chunks[done:], size_px):
+            names = [f"{name}_x{x}_y{y}" for x, y in _corners(frame, grid, chunk)]
+            probabilities = models.classify(images, names)
+            chosen = store.is_candidate(probabilities)
+            maps = np.empty((0, frame.side, frame.side), np.float32)
+            if chosen.any():
+                names = [name for name, seen in zip(names, chosen, strict=True) if seen]
+                maps = shrink(models.segment(images[chosen], names), frame.side)
+            store.append(probabilities, maps)
+            bar.update(len(chunk))
+
+
+def _corners(frame: Frame, grid: TileGrid, chunk: np.ndarray) -> list[tuple[int, int]]:
+    """Level-0 x, y of tiles."""
+    return [(round(column * frame.step), round(row * frame.step)) for row, column in grid.positions[chunk].tolist()]
+
+
+def _read_ahead(
+    slide: Slide, frame: Frame, grid: TileGrid, chunks: list[np.ndarray], size_px: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each chunk with its tiles, RGB uint8 (n, size_px, size_px, 3)."""
+    def read(chunk: np.ndarray) -> np.ndarray:
+        return np.stack([read_window(slide, x, y, frame.read_px, size_px) for x, y in _corners(frame, grid, chunk)])
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(read, chunk) for chunk in chunks[:1]]
+        for number, chunk in enumerate(chunks):
+            images = waiting.pop().result()
+            waiting = [reader.submit(read, following) for following in chunks[number + 1 : number + 2]]
+            yield chunk, images
+
+
+def shrink(maps: np.ndarray, side: int) -> np.ndarray:
+    """Maps (N, H, W) float as (N, side, side), each pixel the mean of what it covers."""
+    return np.stack([cv2.resize(one, (side, side), interpolation=cv2.INTER_AREA) for one in maps])

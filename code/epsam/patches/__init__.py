@@ -1,0 +1,1 @@
+"""From slides to patches: which slides, which windows, where they are written."""

@@ -1,0 +1,111 @@
+"""Pseudo-labels: masks that a decoder predicts for patches, kept where they agree with the CAM mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from epsam.cam.mask import cam_mask
+from epsam.runtime.files import write_png
+from epsam.runtime.log import logger
+from epsam.runtime.seeds import generator
+from epsam.sam.prediction import predict, warn_of_unprompted
+from epsam.sam.samples import Example
+from epsam.sam.session import SamSession
+
+SENSITIVITY_PATCHES = 64
+"""Patches on which the sensitivity to the draw of prompts is measured."""
+
+
+DRIFT = 1.25
+"""Factor by which masks may grow or shrink from one round to the next before it is warned of."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A predicted mask before and after the filter."""
+
+    example: Example
+    ids: float
+    """Share of SAM's mask inside the CAM mask."""
+    kept: bool
+    cam_share: float
+    """Foreground share of the CAM mask; of the patch, as the next."""
+    sam_share: float
+
+
+def ids_score(cam: np.ndarray, sam: np.ndarray) -> float:
+    """|CAM mask AND SAM mask| / (|SAM mask| + 1), masks (H, W) bool: arXiv 2410.13621. In [0, 1)."""
+    return float((cam & sam).sum() / (sam.sum() + 1))
+
+
+def make_pseudo_labels(context: SamSession, split: str, folder: Path) -> list[Candidate]:
+    """Predict every patch of a split with the context's decoder and write the masks that pass the filter.
+
+    `folder` then holds <name>.png of the kept masks alone.
+    """
+    for stale in folder.glob("*.png"):
+        stale.unlink()
+    candidates, unprompted = [], []
+    for sample, mask in predict(context, split, context.examples(split)):
+        cam = cam_mask(sample.example.cam, context.config.cam, mask.shape)
+        ids = ids_score(cam, mask)
+        kept = bool(mask.any()) and ids >= context.config.retrain.ids
+        if kept:
+            write_png(folder / f"{sample.example.patch.name}.png", mask)
+        candidates.append(Candidate(sample.example, ids, kept, float(cam.mean()), float(mask.mean())))
+        unprompted += [sample.example.patch.name] * sample.prompts.is_empty
+    warn_of_unprompted(split, unprompted)
+    return candidates
+
+
+def summarise(round_: int, candidates: Sequence[Candidate], sensitivity: float) -> dict[str, float]:
+    """One row on the pseudo-labels of a round; shares are means over patches of their foreground.
+
+    `relative_size` is that of all of SAM's masks over that of all CAM masks: the filter hides masks that grow.
+    """
+    kept = [candidate for candidate in candidates if candidate.kept]
+    cam_share = _mean(candidate.cam_share for candidate in candidates)
+    sam_share = _mean(candidate.sam_share for candidate in candidates)
+    return {
+        "round": round_,
+        "patches": len(candidates),
+        "kept": len(kept),
+        "mean_ids": _mean(candidate.ids for candidate in candidates),
+        "cam_share": cam_share,
+        "sam_share": sam_share,
+        "kept_share": _mean(candidate.sam_share for candidate in kept),
+        "relative_size": sam_share / (cam_share or 1),
+        "sensitivity": sensitivity,
+    }
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return fmean(values) if values else 0.0
+
+
+def prompt_sensitivity(context: SamSession, split: str) -> float:
+    """How far masks move when the prompts are drawn again: mean 1 - Dice of two draws, over some patches."""
+    examples = context.examples(split)
+    rng = generator(context.config.finetune.seed, "sensitivity")
+    chosen = rng.permutation(len(examples))[:SENSITIVITY_PATCHES]
+    examples = [examples[index] for index in sorted(chosen)]
+    draws = [{sample.example.patch.name: mask for sample, mask in predict(context, split, examples, draw)}
+             for draw in (0, 1)]
+    return _mean(1 - _dice(mask, draws[1][name]) for name, mask in draws[0].items())
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+    total = one.sum() + other.sum()
+    return float(2 * (one & other).sum() / total) if total else 1.0
+
+
+def warn_of_drift(before: float, now: float, round_: int) -> None:
+    """Warn when SAM's masks, relative to the CAM masks, shrink or grow by more than DRIFT from round to round."""
+    word = "shrink" if now < before / DRIFT else "grow" if now > before * DRIFT else None
+    if word:
+        logger.warning(f"round {round_}: SAM's masks {word}, from {before:.2f} to {now:.2f} times the size of the "
+                       f"CAM masks. IDS does not see what a mask misses, so look at labels_round{round_}.png")

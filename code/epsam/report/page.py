@@ -1,0 +1,70 @@
+"""Sections of the report that describe the run itself: time, environment, settings."""
+
+from typing import Any
+
+import yaml
+
+from epsam import __version__
+from epsam.config.schema import Config
+from epsam.report.result_section import headline, tiles
+from epsam.runs.environment import read_environment
+from epsam.runs.record import read_state
+from epsam.runs.runner import STAGES
+from epsam.runtime.sidecar import flatten
+from epsam.workspace import Workspace
+
+
+def _run_section(config: Config, workspace: Workspace) -> dict[str, Any]:
+    stages = [(stage, read_state(workspace.state, stage.name)) for stage in STAGES]
+    done = [(stage, record) for stage, record in stages if record and record["done"]]
+    rows = [(stage.name, stage.does, duration(record["seconds"]), f"{record['peak_memory_mib']:,} MiB",
+             record["device"]) for stage, record in done]
+    seconds = sum(record["seconds"] for _, record in done)
+    peak = max((record["peak_memory_mib"] for _, record in done), default=0)
+    if rows:
+        rows.append(("in all", "", duration(seconds), f"{peak:,} MiB at most", ""))
+    in_short = " ".join(duration(seconds).split()[:2])
+    machine = {"title": "Time", "value": in_short, "note": f"peak memory {peak / 1024:.1f} GiB"}
+    return {
+        "name": config.name,
+        "version": __version__,
+        "headline": headline(config, workspace),
+        "tiles": tiles(config, workspace) + ([machine] if done else []),
+        "stages": rows,
+        "environment": _environment(workspace),
+    }
+
+
+def _environment(workspace: Workspace) -> list[tuple[str, str]]:
+    path = workspace.run / "environment.json"
+    if not path.is_file():
+        return []
+    environment = read_environment(path)
+    # Version, system and device first; the long list of packages last.
+    names = ("device", "profile", "precision", "system", "python", "epsam", "commit")
+    rows = [(name, getattr(environment, name)) for name in names if getattr(environment, name)]
+    return [*rows, ("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items()))]
+
+
+def _settings_section(config: Config) -> dict[str, Any]:
+    here = flatten(config.model_dump(mode="json"))
+    published = flatten(Config(name=config.name).model_dump(mode="json"))
+    changed = [(key, _shown(value), _shown(published.get(key))) for key, value in here.items()
+               if value != published.get(key)]
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return {"changed": changed, "yaml": text}
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 8 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

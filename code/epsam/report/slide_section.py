@@ -1,0 +1,161 @@
+"""The report's results slide by slide: figures, and the predicted patches in their places on the tissue."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from epsam.config.schema import Config
+from epsam.errors import SlideError
+from epsam.evaluation.methods import Figures, Method, figures_csv, final_method, predictions, read_figures
+from epsam.patches.grid import window_px
+from epsam.patches.patch import Patch, list_patches
+from epsam.patches.tables import read_summary
+from epsam.runtime.files import read_mask
+from epsam.runtime.records import is_plain
+from epsam.slides.reader import open_slide
+from epsam.slides.slide import overview, plausible_mpp
+from epsam.visualization.panels import as_jpeg, tint_errors
+from epsam.workspace import Workspace
+
+PICTURE_PX = 720
+
+
+PICTURES = 12
+
+
+LOCATION = re.compile(r"(?P<slide>.+)_x(?P<x>-?\d+)_y(?P<y>-?\d+)_[01]")
+
+
+FRAME = (70, 70, 70)
+
+
+FADED = 0.4
+"""Of the contrast that is left where no patch lies."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a patch was cut."""
+
+    slide: str
+    x: int
+    """Left edge in level-0 px."""
+    y: int
+    """Upper edge."""
+
+
+def location_of(name: str) -> Location | None:
+    """The place that the name of a patch tells; None where it tells none."""
+    found = LOCATION.fullmatch(name)
+    return Location(found["slide"], int(found["x"]), int(found["y"])) if found else None
+
+
+def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
+    """Everything of "Slide by slide"; no rows where the names of the patches do not tell the slide.
+
+    Whole slides are not predicted for it, which would take longer than all stages before: it shows the test patches
+    that the evaluation predicted, where they lie.
+    """
+    figures = {name: read_figures(figures_csv(workspace, name)) for name in ("cam", "sam", final_method(config))}
+    names = figures["cam"].names
+    places = [location_of(name) for name in names]
+    if not all(places):
+        return {"rows": []}
+    owners = np.array([place.slide for place in places])
+    slides = sorted(set(owners.tolist()))
+    gate = config.inference.classifier_probability
+    rows = {slide: _row(slide, owners == slide, figures, gate) for slide in slides}
+    # Slides with tumour first: there is more to see on them.
+    order = sorted(slides, key=lambda slide: (rows[slide][1] == "0", slide))
+    pictures = [picture for slide in order[:PICTURES] if (picture := _picture(
+        config, workspace, slide, {name: place for name, place in zip(names, places, strict=True)
+                                   if place.slide == slide}, rows[slide]))]
+    return {
+        "columns": ("Slide", "Tumour patches", *(Method(name).title for name in figures), "Normal patches",
+                    "Taken for tumour"),
+        "rows": [rows[slide] for slide in slides],
+        "pictures": pictures,
+        "explanation": (
+            "Test patches in their places. Those with tumour are predicted as in the table above; normal ones only "
+            f"where the classifier takes them for tumour (from {gate:g}). Dice is the mean over the patches with "
+            "tumour. What is pale was not predicted here; ./infer.sh predicts whole slides."),
+        "more": f"{len(order) - PICTURES} more slides are in the table alone." if len(order) > PICTURES else "",
+    }
+
+
+def _row(slide: str, own: np.ndarray, figures: dict[str, Figures], gate: float) -> tuple[str, ...]:
+    first = next(iter(figures.values()))
+    tumour, normal = own & (first.labels == 1), own & (first.labels == 0)
+    dice = (f"{f.dice[tumour].mean():.3f}" if tumour.any() else "–" for f in figures.values())
+    alarms = int((first.probabilities[normal] >= gate).sum())
+    return (slide, str(tumour.sum()), *dice, str(normal.sum()), str(alarms))
+
+
+def _picture(config: Config, workspace: Workspace, slide: str, places: dict[str, Location],
+             row: Sequence[str]) -> dict[str, str] | None:
+    """The part of the slide where its test patches lie; None when the slide cannot be read any more."""
+    record = next((row for row in read_summary(workspace) if row.slide == slide), None)
+    file = record.path.rpartition("/")[2] if record else ""
+    if not is_plain(file):
+        return None
+    side = window_px(config.patches, plausible_mpp(record.mpp_x, record.mpp_y))
+    corners = np.array([(place.x, place.y) for place in places.values()])
+    low, high = corners.min(0) - side // 2, corners.max(0) + side + side // 2
+    downsample = max(1.0, float((high - low).max()) / PICTURE_PX)
+    try:
+        with open_slide(workspace.slides / file, config.slides.reader, config.slides.asap_path) as source:
+            low, high = np.maximum(low, 0), np.minimum(high, source.size)
+            image = overview(source, downsample, window=(*low.tolist(), *(high - low).tolist()))
+    except SlideError:
+        return None
+    squares = {name: np.rint((np.array([place.x, place.y, place.x + side, place.y + side]) - np.tile(low, 2))
+                             / downsample).astype(int) for name, place in places.items()}
+    patches = {patch.name: patch for patch in list_patches(workspace.split("test"))}
+    masks = predictions(workspace, final_method(config))
+    drawn = draw_patches(image, [(square, *_masks(masks / f"{name}.png", patches[name]))
+                                 for name, square in squares.items()])
+    dice = f"Dice {row[4]} on {row[1]} patches with tumour; " if row[1] != "0" else ""
+    caption = f"{dice}{row[5]} normal patches, {row[6]} of them taken for tumour"
+    return {"title": slide, "caption": caption, "uri": as_jpeg(drawn),
+            "alt": f"Slide {slide} with the predicted test patches in their places. {caption}."}
+
+
+def _masks(prediction: Any, patch: Patch) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Predicted and true mask of a patch; None for one that was not predicted, or has no tumour."""
+    return (read_mask(prediction) if prediction.is_file() else None,
+            read_mask(patch.mask) if patch.label and patch.has_mask else None)
+
+
+def draw_patches(
+    image: np.ndarray, patches: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]
+) -> np.ndarray:
+    """Patches on a picture RGB uint8 (H, W, 3), which pales around them: right, too much, missed as in the panels.
+
+    `patches`: the square x0 y0 x1 y1 of each in the picture, its predicted and its true mask bool, None for none.
+    Where patches overlap, a place is predicted tumour when at least half of those that show it say so.
+    """
+    said, seen, true = (np.zeros(image.shape[:2], np.float32) for _ in range(3))
+    for square, prediction, truth in patches:
+        for canvas, mask in ((said, prediction), (seen, np.ones((1, 1), bool)), (true, truth)):
+            if mask is not None:
+                _add(canvas, square, mask)
+    drawn = image.copy()
+    drawn[seen == 0] = (255 - FADED * (255.0 - drawn[seen == 0])).astype(np.uint8)
+    drawn = tint_errors(drawn, (seen > 0) & (2 * said >= seen), true > 0)
+    for (x0, y0, x1, y1), _, _ in patches:
+        cv2.rectangle(drawn, (int(x0), int(y0)), (int(x1) - 1, int(y1) - 1), FRAME, 1)
+    return drawn
+
+
+def _add(canvas: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
+    """Add a mask, resized to the square, to the part of it that lies on the canvas."""
+    x0, y0, x1, y1 = square.tolist()
+    resized = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
+    height, width = canvas.shape
+    left, top = max(x0, 0), max(y0, 0)
+    part = canvas[top:min(y1, height), left:min(x1, width)]
+    part += resized[top - y0:top - y0 + part.shape[0], left - x0:left - x0 + part.shape[1]]

@@ -1,0 +1,1 @@
+"""Runs: records of stages, the lock, what results depend on, starting over."""

@@ -1,0 +1,74 @@
+"""Forgetting stages, so that they run anew: ./train.sh --fresh and --from STAGE."""
+
+from pathlib import Path
+
+from epsam.config.schema import Config
+from epsam.runs.inventory import PREPROCESS, forget_files
+from epsam.runs.lock import lock
+from epsam.runs.runner import STAGES, clear, find_stage
+from epsam.runs.signature import has_files
+from epsam.runtime.files import read_csv, remove, remove_temporaries
+from epsam.runtime.log import logger
+from epsam.workspace import SPLITS, Workspace
+
+MADE_OF_PATCHES = ("image", "mask", "initial_mask", "iter_*")
+"""Folders of a split whose files have the names of patches."""
+
+
+def reset(config: Config, workspace: Workspace, first: str) -> None:
+    """Forget stage `first` and all after it; kept embeddings are used again if they fit.
+
+    The last stage is forgotten first: a run killed in the middle has not kept a stage whose input is gone. Files that
+    stage `first` reads are taken as they are from now on: those of the stage before it, patches and true masks (of which
+    the signatures of the stages that stay tell whether they suit them).
+    """
+    place = STAGES.index(find_stage(first))
+    stages = STAGES[place:]
+    with lock(workspace.run):
+        for stage in reversed(stages):
+            remove([workspace.state / f"{stage.name}.json", workspace.results(stage.name)])
+            clear(stage, config, workspace)
+        forget_files(workspace, [PREPROCESS, *(stage.name for stage in STAGES[max(place - 1, 0):])])
+        if stages[0] is STAGES[0]:
+            _remove_patches(workspace)
+    logger.info(f"{workspace.name}: {', '.join(stage.name for stage in stages)} will run anew")
+
+
+def _remove_patches(workspace: Workspace) -> None:
+    """Remove the patches that patches.csv records, as they can be cut again; files of others stay, with a warning.
+
+    Patches that somebody brought have no patches.csv. A split folder may be a link: what is recorded is removed
+    behind it, too.
+    """
+    if not workspace.patches_csv.is_file():
+        return
+    if not has_files(workspace.slides):
+        logger.warning(f"{workspace.slides} holds no slides to cut patches from anew: the patches that are there stay")
+        return
+    recorded: dict[str, set[str]] = {}
+    for row in read_csv(workspace.patches_csv, ["name", "split"]):
+        recorded.setdefault(row["split"], set()).add(f"{row['name']}.png")
+    removed = 0
+    for split in SPLITS:
+        folders = [folder for pattern in MADE_OF_PATCHES for folder in sorted(workspace.split(split).glob(pattern))]
+        removed += sum(_remove_recorded(folder, recorded.get(split, set())) for folder in folders if folder.is_dir())
+        _remove_empty(workspace.split(split))
+    logger.info(f"{workspace.dataset}: {removed} images and masks removed, to be cut anew")
+    remove([workspace.slides_csv, workspace.patches_csv])
+
+
+def _remove_recorded(folder: Path, names: set[str]) -> int:
+    """Remove files of `names` from a folder, and the folder when nothing is left; gives how many were removed."""
+    own = [path for path in folder.iterdir() if path.name in names and (path.is_file() or path.is_symlink())]
+    for path in own:
+        path.unlink()
+    remove_temporaries(folder)
+    if left := sorted(path.name for path in folder.iterdir()):
+        logger.warning(f"{folder}: {len(left)} files that patches.csv does not record stay, e.g. {left[0]}")
+    _remove_empty(folder)
+    return len(own)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()

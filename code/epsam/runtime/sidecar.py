@@ -1,0 +1,33 @@
+"""Settings as one level of keys, and the file beside a checkpoint that holds them; without torch, so quick to import."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from epsam.errors import CheckpointError
+from epsam.runtime.files import read_object
+
+
+def sidecar_path(path: Path) -> Path:
+    """`<checkpoint>.json`."""
+    return path.with_name(path.name + ".json")
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level: {"sam": {"views": 4}} becomes {"sam.views": 4}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What lies beside a checkpoint: its `settings`, `sha256` and perhaps `encoder`; empty when nothing does."""
+    file = sidecar_path(path)
+    note = read_object(file) if file.is_file() else {}
+    if not isinstance(note.get("settings", {}), dict):
+        raise CheckpointError(f"{file}: does not hold the settings of a checkpoint; copy it again or delete it")
+    return note

@@ -1,0 +1,79 @@
+"""The epoch loop that the classifier and SAM's decoder share: best and last state, early stop, resume."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from epsam.errors import EpsamError
+from epsam.runtime.checkpoints import load_tensors, save_tensors
+from epsam.runtime.files import write_csv
+from epsam.runtime.log import logger
+
+
+@dataclass
+class TrainingHistory:
+    """How a training went."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row per finished epoch: epoch (from 1), train_loss, val_loss and whatever else was measured."""
+    best_epoch: int = 0
+    best_score: float = math.inf
+
+
+def run(
+    what: str,
+    run_epoch: Callable[[int], dict[str, float]],
+    parts: Mapping[str, Any],
+    best_weights: Callable[[], Mapping[str, Any]],
+    *,
+    epochs: int,
+    early_stop: int,
+    state: Path,
+    best: Path,
+    curves: Path,
+    score: str = "val_loss",
+) -> TrainingHistory:
+    """Run epochs 1..`epochs`, stopping when `score` (lower is better) has not improved for `early_stop` epochs.
+
+    `run_epoch(epoch)` trains and validates and returns figures that hold `score`. It must draw its randomness
+    from seeds that depend on the epoch, so that going on from `state` ends as an uninterrupted run does.
+    `parts` are the objects with state_dict() that make up the training (model, optimiser, schedule).
+    After each epoch `best` (if improved), `curves` (CSV) and `state` are written, in this order; `state` is
+    what a later call goes on from. Raises EpsamError when a figure is not finite: the last good state stays.
+    """
+    done = _resume(what, parts, state)
+    for epoch in range(len(done.history) + 1, epochs + 1):
+        if done.best_epoch and epoch - 1 - done.best_epoch >= early_stop:
+            logger.info(f"{what}: early stop, no better {score} for {early_stop} epochs")
+            break
+        figures = {"epoch": epoch, **run_epoch(epoch)}
+        if not math.isfinite(figures[score]):
+            raise EpsamError(f"{what}, epoch {epoch}: {score} is {figures[score]}; the state of epoch {epoch - 1} is "
+                             "kept. Lower classifier.lr (with --from train-classifier) or finetune.lr (with --from finetune)")
+        done.history.append(figures)
+        if figures[score] < done.best_score:
+            done.best_epoch, done.best_score = epoch, figures[score]
+            save_tensors(best, best_weights())
+        write_csv(curves, done.history, list(done.history[0]))
+        save_tensors(state, {"parts": {name: part.state_dict() for name, part in parts.items()},
+                             "history": done.history, "best_epoch": done.best_epoch,
+                             "best_score": done.best_score})
+        shown = " ".join(f"{key}={value:g}" if key == "lr" else f"{key}={value:.4f}"
+                         for key, value in figures.items() if key != "epoch")
+        mark = " *" if done.best_epoch == epoch else ""
+        logger.info(f"{what}: epoch {epoch}/{epochs} {shown}{mark}")
+    logger.info(f"{what}: best epoch {done.best_epoch}, {score} {done.best_score:.4f}")
+    return done
+
+
+def _resume(what: str, parts: Mapping[str, Any], state: Path) -> TrainingHistory:
+    if not state.is_file():
+        return TrainingHistory()
+    saved = load_tensors(state)
+    for name, part in parts.items():
+        part.load_state_dict(saved["parts"][name])
+    done = TrainingHistory(saved["history"], saved["best_epoch"], saved["best_score"])
+    logger.info(f"{what}: going on after epoch {len(done.history)}")
+    return done

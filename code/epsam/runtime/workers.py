@@ -1,0 +1,109 @@
+"""Tasks in worker processes, so that a reader which crashes takes down its own task and no other."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import cv2
+
+from epsam.errors import DataError, SlideError
+from epsam.runtime.allocator import keep_windows
+from epsam.runtime.failures import reason_of
+
+DIED = ("the process that read it died: a crash of the reader, or no memory left; download it again, or try another "
+        "slides.reader")
+
+
+Task = TypeVar("Task")
+
+
+Result = TypeVar("Result")
+
+
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
+              workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+    """Yield (task, function(task)) as they are done; `function` is defined at the top of a module.
+
+    With no workers it runs in this process. A task whose process dies (a crash in a reader's C code, no memory) gives
+    a SlideError in place of a result. Exceptions of `function` end the whole run. Raises DataError when no worker
+    process can be started.
+    """
+    tasks = list(tasks)
+    if workers == 0:
+        for task in tasks:
+            yield task, function(task)
+    elif tasks:
+        yield from _run_halves(function, tasks, workers)
+
+
+def _run_halves(function: Callable[[Task], Result], tasks: list[Task],
+                workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+    """Run a pool; if one of its processes dies, halve what was not done until the guilty task is alone."""
+    lost = yield from _run_pool(function, tasks, workers)
+    if lost and len(tasks) == 1:
+        yield tasks[0], SlideError(DIED)
+    elif lost:
+        middle = (len(lost) + 1) // 2
+        for half in filter(None, (lost[:middle], lost[middle:])):
+            yield from _run_halves(function, half, workers)
+
+
+def _run_pool(function: Callable[[Task], Result], tasks: list[Task],
+              workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+    """Yield results; return the tasks that were not done when a process of the pool died."""
+    # Spawned, not forked: readers keep open files and threads that do not survive a fork.
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), prepare)
+    lost: list[Task] = []
+    try:
+        _check_start(pool)
+        futures: dict[Future, Task] = {}
+        for task in tasks:
+            try:
+                futures[pool.submit(function, task)] = task
+            except BrokenProcessPool:
+                lost.append(task)
+        for future in as_completed(futures):
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                lost.append(futures[future])
+                continue
+            except MemoryError as error:  # while the task or its result was handed over
+                result = SlideError(reason_of(error))
+            yield futures[future], result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return lost
+
+
+def _check_start(pool: ProcessPoolExecutor) -> None:
+    """So that tasks are not blamed for processes that cannot even be started."""
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        raise cannot_start() from None
+
+
+def cannot_start() -> DataError:
+    """The error of a process that ends before it has begun."""
+    return DataError("worker processes cannot be started: a script of one's own must call this under `if __name__ == "
+                     '"__main__":`, or there is no memory left; change that (preprocess does without with workers=0)')
+
+
+def prepare() -> None:
+    """In each worker: one thread of OpenCV, leave Ctrl-C to the parent, and end when the parent is gone."""
+    cv2.setNumThreads(1)
+    keep_windows()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

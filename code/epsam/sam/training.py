@@ -1,0 +1,185 @@
+"""Training of SAM's mask decoder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from epsam.config.paths import settings_for_weights
+from epsam.config.schema import Config
+from epsam.errors import DataError
+from epsam.runtime.checkpoints import load_tensors, save_weights
+from epsam.runtime.device import Hardware
+from epsam.runtime.files import read_mask
+from epsam.runtime.log import logger, progress
+from epsam.runtime.memory import BatchSize
+from epsam.runtime.training_loop import run
+from epsam.sam.checkpoint import decoder_weights
+from epsam.sam.decoder import predict_masks
+from epsam.sam.embeddings import Embeddings, reading_threads
+from epsam.sam.encoder import encoder_hash
+from epsam.sam.losses import dice_loss, iou_loss
+from epsam.sam.samples import Batches, Example, Sample, Samples, by_size, load_batches
+from epsam.sam.session import SamSession
+from epsam.workspace import Workspace
+
+
+def train_supervised(config: Config, workspace: Workspace, hardware: Hardware) -> None:
+    """Train the original decoder on the true masks of the train split: the upper bound of the method.
+
+    The settings are those of a round; the best epoch is chosen by the true masks of the val split. Writes
+    workspace.decoder("supervised"). Raises DataError when true masks are missing.
+    """
+    chosen_by_truth = config.finetune.model_copy(update={"select_on": "val_masks"})
+    context = SamSession(config.model_copy(update={"finetune": chosen_by_truth}), workspace, hardware)
+    train = with_labels(context.examples("train"), workspace.split("train") / "mask")
+    train_decoder(context, "supervised", train, validation_examples(context, 0), workspace.decoder("supervised"))
+
+
+def labels_folder(workspace: Workspace, split: str, round_: int) -> Path:
+    """Folder of the masks that a round is trained on (train) or chosen by (val)."""
+    return workspace.split(split) / workspace.pseudo_labels(round_).name
+
+
+def with_labels(examples: Sequence[Example], folder: Path) -> list[Example]:
+    """The examples with the masks of `folder` as targets; empty masks teach nothing and are left out.
+
+    Raises DataError when a mask is missing, or all are empty.
+    """
+    found = [replace(example, target=folder / f"{example.patch.name}.png") for example in examples]
+    missing = [example.target for example in found if not example.target.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]} is missing ({len(missing)} of {len(found)} masks); initial masks are made by "
+                        "the stage initial-masks, true ones come with the patches")
+    kept = [example for example in found if read_mask(example.target).any()]
+    if not kept:
+        raise DataError(f"{folder}: all {len(found)} masks are empty, there is nothing to learn. If they come from the "
+                        "classifier's maps, look at its AUC, and lower cam.percentile, cam.threshold or "
+                        "cam.opening_px with --from initial-masks")
+    if len(kept) < len(found):
+        logger.warning(f"{folder}: {len(found) - len(kept)} of {len(found)} masks are empty and are left out")
+    return kept
+
+
+def validation_examples(context: SamSession, round_: int) -> list[Example]:
+    """Val patches with what the best epoch is chosen by: pseudo masks, or true ones with `select_on: val_masks`."""
+    examples = context.examples("val")
+    if not examples:
+        raise DataError(f"{context.workspace.split('val')}: no positive patch to choose the best epoch by")
+    if context.config.finetune.select_on == "val_masks":
+        true = [replace(example, target=example.patch.mask) for example in examples if example.patch.has_mask]
+        if not true:
+            raise DataError(f"{context.workspace.split('val')}: no mask/ to choose by; set finetune.select_on=pseudo")
+        return true
+    folder = labels_folder(context.workspace, "val", round_)
+    labelled = [example for example in examples if (folder / f"{example.patch.name}.png").is_file()]
+    if not labelled and round_:
+        logger.warning(f"{folder}: no pseudo-label of the val split passed the filter; the best epoch of round "
+                       f"{round_} is chosen by the CAM masks instead")
+        return validation_examples(context, 0)
+    return with_labels(labelled, folder)
+
+
+def train_decoder(
+    context: SamSession, name: str, train: Sequence[Example], val: Sequence[Example], path: Path
+) -> None:
+    """Train SAM's original decoder on `train` and write the one that is best on `val` to `path`.
+
+    `name` (`round0`, ...) names the training state to go on from, runs/<name>/state/<name>.pth, and the curves.
+    """
+    config, workspace = context.config, context.workspace
+    settings = config.finetune
+    logger.info(f"{name}: {len(train)} training patches, {len(val)} validation patches; the best epoch is chosen by "
+                f"{'pseudo masks' if settings.select_on == 'pseudo' else 'true masks'} of the val split")
+    context.use_decoder(None)
+    trainer = DecoderTraining(context, name, train, val)
+    state, best = workspace.state / f"{name}.pth", workspace.state / f"{name}_best.pth"
+    run(
+        name, trainer.run_epoch,
+        {"decoder": context.sam.mask_decoder, "optimizer": trainer.optimizer, "schedule": trainer.schedule},
+        lambda: decoder_weights(context.sam),
+        epochs=settings.epochs, early_stop=settings.early_stop,
+        state=state, best=best, curves=workspace.run / f"{name}_curves.csv",
+    )
+    context.sam.mask_decoder.requires_grad_(False)
+    save_weights(path, load_tensors(best), settings_for_weights(config), encoder_hash(context.sam))
+
+
+class DecoderTraining:
+    """One training of the decoder that is in the context's SAM: data, optimiser, schedule."""
+
+    def __init__(self, context: SamSession, name: str, train: Sequence[Example], val: Sequence[Example]):
+        config = context.config
+        self.sam, self.hardware, self.settings, self.name = context.sam, context.hardware, config.finetune, name
+        parameters = list(self.sam.mask_decoder.requires_grad_(True).parameters())
+        self.optimizer = torch.optim.AdamW(parameters, self.settings.lr, weight_decay=self.settings.weight_decay,
+                                           fused=True)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.settings.epochs)
+        self.part = BatchSize(f"{name}, decoder", self.hardware.decoder_batch)
+        self.threads = reading_threads(config, self.hardware)
+        self.embeddings = context.embeddings("train")
+        self.val_embeddings = context.embeddings("val")
+        self.batches = Batches(len(train), self.settings.batch, self.settings.seed)
+        self.train = Samples(train, self.embeddings, config, "train", varied=True)
+        self.val = Samples(val, self.val_embeddings, config, "val")
+        self.val_batches = Batches(len(val), self.hardware.decoder_batch)
+
+    def run_epoch(self, epoch: int) -> dict[str, float]:
+        """Train and validate once; figures for the curves."""
+        rate = self.schedule.get_last_lr()[0]
+        loss = self.train_epoch(epoch)
+        self.schedule.step()
+        return {"train_loss": loss, **self._validate(), "lr": rate}
+
+    def train_epoch(self, epoch: int) -> float:
+        """One step per batch of all training patches, at the schedule's present rate; the mean loss."""
+        self.batches.draw = epoch
+        bar = progress(load_batches(self.train, self.batches, self.threads), total=len(self.batches),
+                       desc=f"{self.name} epoch {epoch}", unit="batch")
+        losses = [loss for batch in bar for loss in self._step([sample for sample in batch if not sample.prompts.is_empty])]
+        if not losses:
+            raise DataError(f"{self.name}: no training patch gives a prompt; see prompts.kind and prompts.min_box_px")
+        return float(np.mean(losses))
+
+    def _step(self, batch: list[Sample]) -> list[float]:
+        """One step of the optimiser; the losses of its patches."""
+        if not batch:
+            return []
+        losses = self.part.run(lambda part: self._accumulate(batch, part))
+        self.optimizer.step()
+        return losses
+
+    def _accumulate(self, batch: list[Sample], part: int) -> list[float]:
+        """Gradients of the mean loss of `batch`, `part` patches at a time."""
+        losses = []
+        self.optimizer.zero_grad(set_to_none=True)
+        for start in range(0, len(batch), part):
+            for size, group in by_size(batch[start : start + part]):
+                loss = self._loss(self._logits(group, size, self.embeddings), group)
+                (loss * len(group) / len(batch)).backward()
+                losses += [loss.item()] * len(group)
+        return losses
+
+    def _validate(self) -> dict[str, float]:
+        losses, dices = [], []
+        for batch in load_batches(self.val, self.val_batches, self.threads):
+            for size, group in by_size(batch):
+                with torch.no_grad():
+                    logits = self._logits(group, size, self.val_embeddings)
+                    losses += [self._loss(logits, group).item()] * len(group)
+                    dices += [1 - dice_loss((logits > 0).float(), _targets(group, logits)).item()] * len(group)
+        return {"val_loss": float(np.mean(losses)), "val_dice": float(np.mean(dices))}
+
+    def _logits(self, group: list[Sample], size: tuple[int, int], embeddings: Embeddings) -> torch.Tensor:
+        inputs = embeddings.batch([sample.item for sample in group])
+        return predict_masks(self.sam, inputs, [sample.prompts for sample in group], size)
+
+    def _loss(self, logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
+        probability, target, smooth = logits.sigmoid(), _targets(group, logits), self.settings.smooth
+        return dice_loss(probability, target, smooth) + iou_loss(probability, target, smooth)
+
+
+def _targets(group: list[Sample], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.stack([sample.target for sample in group])).to(like.device, like.dtype)

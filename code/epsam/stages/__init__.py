@@ -1,0 +1,1 @@
+"""The stages of the method, one file per command of ./train.sh."""

@@ -1,0 +1,137 @@
+"""Stage evaluate: all methods side by side on the test split."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from epsam.cam.mask import cam_mask
+from epsam.cam.store import load_cams
+from epsam.classifier.building import load_classifier
+from epsam.config.schema import Config
+from epsam.errors import DataError
+from epsam.evaluation import metrics
+from epsam.evaluation.methods import Figures, Method, figures_csv, methods_of, predictions, read_figures, write_figures
+from epsam.evaluation.table import cam_curve, log_table, map_figures, result_row
+from epsam.inference.models import Models
+from epsam.patches.patch import Patch, patches_for_classifier, patches_for_sam
+from epsam.results import record_results
+from epsam.runtime.device import Hardware
+from epsam.runtime.files import read_image, read_mask, write_png
+from epsam.runtime.log import logger, progress
+from epsam.sam.checkpoint import load_decoder, load_sam
+from epsam.sam.prediction import predict_split
+from epsam.sam.training import train_supervised
+from epsam.workspace import Workspace
+
+
+def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
+    """Stage: predict the test split with every method, compare with the true masks, record and log the table.
+
+    Two sets of figures. On patches that hold tumour, as published: each is predicted whatever the classifier says.
+    On all patches (`all_...`), as a slide is predicted: one that the classifier gives less than
+    `inference.classifier_probability` is predicted empty, tumour or not; a normal one above it goes the same way
+    as the others. Without true masks nothing is measured, which is said. Masks predicted for the test split and
+    figures patch by patch lie in runs/<name>/state/predictions/; a second call goes on after the last whole method.
+    """
+    known = [patch for patch in patches_for_sam(workspace, "test") if patch.has_mask]
+    _warn_of_missing_masks(workspace, known)
+    if not known:
+        record_results(workspace, "evaluate", [])
+        return
+    if config.evaluate.supervised:
+        train_supervised(config, workspace, hardware)
+    methods = methods_of(config, workspace)
+    negatives = [patch for patch in patches_for_classifier(workspace, "test") if patch.label == 0]
+    todo = [method for method in methods if not _is_measured(workspace, method, [*known, *negatives])]
+    if todo:
+        _measure(config, workspace, hardware, todo, known, negatives)
+    rows = [result_row(config, method.name, read_figures(figures_csv(workspace, method.name))) for method in methods]
+    rows[0] |= map_figures(config, cam_curve(workspace, known))
+    record_results(workspace, "evaluate", rows)
+    log_table(methods, rows)
+
+
+def _warn_of_missing_masks(workspace: Workspace, known: Sequence[Patch]) -> None:
+    folder, positives = workspace.split("test") / "mask", patches_for_sam(workspace, "test")
+    if not known:
+        found = any(folder.glob("*.png"))
+        why = "the masks there match no patch by name" if found else "there are no masks"
+        logger.warning(f"evaluate: {folder}: {why}; nothing is measured. A mask has the name of its patch")
+    elif len(known) < len(positives):
+        logger.warning(f"evaluate: {len(positives) - len(known)} of {len(positives)} test patches with tumour have no "
+                       f"mask in {folder}; they are left out")
+
+
+def _is_measured(workspace: Workspace, method: Method, patches: Sequence[Patch]) -> bool:
+    path = figures_csv(workspace, method.name)
+    return path.is_file() and read_figures(path).names == [patch.name for patch in patches]
+
+
+def _measure(config: Config, workspace: Workspace, hardware: Hardware, methods: Sequence[Method],
+             known: Sequence[Patch], negatives: Sequence[Patch]) -> None:
+    """Predict the patches with each method and keep masks and figures."""
+    sam = load_sam(config.sam.model_type, config.sam.checkpoint, workspace.checkpoints, hardware.device)
+    models = Models(load_classifier(config.classifier, workspace.classifier, hardware.device), sam, config, hardware)
+    patches = [*known, *negatives]
+    probabilities = _classify(models, patches)
+    gate = config.inference.classifier_probability
+    alarms = [patch for patch in negatives if probabilities[patch.name] >= gate]
+    logger.info(f"evaluate: {len(known)} test patches with tumour, {len(negatives)} normal ones, of which the "
+                f"classifier takes {len(alarms)} for tumour")
+    for method in methods:
+        if method.decoder:
+            load_decoder(sam, method.decoder)
+        overlaps = {patch.name: (0, 0, 0) for patch in negatives}
+        for patch, mask in _masks(config, workspace, hardware, models, method, known, alarms):
+            write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
+            overlaps[patch.name] = _overlap(patch, mask)
+        write_figures(figures_csv(workspace, method.name), Figures(
+            names=[patch.name for patch in patches],
+            labels=np.array([patch.label for patch in patches]),
+            probabilities=np.array([probabilities[patch.name] for patch in patches]),
+            overlaps=np.array([overlaps[patch.name] for patch in patches]),
+        ))
+
+
+def _classify(models: Models, patches: Sequence[Patch]) -> dict[str, float]:
+    """Probability of tumour of each patch, by name."""
+    step = models.hardware.classifier_batch
+    probabilities: dict[str, float] = {}
+    with progress(total=len(patches), desc="classify test", unit="patch") as bar:
+        for start in range(0, len(patches), step):
+            batch = patches[start:start + step]
+            images = np.stack([read_image(patch.path) for patch in batch])
+            names = [patch.name for patch in batch]
+            probabilities |= dict(zip(names, models.classify(images, names).tolist(), strict=True))
+            bar.update(len(batch))
+    return probabilities
+
+
+def _masks(config: Config, workspace: Workspace, hardware: Hardware, models: Models, method: Method,
+           known: Sequence[Patch], alarms: Sequence[Patch]) -> Iterator[tuple[Patch, np.ndarray]]:
+    """Predicted masks (H, W) bool of the patches with tumour and of the false alarms."""
+    if method.name == "cam":
+        cams = load_cams(workspace.cams("test"))
+        for patch in known:
+            yield patch, cam_mask(cams[patch.name], config.cam, read_mask(patch.mask).shape)
+    else:
+        by_name = {patch.name: patch for patch in known}
+        for name, mask in predict_split(config, workspace, hardware, "test", method.decoder):
+            if name in by_name:
+                yield by_name[name], mask
+    for patch in progress(alarms, desc=f"{method.name}: false alarms", unit="patch") if alarms else ():
+        image = read_image(patch.path)[None]
+        if method.name == "cam":
+            yield patch, models.cam_masks(image, [patch.name])[0]
+        else:
+            yield patch, models.masks(image, [patch.name])[0]
+
+
+def _overlap(patch: Patch, mask: np.ndarray) -> tuple[int, int, int]:
+    """Overlap of a predicted mask with the true one, which is empty for a normal patch."""
+    if patch.label == 0:
+        return 0, int(mask.sum()), 0
+    try:
+        return metrics.overlap(mask, read_mask(patch.mask))
+    except DataError as error:
+        raise DataError(f"{patch.mask}: {error}") from None

@@ -1,0 +1,132 @@
+"""Stage preprocess: slides and annotations -> patches."""
+
+import numpy as np
+
+from epsam.config.schema import Config
+from epsam.errors import DataError, EpsamError
+from epsam.patches.candidates import CandidatesTask, SlideCandidates, find_candidates
+from epsam.patches.extraction import extract
+from epsam.patches.manifest import SlideRecord, find_slides, usable
+from epsam.patches.selection import Candidates, may_be_positive, select
+from epsam.patches.splits import apply_published, assign_random
+from epsam.patches.tables import remove_stale, write_patches, write_summary
+from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
+from epsam.runtime.log import logger, progress
+from epsam.runtime.workers import run_tasks
+from epsam.visualization.slide_sheet import write_index, write_slide_sheet
+from epsam.workspace import SPLITS, Workspace
+
+
+def preprocess(config: Config, workspace: Workspace) -> None:
+    """Cut the patches of all splits: dataset/<name>/{train,val,test}, patches.csv, slides.csv, runs/<name>/qa.
+
+    Without slides, patches that somebody brought into all splits are taken as they are. Slides that cannot be used
+    fail with their reason. Killed and called again, it goes on with the slides and patches that are whole.
+    Raises DataError when there is neither slide nor patch, when a split would have no positives, or when a file cannot
+    be written (a full disk).
+    """
+    if _only_patches(workspace):
+        logger.info(f"{workspace.slides}: no slides; the patches that lie in {', '.join(SPLITS)} are taken as they are")
+        return
+    try:
+        _preprocess(config, workspace)
+    except OSError as error:
+        raise DataError(f"{error.filename or workspace.dataset}: {error.strerror}; what is written stays, so mend it "
+                        "(free some room) and run the stage again") from None
+
+
+def _only_patches(workspace: Workspace) -> bool:
+    slides = workspace.slides.is_dir() and any(workspace.slides.iterdir())
+    return not slides and all((workspace.split(split) / "image").is_dir() for split in SPLITS)
+
+
+def _preprocess(config: Config, workspace: Workspace) -> None:
+    records = find_slides(workspace, config.slides)
+    try:
+        apply_published(records, config)
+        scans = find_all_candidates(records, config, workspace)
+        if config.slides.split == "random":
+            assign_random(records, lambda record: may_be_positive(scans[record.slide].fraction, config), config)
+        purposes = choose(records, scans, config)
+        count_patches(records, scans, purposes, config)
+        remove_stale(records, scans, purposes, workspace)
+        extract(records, scans, purposes, config, workspace)
+        count_patches(records, scans, purposes, config)
+    except EpsamError:
+        write_summary(records, workspace)
+        raise
+    for record in usable(records):
+        _write_sheet(record, scans[record.slide], purposes[record.slide], config, workspace)
+    write_index(records, workspace)
+    write_patches(records, scans, purposes, workspace)
+    write_summary(records, workspace)
+
+
+def _write_sheet(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace) -> None:
+    """The QA sheet; where it cannot be drawn the slide stays in use, as its patches are right."""
+    try:
+        with guard(record.path, record.annotation):
+            write_slide_sheet(record, scan, purpose, config, workspace.qa)
+    except OF_THE_ITEM as error:
+        log_failure(f"{record.slide}: its QA sheet", error)
+
+
+def find_all_candidates(records: list[SlideRecord], config: Config, workspace: Workspace) -> dict[str, SlideCandidates]:
+    """Scan the slides in use, by slide name; those that cannot be read fail."""
+    by_name = {record.slide: record for record in usable(records)}
+    tasks = [CandidatesTask(record, config, workspace) for record in by_name.values()]
+    scans = {}
+    with progress(total=len(tasks), desc="slides", unit="slide") as bar:
+        for task, result in run_tasks(find_candidates, tasks, config.worker_count):
+            record = by_name[task.record.slide]
+            bar.update()
+            if isinstance(result, EpsamError):
+                record.drop("failed", str(result))
+                log_failure(record.slide, result)
+            else:
+                scans[record.slide] = result
+                _log_extraction(record, result)
+    return scans
+
+
+def _log_extraction(record: SlideRecord, scan: SlideCandidates) -> None:
+    record.reader, record.reader_version, record.vendor = scan.reader, scan.reader_version, scan.vendor
+    record.width, record.height = scan.size
+    record.mpp_x, record.mpp_y = scan.mpp or (None, None)
+    resolution = f"{scan.mpp[0]:.4g} um/px" if scan.mpp else "resolution unknown"
+    logger.info(f"{record.slide}: {record.width} x {record.height} px, {resolution}, {scan.vendor} read by "
+                f"{scan.reader} {scan.reader_version}; {len(scan.x)} windows, {int((scan.fraction > 0).sum())} with "
+                f"tumour{'; ' + record.reason if record.reason else ''}")
+    for note in scan.notes:
+        logger.warning(f"{record.annotation}: {note}")
+
+
+def choose(records: list[SlideRecord], scans: dict[str, SlideCandidates], config: Config) -> dict[str, np.ndarray]:
+    """What each candidate window of each slide is cut for (see `select`), by slide name."""
+    purposes = {}
+    for split in SPLITS:
+        slides = sorted((r for r in usable(records) if r.split == split), key=lambda record: record.slide)
+        if not slides:
+            continue
+        lengths = [len(scans[r.slide].x) for r in slides]
+        chosen = select(Candidates(np.concatenate([scans[r.slide].fraction for r in slides]),
+                                   np.repeat([r.negatives for r in slides], lengths)), split, config)
+        parts = np.split(chosen, np.cumsum(lengths)[:-1])
+        purposes |= {record.slide: part for record, part in zip(slides, parts, strict=True)}
+    return purposes
+
+
+def count_patches(records: list[SlideRecord], scans: dict[str, SlideCandidates], purposes: dict[str, np.ndarray],
+                  config: Config) -> None:
+    """Note each slide's patches; raises DataError when a split has no positive for SAM."""
+    found = dict.fromkeys(SPLITS, 0)
+    for record in usable(records):
+        positive, purpose = scans[record.slide].fraction > 0, purposes[record.slide]
+        record.patches_positive = int(((purpose != "") & positive).sum())
+        record.patches_negative = int(((purpose != "") & ~positive).sum())
+        found[record.split] += int(((purpose == "all") & positive).sum())
+    if empty := [split for split, count in found.items() if not count]:
+        low, high = config.patches.positive_share
+        raise DataError(f"no positive patch for {', '.join(empty)}: no window there has {low:.0%} to {high:.0%} tumour. "
+                        "slides.csv says which slides were used and why others were not; mend those, add slides, or "
+                        "widen patches.positive_share")

@@ -1,0 +1,81 @@
+"""Stage retrain: rounds 1 to N, each on pseudo-labels of the decoder before."""
+
+from collections.abc import Sequence
+
+from epsam.config.schema import Config
+from epsam.errors import DataError
+from epsam.pseudo_labels import Candidate, make_pseudo_labels, prompt_sensitivity, summarise, warn_of_drift
+from epsam.runtime.device import Hardware
+from epsam.runtime.files import read_csv, write_csv
+from epsam.runtime.log import logger
+from epsam.sam.prediction import predict
+from epsam.sam.session import SamSession
+from epsam.sam.training import labels_folder, train_decoder, validation_examples, with_labels
+from epsam.visualization.contact_sheet import Row, evenly_spaced, sheet_path, write_sheet
+from epsam.workspace import Workspace
+
+
+def retrain(config: Config, workspace: Workspace, hardware: Hardware) -> None:
+    """Stage: rounds 1..`retrain.rounds`, each into workspace.decoder(n); goes on after the last finished round.
+
+    Raises DataError when a round keeps no pseudo-label.
+    """
+    rounds = range(1, config.retrain.rounds + 1)
+    first = next((n for n in rounds if not workspace.decoder(n).is_file()), None)
+    if first is None:
+        return
+    context = SamSession(config, workspace, hardware)
+    for round_ in rounds[first - 1 :]:
+        _run_round(context, round_)
+
+
+def _run_round(context: SamSession, round_: int) -> None:
+    workspace = context.workspace
+    context.use_decoder(workspace.decoder(round_ - 1))
+    folders = {split: labels_folder(workspace, split, round_) for split in ("train", "val")}
+    candidates = make_pseudo_labels(context, "train", folders["train"])
+    make_pseudo_labels(context, "val", folders["val"])
+    _write_sheet(context, round_, candidates)
+    _record(context, summarise(round_, candidates, prompt_sensitivity(context, "train")))
+    kept = [candidate.example for candidate in candidates if candidate.kept]
+    if not kept:
+        best = max(candidates, key=lambda candidate: candidate.ids)
+        raise DataError(f"round {round_} keeps none of {len(candidates)} pseudo-labels: the best IDS is "
+                        f"{best.ids:.4f}, retrain.ids asks for {context.config.retrain.ids}. {_how_to_keep(best)} Or "
+                        f"look at {sheet_path(workspace, round_)}: where SAM's masks reach far beyond the CAM masks, "
+                        "a lower cam.threshold (with --from initial-masks) or more finetune.epochs (with --from "
+                        "finetune) may help")
+    train_decoder(context, f"round{round_}", with_labels(kept, folders["train"]),
+                  validation_examples(context, round_), workspace.decoder(round_))
+
+
+def _how_to_keep(best: Candidate) -> str:
+    """The setting that keeps the best pseudo-label, if any can; rounded down so that it does."""
+    lower = int(best.ids * 1000) / 1000
+    if lower == 0:
+        return "Its mask misses the CAM mask."
+    return f"Run ./train.sh again with --from retrain retrain.ids={lower:g}."
+
+
+def _write_sheet(context: SamSession, round_: int, candidates: Sequence[Candidate]) -> None:
+    shown = evenly_spaced(sorted(candidates, key=lambda candidate: candidate.ids))
+    masks = {sample.example.patch.name: (sample, mask)
+             for sample, mask in predict(context, "train", [candidate.example for candidate in shown])}
+    rows = []
+    for candidate in shown:
+        sample, mask = masks[candidate.example.patch.name]
+        caption = f"IDS {candidate.ids:.2f} {'kept' if candidate.kept else 'dropped'}"
+        rows.append(Row(candidate.example.patch, candidate.example.cam, sample.prompts, mask, caption))
+    write_sheet(sheet_path(context.workspace, round_), rows)
+
+
+def _record(context: SamSession, summary: dict[str, float]) -> None:
+    """Log the summary, put it into runs/<name>/pseudo_labels.csv and warn of drifting masks."""
+    path, round_ = context.workspace.run / "pseudo_labels.csv", summary["round"]
+    rows = read_csv(path, ["round", "relative_size"]) if path.is_file() and round_ > 1 else []
+    rows = [row for row in rows if int(row["round"]) < round_]
+    before = float(rows[-1]["relative_size"]) if rows else 1.0  # round 0 learned from the CAM masks themselves
+    logger.info("pseudo-labels: " + " ".join(
+        f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}" for key, value in summary.items()))
+    warn_of_drift(before, summary["relative_size"], round_)
+    write_csv(path, [*rows, summary], list(summary))

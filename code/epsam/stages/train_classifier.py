@@ -1,0 +1,75 @@
+"""Stage train-classifier: patches and their labels -> ResNet with ADL (method.md, section 1)."""
+
+import torch
+
+from epsam.classifier.batchnorm import recalibrate_batchnorm
+from epsam.classifier.building import build_classifier
+from epsam.classifier.pretrained import initialise
+from epsam.classifier.train_step import TrainStep
+from epsam.classifier.training import (
+    _parameter_groups,
+    figures,
+    load_labelled,
+    positive_weight,
+    predict_logits,
+    train_epoch,
+)
+from epsam.classifier.validation import map_error
+from epsam.config.paths import settings_for_weights
+from epsam.config.schema import Config
+from epsam.evaluation.metrics import auc
+from epsam.results import record_results
+from epsam.runtime.checkpoints import load_tensors, save_weights
+from epsam.runtime.device import Hardware
+from epsam.runtime.log import logger
+from epsam.runtime.memory import peak_memory_mib
+from epsam.runtime.seeds import seed_of
+from epsam.runtime.training_loop import run
+from epsam.visualization.charts import draw_curves
+from epsam.workspace import SPLITS, Workspace
+
+
+def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -> None:
+    """Stage: train on the labels of the train split, keep the best epoch (`select_on`), and measure it.
+
+    Writes the weights, runs/<name>/classifier_curves.csv and .png, and results of val and test. Goes on from
+    the last whole epoch after a stop, to the same result (on a GPU but for its rounding). Raises DataError
+    for a split of one class or patches of unequal size, EpsamError when the loss is not finite.
+    """
+    settings = config.classifier
+    train, val, test = (load_labelled(workspace, split, config.worker_count) for split in SPLITS)
+    torch.manual_seed(seed_of(settings.seed, "classifier"))
+    model = build_classifier(settings)
+    initialise(model, settings.init, workspace.checkpoints)
+    model.to(hardware.device, memory_format=hardware.memory_format)
+    optimiser = torch.optim.Adam(
+        _parameter_groups(model, settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, settings.lr_gamma)
+    on_masks = settings.select_on == "val_masks"
+    logger.info(f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split")
+    learner = TrainStep(model, optimiser, positive_weight(train, settings), hardware)
+
+    def run_epoch(epoch: int) -> dict[str, float]:
+        loss = train_epoch(learner, train, config, epoch)
+        schedule.step()
+        recalibrate_batchnorm(model, train.images, settings, hardware, epoch, config.worker_count)
+        logits = predict_logits(model, val.images, hardware, config.worker_count)
+        val_loss = learner.loss(logits, val.labels).item()
+        figures = {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}
+        return figures | ({"val_map_error": map_error(model, config, workspace, hardware)} if on_masks else {})
+
+    best, curves = workspace.state / "classifier_best.pth", workspace.run / "classifier_curves.csv"
+    done = run(
+        "classifier", run_epoch, {"model": model, "optimiser": optimiser, "schedule": schedule}, model.state_dict,
+        epochs=settings.epochs, early_stop=settings.early_stop, state=workspace.state / "classifier.pth",
+        best=best, curves=curves, score="val_map_error" if on_masks else "val_loss",
+    )
+    draw_curves(curves.with_suffix(".png"), done)
+    model.load_state_dict(load_tensors(best))
+    save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config))
+    logger.info(f"classifier: peak memory {peak_memory_mib(str(hardware.device)):.0f} MiB")
+    record_results(workspace, "train-classifier", [
+        {"split": split, "method": "classifier"} | figures(model, labelled, hardware, config.worker_count)
+        for split, labelled in (("val", val), ("test", test))
+    ])

@@ -1,0 +1,1 @@
+"""Pictures: one palette, panels of patches, sheets, charts."""

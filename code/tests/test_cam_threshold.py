@@ -1,0 +1,84 @@
+"""Limits of maps where SAM sees the border: they find it, whatever the map's own scale."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from epsam.cam.activation import ActivationMap
+from epsam.cam.mask import cam_mask
+from epsam.cam.store import load_cams
+from epsam.cam.threshold import otsu_threshold
+from epsam.classifier.building import build_classifier
+from epsam.config.schema import Cam, Classifier
+from epsam.evaluation.metrics import dice
+from epsam.inference.models import Models
+from epsam.patches.patch import patches_for_sam
+from epsam.runtime.checkpoints import save_weights
+from epsam.runtime.files import read_image, read_mask
+from epsam.sam.checkpoint import load_sam
+from epsam.stages.initial_masks import make_initial_masks
+from tests.sam_factory import CPU, make_config, make_patches
+
+AUTO = Cam(layer="layer4", mask_px=64, percentile=None, threshold="auto", opening_px=0)
+TRUTH = cv2.circle(np.zeros((128, 128), np.uint8), (50, 60), 30, 1, -1) > 0
+
+
+def _embedding(truth: np.ndarray, side: int = 16) -> np.ndarray:
+    """Like SAM's: one direction inside, another outside, noise, and padding that is like neither."""
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(size=(2, 8))
+    height, width = (side * length // max(truth.shape) for length in truth.shape)
+    share = cv2.resize(truth.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    features = np.full((8, side, side), 9, np.float32)
+    features[:, :height, :width] = inside[:, None, None] * share + outside[:, None, None] * (1 - share)
+    return features + rng.normal(scale=0.1, size=features.shape)
+
+
+def _image(size: tuple[int, int]) -> np.ndarray:
+    return np.full((*size, 3), 150, np.uint8)
+
+
+@pytest.mark.parametrize("power", [1, 2, 4])
+@pytest.mark.parametrize("truth", [TRUTH, TRUTH[:96], TRUTH[:, :96]], ids=["square", "wide", "high"])
+def test_the_border_is_found_whatever_the_scale_of_the_map(power, truth):
+    blurred = cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 12)
+    values = cv2.resize(blurred / blurred.max(), (32, 32), interpolation=cv2.INTER_AREA) ** power
+    limit = otsu_threshold(values, _embedding(truth), _image(truth.shape), AUTO)
+    assert dice(cam_mask(ActivationMap(values, limit), AUTO, truth.shape), truth) > 0.9
+
+
+def test_glass_beside_the_tissue_is_not_taken_for_the_border():
+    image, embedding = _image(TRUTH.shape), _embedding(TRUTH)
+    image[:, 90:], embedding[:, :, 12:] = 240, 20  # SAM sees glass from column 96 on, which looks like nothing else
+    values = cv2.resize(cv2.GaussianBlur(TRUTH.astype(np.float32), (0, 0), 12), (32, 32), interpolation=cv2.INTER_AREA)
+    limit = otsu_threshold(values, embedding, image, AUTO)
+    assert dice(cam_mask(ActivationMap(values, limit), AUTO, TRUTH.shape), TRUTH) > 0.9
+    misled = otsu_threshold(values, embedding, _image(TRUTH.shape), AUTO)
+    assert dice(cam_mask(ActivationMap(values, misled), AUTO, TRUTH.shape), TRUTH) < 0.8
+
+
+def test_a_map_of_zeros_stays_without_a_mask():
+    values = np.zeros((8, 8), np.float32)
+    limit = otsu_threshold(values, _embedding(TRUTH), _image(TRUTH.shape), AUTO)
+    assert not cam_mask(ActivationMap(values, limit), AUTO, TRUTH.shape).any()
+
+
+@pytest.mark.parametrize("embeddings", ["on", "off"])
+def test_training_and_inference_cut_the_same_masks(tmp_path, embeddings):
+    workspace = make_patches(tmp_path)
+    config = make_config(tmp_path, cam={"threshold": "auto"}, sam={"embeddings": embeddings})
+    config = config.model_copy(update={"classifier": Classifier(depth=18), "workers": 0})
+    torch.manual_seed(0)
+    classifier = build_classifier(config.classifier).eval()
+    save_weights(workspace.classifier, classifier.state_dict(), {"classifier": config.classifier.model_dump()})
+    for split in ("train", "val", "test"):
+        workspace.cams(split).unlink()
+    make_initial_masks(config, workspace, CPU)
+    limits = {cam.limit for cam in load_cams(workspace.cams("train")).values()}
+    assert len(limits) > 1
+    sam = load_sam("demo", config.sam.checkpoint, workspace.checkpoints, CPU.device)
+    models = Models(classifier, sam, config, CPU)
+    for patch in patches_for_sam(workspace, "train"):
+        (mask,) = models.cam_masks(read_image(patch.path)[None], [patch.name])
+        np.testing.assert_array_equal(mask, read_mask(workspace.pseudo_labels(0) / f"{patch.name}.png"))

@@ -1,0 +1,164 @@
+"""The doors and the command line as a user meets them."""
+
+import json
+
+import pytest
+
+from epsam.cli import cli
+from epsam.runs.runner import STAGES
+from epsam.workspace import Workspace
+from tests.patch_factory import make_patches
+
+PYTHON = ".venv/bin/python"
+
+
+def test_help_everywhere(run_in):
+    for door in ("./train.sh", "./infer.sh"):
+        done = run_in(door, "--help")
+        assert done.returncode == 0
+        assert door in done.stdout
+    for name, command in cli.commands.items():
+        assert command.help, name
+    assert [name for name in cli.commands if name in {s.name for s in STAGES}] == [s.name for s in STAGES]
+
+
+def test_train_runs_the_stages_in_the_order_of_the_method(top):
+    lines = (top / "train.sh").read_text().splitlines()
+    called = [line.split()[1] for line in lines if line.startswith("stage ")]
+    assert called == ["doctor", *(s.name for s in STAGES)]
+
+
+@pytest.mark.parametrize("argument", ["--frsh", "demo demo", "--from"])
+def test_a_wrong_argument_is_refused(run_in, argument):
+    done = run_in("./train.sh", *argument.split())
+    assert done.returncode != 0
+    assert done.stderr.strip()
+
+
+@pytest.mark.parametrize("command", [
+    "./train.sh name=camelyon16", "./train.sh demo name=camelyon16", "./train.sh --config=camelyon16",
+    "./train.sh --root=.", "./train.sh --from=embed", "./train.sh -x=1", "./train.sh demo --fresh=1",
+    "./infer.sh --output-dir=x", "./infer.sh --root .", "./infer.sh camelyon17", "./infer.sh --frsh", "./infer.sh --config",
+])
+def test_a_wrong_argument_touches_nothing(run_in, top, command):
+    theirs = {top / "dataset/camelyon16/images/tumor_001.tif", top / "dataset/camelyon16/annotations/tumor_001.xml"}
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.write_text("of Camelyon16")
+    done = run_in(*command.split())
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert not (top / "runs").exists()
+    assert set((top / "dataset").rglob("*.*")) == theirs
+    assert {path.read_text() for path in theirs} == {"of Camelyon16"}
+
+
+def test_the_demo_draws_into_no_folder_but_its_own(run_in, top):
+    path = top / "dataset" / "camelyon16" / "images" / "tumor_001.tif"
+    path.parent.mkdir(parents=True)
+    path.write_text("of Camelyon16")
+    done = run_in(PYTHON, "-m", "epsam", "demo", "--config", "demo", "name=camelyon16")
+    assert done.returncode == 1
+    assert "dataset/camelyon16 was not made by the demo" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert [p for p in (top / "dataset").rglob("*") if p.is_file()] == [path]
+    assert path.read_text() == "of Camelyon16"
+
+
+def test_no_camelyon16_says_where_it_must_lie_and_how_to_get_it(run_in, top):
+    done = run_in("./train.sh", "camelyon16")
+    assert done.returncode == 1
+    assert "dataset/camelyon16/images does not exist" in done.stdout
+    assert "aws s3 cp --no-sign-request --recursive s3://camelyon-dataset/CAMELYON16/images/" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (top / "runs").exists()
+    assert not (top / "dataset").exists()
+
+
+def test_dataset_type_can_come_from_the_environment(run_in):
+    done = run_in("./train.sh", DATASET_TYPE="camelyon17")
+    assert "dataset/camelyon17/images does not exist" in done.stdout
+
+
+def test_a_typo_in_the_settings_is_one_line(run_in, top):
+    (top / "mine.yaml").write_text("clasifier: {depth: 18}\n")
+    done = run_in("./train.sh", "mine.yaml")
+    assert done.returncode == 1
+    assert done.stdout.strip() == "error: mine.yaml: unknown setting `clasifier`; did you mean `classifier`?"
+    assert done.stderr == ""
+
+
+def test_infer_without_checkpoint_says_what_makes_it(run_in, top):
+    done = run_in("./infer.sh")
+    assert done.returncode == 1
+    assert "checkpoints/demo_resnet_adl.pth: no such checkpoint; ./train.sh makes it" in done.stdout
+    assert not (top / "runs").exists()
+
+
+def test_weights_without_the_settings_they_were_trained_with_are_not_guessed_at(run_in, top):
+    for name in ("demo_resnet_adl.pth", "demo_decoder_iter3.pth"):
+        (top / "checkpoints" / name).write_bytes(b"weights from elsewhere")
+    done = run_in("./infer.sh")
+    assert done.returncode == 1
+    assert "demo_decoder_iter3.pth: no settings beside it" in done.stdout
+    assert "./infer.sh --config camelyon17" in done.stdout
+
+
+def test_a_python_that_is_too_old_or_missing_is_said_at_once(run_in):
+    for python in ("/bin/false", "/no/such/python3"):
+        done = run_in("./train.sh", PYTHON=python)
+        assert done.returncode == 1
+        assert "Python 3.10 or later is needed" in done.stderr
+
+
+def test_an_installation_that_fails_is_tried_again_next_time(run_in, top):
+    (top / ".venv" / "installed").unlink()
+    (top / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    done = run_in("./train.sh")
+    assert done.returncode == 1
+    assert "installation failed (see above); mend it and run the same command again" in done.stderr
+    assert not (top / ".venv" / "installed").exists()
+
+
+def test_a_terminal_without_unicode_and_a_folder_with_spaces(run_in, top):
+    (top / "mein Länge.yaml").write_text("größe: 3\n")
+    done = run_in("./train.sh", "mein Länge.yaml", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert r"unknown setting `gr\xf6\xdfe`" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+NO_ROOM = """
+import sys, torch
+def to(self, *_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+torch.nn.Module.to = to
+from epsam.cli import main
+sys.argv = ["epsam", "train-classifier", "--config", "small.yaml"]
+main()
+"""
+
+
+def test_a_gpu_that_others_have_filled_is_one_line(run_in, top):
+    (top / "small.yaml").write_text("name: small\nclassifier: {depth: 18}\n")
+    make_patches(Workspace(top, "small"))
+    assert run_in(PYTHON, "-m", "epsam", "preprocess", "--config", "small.yaml").returncode == 0
+    done = run_in(PYTHON, "-c", NO_ROOM)
+    assert done.returncode == 1
+    assert "error: the GPU's memory is full (nvidia-smi lists what uses it)" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_stage_out_of_order_names_the_one_before(run_in):
+    done = run_in(PYTHON, "-m", "epsam", "retrain", "--config", "demo")
+    assert done.returncode == 1
+    assert "retrain needs preprocess" in done.stdout
+
+
+def test_doctor_as_json(run_in):
+    done = run_in(PYTHON, "-m", "epsam", "doctor", "--json", "--config", "demo")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert checks["torch"]["status"] == "ok"
+    assert checks["slides"]["status"] == "error"
+    assert done.returncode == 1
+    assert "images" in checks["slides"]["mend"]
