@@ -41,13 +41,17 @@ def main() -> None:
     torch.manual_seed(0)
     model = build_classifier(Classifier(depth=depth)).to(hardware.device, memory_format=hardware.memory_format).eval()
     images = torch.randint(0, 256, (arguments.patches, 3, size, size), dtype=torch.uint8)
-    print(f"ResNet-{depth}, {size} px, {arguments.patches} patches in 4 rotations, {arguments.device}, "
-          f"{torch.get_num_threads()} threads, {hardware.precision}")
+    print(
+        f"ResNet-{depth}, {size} px, {arguments.patches} patches in 4 rotations, {arguments.device}, "
+        f"{torch.get_num_threads()} threads, {hardware.precision}"
+    )
     one_by_one, slow = timed(lambda: maps_one_by_one(model, images, hardware), arguments)
     batched, fast = timed(lambda: maps_in_batches(model, images, hardware), arguments)
     print(f"largest difference of the maps: {np.abs(one_by_one - batched).max():.2g}")
-    print(f"one by one {slow:.2f} patches/s, in batches of {hardware.cam_batch} {fast:.2f} patches/s: "
-          f"{fast / slow:.2f} times")
+    print(
+        f"one by one {slow:.2f} patches/s, in batches of {hardware.cam_batch} {fast:.2f} patches/s: "
+        f"{fast / slow:.2f} times"
+    )
     if gpu:
         print(f"peak memory of maps {peak_memory_mib(str(hardware.device)):.0f} MiB")
         torch.cuda.reset_peak_memory_stats()

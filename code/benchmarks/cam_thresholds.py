@@ -1,6 +1,6 @@
 """Where to cut the maps: fixed values against `cam.threshold: auto`, by the true masks of a split, on finished runs.
 
-    python code/benchmarks/limits.py [TOP ...] [--name demo] [--split val] [--fixed 0.2]
+    python code/benchmarks/cam_thresholds.py [TOP ...] [--name demo] [--split val] [--fixed 0.2]
 
 Every TOP is a top level whose run `name` has gone at least through the stage embed (benchmarks/seeds.py makes several,
 one per seed); the default is this project's own. For each run: mean Dice of the CAM masks, and their size as a multiple

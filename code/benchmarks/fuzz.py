@@ -40,8 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND",
-                        help=", ".join(KINDS))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND", help=", ".join(KINDS)
+    )
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     args = parser.parse_args()
     prepare()
@@ -52,6 +53,7 @@ def main() -> None:
 
 def prepare() -> None:
     """Stop what hangs, and keep the readers' own warnings off the screen."""
+
     def stop(*_: object) -> None:
         raise HangError
 
@@ -99,9 +101,11 @@ def run(scratch: Path, names: list[str], seed: int, first: int, count: int) -> i
     for sort, times in faults.most_common():
         print(f"{times:6,} x {sort}")
     total = sum(tried.values())
-    print(f"{total:,} inputs, {sum(faults.values()):,} faults in {len(faults)} places, "
-          f"{time.monotonic() - began:.0f} s; slowest {slowest[0]:.2f} s of a processor ({slowest[1]}); largest growth of memory "
-          f"{largest[0] / 1024:.0f} MiB ({largest[1]})")
+    print(
+        f"{total:,} inputs, {sum(faults.values()):,} faults in {len(faults)} places, "
+        f"{time.monotonic() - began:.0f} s; slowest {slowest[0]:.2f} s of a processor ({slowest[1]}); largest growth of memory "
+        f"{largest[0] / 1024:.0f} MiB ({largest[1]})"
+    )
     return int(bool(faults))
 
 

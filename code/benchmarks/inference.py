@@ -52,10 +52,17 @@ def make_slide(path: Path, tissue: np.ndarray) -> None:
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for number, factor in enumerate((1, 4, 16)):
             width, height = SIZE[0] // factor, SIZE[1] // factor
-            tiff.write(tiles(width, height, factor, tissue[::factor, ::factor]), shape=(height, width, 3),
-                       dtype=np.uint8, tile=(TILE, TILE), photometric="rgb", compression="lzw",
-                       subfiletype=min(number, 1), resolution=(40_000 / factor, 40_000 / factor),
-                       resolutionunit="CENTIMETER")
+            tiff.write(
+                tiles(width, height, factor, tissue[::factor, ::factor]),
+                shape=(height, width, 3),
+                dtype=np.uint8,
+                tile=(TILE, TILE),
+                photometric="rgb",
+                compression="lzw",
+                subfiletype=min(number, 1),
+                resolution=(40_000 / factor, 40_000 / factor),
+                resolutionunit="CENTIMETER",
+            )
 
 
 def tiles(width: int, height: int, factor: int, tissue: np.ndarray):
@@ -85,15 +92,28 @@ def prepare(folder: Path) -> InferenceSettings:
     weights["fc.bias"] += 5
     save_weights(folder / "resnet.pth", weights, {})
     save_weights(folder / "decoder.pth", decoder_weights(load_sam("demo", None, WEIGHTS)), {})
-    return InferenceSettings(slide, folder / "resnet.pth", "demo", None, folder / "decoder.pth", folder / "whole",
-                             config, weights_dir=WEIGHTS, fresh=True)
+    return InferenceSettings(
+        slide,
+        folder / "resnet.pth",
+        "demo",
+        None,
+        folder / "decoder.pth",
+        folder / "whole",
+        config,
+        weights_dir=WEIGHTS,
+        fresh=True,
+    )
 
 
 def start(folder: Path, settings: InferenceSettings) -> subprocess.Popen:
     path = folder / f"{settings.output_dir.name}.pickle"
     path.write_bytes(pickle.dumps(settings))
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(path)], stdout=subprocess.PIPE, text=True,
-                            env=os.environ | {"TQDM_DISABLE": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+    )
 
 
 def peak_mib(process: subprocess.Popen) -> int:
@@ -119,8 +139,9 @@ def main(folder: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     peak = peak_mib(start(folder, replace(killed, fresh=False)))
-    same = [(folder / "whole" / f"large{s}").read_bytes() == (folder / "killed" / f"large{s}").read_bytes()
-            for s in OUTPUTS]
+    same = [
+        (folder / "whole" / f"large{s}").read_bytes() == (folder / "killed" / f"large{s}").read_bytes() for s in OUTPUTS
+    ]
     print(f"killed and started again: peak {peak} MiB; {sum(same)} of {len(same)} outputs equal byte for byte")
     foci = json.loads((folder / "whole" / "large.geojson").read_text())["features"]
     print(f"foci found: {len(foci)}")

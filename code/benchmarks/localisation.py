@@ -87,13 +87,20 @@ def measure(config: Config, variant: str, hardware: Hardware, arguments: argpars
     train_classifier(config, workspace, hardware)
     curves, unmasked = map_measures(config, workspace, hardware)
     measures = [
-        {"layer": layer, "turns": turns, "pxap": curve.average_precision(RESAMPLES, "study"),
-         "dice": curve.best_dice(RESAMPLES, "study"), "ones": curve.whole_patch_dice()} | unmasked[layer]
+        {
+            "layer": layer,
+            "turns": turns,
+            "pxap": curve.average_precision(RESAMPLES, "study"),
+            "dice": curve.best_dice(RESAMPLES, "study"),
+            "ones": curve.whole_patch_dice(),
+        }
+        | unmasked[layer]
         for (layer, turns), curve in curves.items()
     ]
     auc = next(float(row["auc"]) for row in read_results(workspace) if row["split"] == "test")
-    write_json(folder / "measures.json", {"variant": variant, "seed": config.classifier.seed, "auc": auc,
-                                          "maps": measures})
+    write_json(
+        folder / "measures.json", {"variant": variant, "seed": config.classifier.seed, "auc": auc, "maps": measures}
+    )
 
 
 def link_patches(source: Workspace, workspace: Workspace, config: Config) -> None:
@@ -112,8 +119,9 @@ def link_patches(source: Workspace, workspace: Workspace, config: Config) -> Non
         workspace.patches_csv.symlink_to(source.patches_csv)
 
 
-def map_measures(config: Config, workspace: Workspace, hardware: Hardware
-                 ) -> tuple[dict[tuple[str, str], MapCurve], dict[str, dict[str, float]]]:
+def map_measures(
+    config: Config, workspace: Workspace, hardware: Hardware
+) -> tuple[dict[tuple[str, str], MapCurve], dict[str, dict[str, float]]]:
     """Curves of the test patches' maps by layer and number of rotations; agreement and evidence by layer."""
     model = load_classifier(config.classifier, workspace.classifier, hardware.device)
     patches = patches_for_sam(workspace, "test")
@@ -133,8 +141,9 @@ def map_measures(config: Config, workspace: Workspace, hardware: Hardware
             for turns, found in maps.items():
                 for cam, truth in zip(found.cpu().numpy(), truths, strict=True):
                     curves[layer, turns].add(resize_map(cam, truth.shape), truth)
-    return dict(curves), {layer: {name: float(np.mean(values)) for name, values in row.items()}
-                          for layer, row in unmasked.items()}
+    return dict(curves), {
+        layer: {name: float(np.mean(values)) for name, values in row.items()} for layer, row in unmasked.items()
+    }
 
 
 def agreement(maps: np.ndarray) -> list[float]:
@@ -170,10 +179,12 @@ def print_table(root: Path, name: str) -> None:
             for turns in TURNS:
                 found = rows.get((variant, layer, turns))
                 if found:
-                    print(f"| {variant} | {layer} | {turns} | {len(found)} | {spread([r['auc'] for r in found])} | "
-                          f"{spread([r['pxap'][0] for r in found])} | {spread([r['dice'][0] for r in found])} | "
-                          f"{found[0]['ones']:.3f} | {spread([r['agreement'] for r in found])} | "
-                          f"{spread([r['evidence'] for r in found])} |")
+                    print(
+                        f"| {variant} | {layer} | {turns} | {len(found)} | {spread([r['auc'] for r in found])} | "
+                        f"{spread([r['pxap'][0] for r in found])} | {spread([r['dice'][0] for r in found])} | "
+                        f"{found[0]['ones']:.3f} | {spread([r['agreement'] for r in found])} | "
+                        f"{spread([r['evidence'] for r in found])} |"
+                    )
 
 
 def spread(values: list[float]) -> str:

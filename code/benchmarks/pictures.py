@@ -50,8 +50,14 @@ def main() -> None:
     set_up_logging()
     workspace = Workspace(arguments.top, arguments.name)
     config = load_config(workspace.run / "config.yaml")
-    row = max((row for row in read_csv(workspace.slides_csv, ["slide", "path", "split", "patches_positive"])
-               if row["split"] == "test"), key=lambda row: int(row["patches_positive"] or 0))
+    row = max(
+        (
+            row
+            for row in read_csv(workspace.slides_csv, ["slide", "path", "split", "patches_positive"])
+            if row["split"] == "test"
+        ),
+        key=lambda row: int(row["patches_positive"] or 0),
+    )
     slide, output = slide_path(workspace, row), workspace.run / "slides"
     predict(config, workspace, slide, output, fresh=False)
     draw_overview(config, workspace, choose_hardware(config.profile), workspace.run / "overview.png", rows=3)
@@ -75,7 +81,9 @@ def save(path: Path, picture: Image.Image) -> None:
     while True:
         height = round(picture.height * width / picture.width)
         with atomic(path) as temporary:
-            picture.resize((width, height), Image.Resampling.LANCZOS).quantize(256, kmeans=2).save(temporary, optimize=True)
+            picture.resize((width, height), Image.Resampling.LANCZOS).quantize(256, kmeans=2).save(
+                temporary, optimize=True
+            )
         if path.stat().st_size <= LARGEST:
             break
         width = int(width * 0.93)
@@ -95,10 +103,21 @@ def draw_qupath(slide_path: Path, geojson: Path) -> Image.Image:
     table = figure.add_axes((0.53, 0.04, 0.45, 0.86))
     table.axis("off")
     keys = [*features[0]["properties"]["measurements"]]
-    cells = [[f["properties"]["name"], f["properties"]["classification"]["name"],
-              *(_shown(f["properties"]["measurements"][key]) for key in keys)] for f in features[:ROWS]]
-    shown = table.table(cells, colLabels=["Name", "Class", *(key.replace(" ", "\n", 1) for key in keys)],
-                        loc="upper left", cellLoc="left", edges="horizontal")
+    cells = [
+        [
+            f["properties"]["name"],
+            f["properties"]["classification"]["name"],
+            *(_shown(f["properties"]["measurements"][key]) for key in keys),
+        ]
+        for f in features[:ROWS]
+    ]
+    shown = table.table(
+        cells,
+        colLabels=["Name", "Class", *(key.replace(" ", "\n", 1) for key in keys)],
+        loc="upper left",
+        cellLoc="left",
+        edges="horizontal",
+    )
     shown.auto_set_font_size(False)
     shown.set_fontsize(9)
     shown.scale(1, 1.7)

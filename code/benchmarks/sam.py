@@ -63,8 +63,10 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
     """Measure the parts, print them and the two ratios."""
     workspace, config = prepare(top, model, {"train": patches, "val": 1, "test": 1}, size_px=512, batch=batch)
     config = config.model_copy(update={"sam": config.sam.model_copy(update={"views": 1})})
-    print(f"\n{model}, random weights, {patches} patches of 512 px, batch {batch}, {hardware.device}, "
-          f"{torch.get_num_threads()} threads")
+    print(
+        f"\n{model}, random weights, {patches} patches of 512 px, batch {batch}, {hardware.device}, "
+        f"{torch.get_num_threads()} threads"
+    )
     sam_images(config, workspace, hardware)
     with measured(hardware) as embedding:
         embed(config, workspace, hardware)
@@ -81,13 +83,17 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
         with measured(hardware) as epoch:
             training.train_epoch(2)
         seconds[embeddings] = epoch.seconds
-        print(f"training epoch, embeddings {embeddings}: {epoch.seconds:.3g} s, {patches / epoch.seconds:.3g} "
-              f"patches/s, peak memory {epoch.peak:.0f} MiB")
+        print(
+            f"training epoch, embeddings {embeddings}: {epoch.seconds:.3g} s, {patches / epoch.seconds:.3g} "
+            f"patches/s, peak memory {epoch.peak:.0f} MiB"
+        )
     context = SamSession(config, workspace, hardware)
     with measured(hardware) as prediction:
         list(predict(context, "train", context.examples("train")))
-    print(f"prediction from the store: {patches / prediction.seconds:.3g} patches/s, "
-          f"peak memory {prediction.peak:.0f} MiB")
+    print(
+        f"prediction from the store: {patches / prediction.seconds:.3g} patches/s, "
+        f"peak memory {prediction.peak:.0f} MiB"
+    )
     print(f"\nper epoch: {seconds['off'] / seconds['on']:.1f} times faster with the store (goal 50)")
 
     encode_s, train_s, predict_s = (embedding.seconds / encoded, seconds["on"] / patches, prediction.seconds / patches)
@@ -95,9 +101,11 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
     decoding = epochs * (TRAIN * train_s + VAL * predict_s) + (ROUNDS - 1) * TRAIN * predict_s
     store = (VIEWS * TRAIN + VAL) * encode_s + decoding
     again = (epochs * (TRAIN + VAL) + (ROUNDS - 1) * TRAIN) * encode_s + decoding
-    print(f"full schedule, computed from these parts ({TRAIN} + {VAL} patches, {VIEWS} views, {ROUNDS} rounds of "
-          f"{EPOCHS} epochs with validation): {again / 3600:.1f} h against {store / 3600:.1f} h, "
-          f"{again / store:.1f} times faster (goal 15)")
+    print(
+        f"full schedule, computed from these parts ({TRAIN} + {VAL} patches, {VIEWS} views, {ROUNDS} rounds of "
+        f"{EPOCHS} epochs with validation): {again / 3600:.1f} h against {store / 3600:.1f} h, "
+        f"{again / store:.1f} times faster (goal 15)"
+    )
 
 
 def sam_images(config: Config, workspace: Workspace, hardware: Hardware) -> None:
@@ -113,8 +121,10 @@ def sam_images(config: Config, workspace: Workspace, hardware: Hardware) -> None
         with measured(hardware) as encoding:
             for _ in range(repeats):
                 encode(sam, images, variant)
-        print(f"encoder alone, {str(precision).removeprefix('torch.')}, batch {len(images)}: "
-              f"{repeats * len(images) / encoding.seconds:.3g} patches/s, peak memory {encoding.peak:.0f} MiB")
+        print(
+            f"encoder alone, {str(precision).removeprefix('torch.')}, batch {len(images)}: "
+            f"{repeats * len(images) / encoding.seconds:.3g} patches/s, peak memory {encoding.peak:.0f} MiB"
+        )
 
 
 def same_decoder(top: Path, hardware: Hardware) -> None:
@@ -122,15 +132,18 @@ def same_decoder(top: Path, hardware: Hardware) -> None:
     counts = {"train": 24, "val": 8, "test": 16}
     scores = {}
     for embeddings in ("on", "off"):
-        workspace, config = prepare(top / embeddings, "demo", counts, size_px=128, batch=4, embeddings=embeddings,
-                                    epochs=10, lr=1e-3)
+        workspace, config = prepare(
+            top / embeddings, "demo", counts, size_px=128, batch=4, embeddings=embeddings, epochs=10, lr=1e-3
+        )
         embed(config, workspace, hardware)
         finetune(config, workspace, hardware)
         masks = dict(predict_split(config, workspace, hardware, "test", workspace.decoder(0)))
         true = {patch.name: read_mask(patch.mask) for patch in patches_for_sam(workspace, "test")}
         scores[embeddings] = np.mean([2 * (true[n] & masks[n]).sum() / (true[n].sum() + masks[n].sum()) for n in true])
-    print(f"\nsmall SAM, Dice after {config.finetune.epochs} epochs: {scores['on']:.4f} from the store, "
-          f"{scores['off']:.4f} encoding anew, difference {abs(scores['on'] - scores['off']):.4f} (goal 0.005)")
+    print(
+        f"\nsmall SAM, Dice after {config.finetune.epochs} epochs: {scores['on']:.4f} from the store, "
+        f"{scores['off']:.4f} encoding anew, difference {abs(scores['on'] - scores['off']):.4f} (goal 0.005)"
+    )
 
 
 class Measurement:
@@ -157,14 +170,23 @@ def measured(hardware: Hardware):
 def prepare(top: Path, model: str, counts: dict[str, int], size_px: int, **settings) -> tuple[Workspace, Config]:
     """Patches with an ellipse of tumour, their maps and initial masks, and random weights, under `top`."""
     workspace = Workspace(top, "benchmark")
-    config = Config.model_validate({
-        "name": "benchmark",
-        "cam": {"layer": "layer4", "percentile": None, "threshold": 0.5},
-        "sam": {"model_type": model, "checkpoint": str(workspace.checkpoints / "random.pth"),
-                "embeddings": settings.get("embeddings", "on"), "views": 2},
-        "finetune": {"batch": settings["batch"], "epochs": settings.get("epochs", EPOCHS),
-                     "lr": settings.get("lr", 5e-6)},
-    })
+    config = Config.model_validate(
+        {
+            "name": "benchmark",
+            "cam": {"layer": "layer4", "percentile": None, "threshold": 0.5},
+            "sam": {
+                "model_type": model,
+                "checkpoint": str(workspace.checkpoints / "random.pth"),
+                "embeddings": settings.get("embeddings", "on"),
+                "views": 2,
+            },
+            "finetune": {
+                "batch": settings["batch"],
+                "epochs": settings.get("epochs", EPOCHS),
+                "lr": settings.get("lr", 5e-6),
+            },
+        }
+    )
     torch.manual_seed(0)
     save_tensors(config.sam.checkpoint, build_sam(model).state_dict())
     for split, count in counts.items():

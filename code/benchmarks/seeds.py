@@ -50,10 +50,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(config: Config, source: Workspace, top: Path, seed: int) -> Workspace:
-    seeded = config.model_copy(update={
-        "classifier": config.classifier.model_copy(update={"seed": seed}),
-        "finetune": config.finetune.model_copy(update={"seed": seed}),
-    })
+    seeded = config.model_copy(
+        update={
+            "classifier": config.classifier.model_copy(update={"seed": seed}),
+            "finetune": config.finetune.model_copy(update={"seed": seed}),
+        }
+    )
     workspace = Workspace(top, config.name)
     _bring_patches(source, workspace)
     set_up_logging(workspace.log)
@@ -87,8 +89,10 @@ def _bring_patches(source: Workspace, workspace: Workspace) -> None:
 def _print_table(config: Config, runs: dict[int, Workspace]) -> None:
     tables = {seed: method_rows(workspace) for seed, workspace in runs.items()}
     first = next(iter(tables.values()))
-    print(f"\n{config.name}: {first['cam']['patches']} test patches with tumour of {first['cam']['all_patches']}; "
-          f"mean and standard deviation over seeds {', '.join(map(str, runs))}\n")
+    print(
+        f"\n{config.name}: {first['cam']['patches']} test patches with tumour of {first['cam']['all_patches']}; "
+        f"mean and standard deviation over seeds {', '.join(map(str, runs))}\n"
+    )
     print(f"| method | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for method in methods_of(config, next(iter(runs.values()))):
         cells = [_spread([float(rows[method.name][key]) for rows in tables.values()]) for key in COLUMNS.values()]
@@ -98,16 +102,20 @@ def _print_table(config: Config, runs: dict[int, Workspace]) -> None:
     closed = {seed: share_closed(rows, final_method(config)) for seed, rows in tables.items()}
     known = [share for share in closed.values() if share is not None]
     if known:
-        each = ", ".join(f"seed {seed}: " + ("no gap" if share is None else f"{share:.2f}")
-                         for seed, share in closed.items())
-        print("share of the gap in Dice from CAM to supervised that the last round closes: "
-              f"{_share_of_means(tables, final_method(config)):.2f} of the mean gap; by seed {_spread(known)} ({each})")
+        each = ", ".join(
+            f"seed {seed}: " + ("no gap" if share is None else f"{share:.2f}") for seed, share in closed.items()
+        )
+        print(
+            "share of the gap in Dice from CAM to supervised that the last round closes: "
+            f"{_share_of_means(tables, final_method(config)):.2f} of the mean gap; by seed {_spread(known)} ({each})"
+        )
 
 
 def _share_of_means(tables: dict[int, dict[str, dict[str, str]]], final: str) -> float:
     """The share of the mean gap, which swings less than that of one seed whose CAM leaves little to gain."""
-    cam, last, supervised = (np.mean([float(rows[method]["dice"]) for rows in tables.values()])
-                             for method in ("cam", final, "supervised"))
+    cam, last, supervised = (
+        np.mean([float(rows[method]["dice"]) for rows in tables.values()]) for method in ("cam", final, "supervised")
+    )
     return float((last - cam) / (supervised - cam))
 
 
@@ -117,8 +125,11 @@ def _spread(values: list[float]) -> str:
 
 
 def _auc(workspace: Workspace) -> float:
-    return next(float(row["auc"]) for row in read_results(workspace)
-                if row["stage"] == "train-classifier" and row["split"] == "test")
+    return next(
+        float(row["auc"])
+        for row in read_results(workspace)
+        if row["stage"] == "train-classifier" and row["split"] == "test"
+    )
 
 
 if __name__ == "__main__":

@@ -57,8 +57,10 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_logging()
     hardware = choose_hardware()
-    table = {variant: [run_variant(Workspace(top, arguments.name), variant, hardware) for top in arguments.tops]
-             for variant in arguments.only}
+    table = {
+        variant: [run_variant(Workspace(top, arguments.name), variant, hardware) for top in arguments.tops]
+        for variant in arguments.only
+    }
     print_table(table)
 
 
@@ -75,8 +77,11 @@ def run_variant(source: Workspace, variant: str, hardware: Hardware) -> dict[str
             retrain(config, workspace, hardware)
         except DataError as error:  # a round that keeps nothing is a result too
             logger.warning(str(error))
-        decoders = {"sam": None} | {f"round{n}": workspace.decoder(n) for n in range(config.retrain.rounds + 1)
-                                    if workspace.decoder(n).is_file()}
+        decoders = {"sam": None} | {
+            f"round{n}": workspace.decoder(n)
+            for n in range(config.retrain.rounds + 1)
+            if workspace.decoder(n).is_file()
+        }
         rows = [{"method": "cam", "dice": cam_dice(config, workspace)}]
         for method, path in decoders.items():
             predicted = predict_split(config, workspace, hardware, "test", path)
@@ -102,8 +107,13 @@ def borrow(source: Workspace, top: Path) -> Workspace:
 def cam_dice(config: Config, workspace: Workspace) -> float:
     """Mean Dice of the CAM masks of test patches."""
     cams = load_cams(workspace.cams("test"))
-    return mean_dice(workspace, ((patch.name, cam_mask(cams[patch.name], config.cam, read_mask(patch.mask).shape))
-                                 for patch in patches_for_sam(workspace, "test")))
+    return mean_dice(
+        workspace,
+        (
+            (patch.name, cam_mask(cams[patch.name], config.cam, read_mask(patch.mask).shape))
+            for patch in patches_for_sam(workspace, "test")
+        ),
+    )
 
 
 def mean_dice(workspace: Workspace, predicted) -> float:
@@ -118,8 +128,10 @@ def print_table(table: dict[str, list[dict[str, float]]]) -> None:
     base = table.get("as_it_is")
     print(f"| variant | {' | '.join(methods)} | last round against as_it_is |\n|{'---|' * (len(methods) + 2)}")
     for variant, runs in table.items():
-        cells = [f"{np.mean([run[method] for run in runs]):.3f}" if all(method in run for run in runs) else "-"
-                 for method in methods]
+        cells = [
+            f"{np.mean([run[method] for run in runs]):.3f}" if all(method in run for run in runs) else "-"
+            for method in methods
+        ]
         last = [list(run.values())[-1] for run in runs]
         change = f"{np.mean(last) - np.mean([list(run.values())[-1] for run in base]):+.3f}" if base else "-"
         print(f"| {variant} | {' | '.join(cells)} | {change} |")

@@ -46,8 +46,11 @@ def main() -> None:
     set_up_logging()
     workspace = Workspace(arguments.top, arguments.name)
     config = load_config(workspace.run / "config.yaml", tuple(arguments.overrides))
-    slides = [row for row in read_csv(workspace.slides_csv, ["slide", "split", "status", "path"])
-              if row["split"] == arguments.split and row["status"] == "ok"]
+    slides = [
+        row
+        for row in read_csv(workspace.slides_csv, ["slide", "split", "status", "path"])
+        if row["split"] == arguments.split and row["status"] == "ok"
+    ]
     output = workspace.run / "slides"
     for number, row in enumerate(slides):
         predict(config, workspace, slide_path(workspace, row), output, fresh=arguments.fresh and number == 0)
@@ -61,11 +64,20 @@ def slide_path(workspace: Workspace, row: dict[str, str]) -> Path:
 
 def predict(config: Config, workspace: Workspace, slide: Path, output: Path, *, fresh: bool) -> None:
     """What ./infer.sh does for one slide with the checkpoints of the run."""
-    infer(InferenceSettings(
-        test_dataset_dir=slide, resnet_checkpoint=workspace.classifier, sam_model_type=config.sam.model_type,
-        sam_checkpoint=config.sam.checkpoint, sam_decoder_checkpoint=workspace.decoder(config.retrain.rounds),
-        output_dir=output, config=config, fresh=fresh, weights_dir=workspace.checkpoints,
-    ), choose_hardware(config.profile))
+    infer(
+        InferenceSettings(
+            test_dataset_dir=slide,
+            resnet_checkpoint=workspace.classifier,
+            sam_model_type=config.sam.model_type,
+            sam_checkpoint=config.sam.checkpoint,
+            sam_decoder_checkpoint=workspace.decoder(config.retrain.rounds),
+            output_dir=output,
+            config=config,
+            fresh=fresh,
+            weights_dir=workspace.checkpoints,
+        ),
+        choose_hardware(config.profile),
+    )
 
 
 def compare(config: Config, workspace: Workspace, slides: list[dict[str, str]], output: Path) -> None:
@@ -81,13 +93,19 @@ def compare(config: Config, workspace: Workspace, slides: list[dict[str, str]], 
         shown = f"{float(pooled_dice(np.array(overlaps[-1]))):6.3f}" if true else "     –"
         print(f"{name:24}  {shown}  {predicted / 1e6:7.3f} Mpx  {true / 1e6:7.3f} Mpx  {differences[-1]:.3%}")
     patches = method_rows(workspace)[final_method(config)]
-    for what, chosen, key, count in (("with tumour", [o for o in overlaps if o[2]], "pooled_dice", "patches"),
-                                     ("all", overlaps, "all_pooled_dice", "all_patches")):
+    for what, chosen, key, count in (
+        ("with tumour", [o for o in overlaps if o[2]], "pooled_dice", "patches"),
+        ("all", overlaps, "all_pooled_dice", "all_patches"),
+    ):
         found, wanted = float(pooled_dice(np.sum(chosen, axis=0))), float(patches[key])
-        print(f"{what}: {found:.4f} pooled over {len(chosen)} slides, {wanted:.4f} over {patches[count]} test patches; "
-              f"{found - wanted:+.4f}, allowed -{ALLOWED_LOSS}: {'held' if found >= wanted - ALLOWED_LOSS else 'MISSED'}")
-    print(f"XML and GeoJSON against the mask: {max(differences):.3%} of its area at most, allowed is "
-          f"{ALLOWED_DIFFERENCE:.1%}: {'held' if max(differences) <= ALLOWED_DIFFERENCE else 'MISSED'}")
+        print(
+            f"{what}: {found:.4f} pooled over {len(chosen)} slides, {wanted:.4f} over {patches[count]} test patches; "
+            f"{found - wanted:+.4f}, allowed -{ALLOWED_LOSS}: {'held' if found >= wanted - ALLOWED_LOSS else 'MISSED'}"
+        )
+    print(
+        f"XML and GeoJSON against the mask: {max(differences):.3%} of its area at most, allowed is "
+        f"{ALLOWED_DIFFERENCE:.1%}: {'held' if max(differences) <= ALLOWED_DIFFERENCE else 'MISSED'}"
+    )
 
 
 def truth_of(config: Config, workspace: Workspace, name: str, shape: tuple[int, int]) -> np.ndarray:

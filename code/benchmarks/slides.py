@@ -37,8 +37,15 @@ def stained(height: int, width: int, seed: int) -> np.ndarray:
     import cv2
 
     rng = np.random.default_rng(seed)
-    grain = sum(cv2.resize(rng.normal(0, 1, (height // s + 1, width // s + 1)).astype(np.float32), (width, height),
-                           interpolation=cv2.INTER_CUBIC) * a for s, a in ((2, 5), (8, 10), (64, 12)))
+    grain = sum(
+        cv2.resize(
+            rng.normal(0, 1, (height // s + 1, width // s + 1)).astype(np.float32),
+            (width, height),
+            interpolation=cv2.INTER_CUBIC,
+        )
+        * a
+        for s, a in ((2, 5), (8, 10), (64, 12))
+    )
     image = np.array([215, 150, 200], np.float32) + grain[..., None]
     for x, y, r in rng.integers((0, 0, 5), (width, height, 11), (height * width // 900, 3)).tolist():
         cv2.circle(image, (x, y), r, (95 + r, 60 + r, 140 + r), -1, cv2.LINE_AA)
@@ -48,10 +55,18 @@ def stained(height: int, width: int, seed: int) -> np.ndarray:
 def write_pyramid(path: Path, image: np.ndarray) -> None:
     with tifffile.TiffWriter(path) as tiff:
         for level in range(3):
-            scaled = np.ascontiguousarray(image[::4**level, ::4**level])
-            tiff.write(scaled, tile=(512, 512), photometric="rgb", compression="jpeg",
-                       compressionargs={"level": 85}, resolution=(40000 / 4**level,) * 2, resolutionunit="CENTIMETER",
-                       subfiletype=int(level > 0), metadata=None)
+            scaled = np.ascontiguousarray(image[:: 4**level, :: 4**level])
+            tiff.write(
+                scaled,
+                tile=(512, 512),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 85},
+                resolution=(40000 / 4**level,) * 2,
+                resolutionunit="CENTIMETER",
+                subfiletype=int(level > 0),
+                metadata=None,
+            )
 
 
 def both_ways(task: ExtractionTask) -> np.ndarray:
@@ -81,14 +96,35 @@ def benchmark_extraction(folder: Path, workers: int, repeats: int) -> None:
     for number in range(workers):
         path = folder / f"slide_{number}.tif"
         write_pyramid(path, stained(SIZE[1], SIZE[0], number))
-        places = np.array([(x, y) for shift in (0, WINDOW // 2) for y in range(61 + shift, SIZE[1] - WINDOW, WINDOW)
-                           for x in range(81 + shift, SIZE[0] - WINDOW, WINDOW)])
+        places = np.array(
+            [
+                (x, y)
+                for shift in (0, WINDOW // 2)
+                for y in range(61 + shift, SIZE[1] - WINDOW, WINDOW)
+                for x in range(81 + shift, SIZE[0] - WINDOW, WINDOW)
+            ]
+        )
         # As a selection does, take some of the candidates: here one in two.
         x, y = np.random.default_rng(number).permutation(places)[: len(places) // 2].T
-        windows = [Window(f"slide_{number}_x{x[i]}_y{y[i]}_0", int(x[i]), int(y[i]), False)
-                   for i in reading_order(x, y, WINDOW)]
-        tasks += [ExtractionTask(path.stem, path, "openslide", None, None, (), WINDOW, WINDOW, folder / "train",
-                          tuple(windows[k:k + CHUNK])) for k in range(0, len(windows), CHUNK)]
+        windows = [
+            Window(f"slide_{number}_x{x[i]}_y{y[i]}_0", int(x[i]), int(y[i]), False)
+            for i in reading_order(x, y, WINDOW)
+        ]
+        tasks += [
+            ExtractionTask(
+                path.stem,
+                path,
+                "openslide",
+                None,
+                None,
+                (),
+                WINDOW,
+                WINDOW,
+                folder / "train",
+                tuple(windows[k : k + CHUNK]),
+            )
+            for k in range(0, len(windows), CHUNK)
+        ]
     count = sum(len(task.windows) for task in tasks)
     seconds = []
     for _ in range(repeats):
@@ -100,10 +136,12 @@ def benchmark_extraction(folder: Path, workers: int, repeats: int) -> None:
     size = statistics.mean(p.stat().st_size for p in (folder / "train" / "image").glob("*.png")) / 1e6
     for clock, (bare, ours) in zip(("by the clock", "of processor time"), np.transpose(seconds), strict=True):
         ratios = bare / ours
-        print(f"extraction, {clock}: {count} windows of {WINDOW} px, {workers} processes, {repeats} turns: bare "
-              f"read_region {np.median(bare) / count * 1e3:.2f} ms a window, read and written as PNG ({size:.2f} MB) "
-              f"{np.median(ours) / count * 1e3:.2f} ms; ratio of throughputs {np.median(ratios):.2f} "
-              f"({ratios.min():.2f} to {ratios.max():.2f}; goal 0.8)")
+        print(
+            f"extraction, {clock}: {count} windows of {WINDOW} px, {workers} processes, {repeats} turns: bare "
+            f"read_region {np.median(bare) / count * 1e3:.2f} ms a window, read and written as PNG ({size:.2f} MB) "
+            f"{np.median(ours) / count * 1e3:.2f} ms; ratio of throughputs {np.median(ratios):.2f} "
+            f"({ratios.min():.2f} to {ratios.max():.2f}; goal 0.8)"
+        )
 
 
 def made_up_xml(path: Path) -> Path:
@@ -115,11 +153,15 @@ def made_up_xml(path: Path) -> Path:
         radius = rng.uniform(300, 3000) * (1 + 0.1 * np.sin(9 * angle) + rng.normal(0, 0.01, 1200))
         x, y = rng.uniform(10000, 40000, 2)
         points = zip(x + radius * np.cos(angle), y + radius * np.sin(angle), strict=True)
-        parts.append('<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor"><Coordinates>' + "".join(
-            f'<Coordinate Order="{k}" X="{a:.1f}" Y="{b:.1f}"/>' for k, (a, b) in enumerate(points))
-            + "</Coordinates></Annotation>")
-    path.write_text(f"<ASAP_Annotations><Annotations>{''.join(parts)}</Annotations><AnnotationGroups>"
-                    '<Group Name="Tumor"/></AnnotationGroups></ASAP_Annotations>')
+        parts.append(
+            '<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor"><Coordinates>'
+            + "".join(f'<Coordinate Order="{k}" X="{a:.1f}" Y="{b:.1f}"/>' for k, (a, b) in enumerate(points))
+            + "</Coordinates></Annotation>"
+        )
+    path.write_text(
+        f"<ASAP_Annotations><Annotations>{''.join(parts)}</Annotations><AnnotationGroups>"
+        '<Group Name="Tumor"/></AnnotationGroups></ASAP_Annotations>'
+    )
     return path
 
 
@@ -140,10 +182,12 @@ def benchmark_fractions(xml: Path, sample: int = 1500) -> None:
     start = time.perf_counter()
     masks = np.array([annotation.mask(x[i], y[i], WINDOW, WINDOW).mean() for i in some])
     each = (time.perf_counter() - start) * 50_000 / sample
-    print(f"fractions: {xml.name}, {len(annotation.polygons)} outlines, read and painted in {loading:.2f} s; 50,000 "
-          f"windows {ours:.3f} s, by mask {each:.1f} s (from {sample}): {each / ours:.0f} times faster (goal 100); "
-          f"largest difference {np.abs(masks - share[some]).max():.1e} (goal 1e-3); "
-          f"{(share > 0).mean():.0%} of the windows hold tumour")
+    print(
+        f"fractions: {xml.name}, {len(annotation.polygons)} outlines, read and painted in {loading:.2f} s; 50,000 "
+        f"windows {ours:.3f} s, by mask {each:.1f} s (from {sample}): {each / ours:.0f} times faster (goal 100); "
+        f"largest difference {np.abs(masks - share[some]).max():.1e} (goal 1e-3); "
+        f"{(share > 0).mean():.0%} of the windows hold tumour"
+    )
 
 
 HUGE = """
@@ -172,14 +216,23 @@ def benchmark_huge(folder: Path) -> None:
             x, y = (32 + 16 * number) * 512, 32 * 512
             corners = [(x + 100, y + 100), (x + 1900, y + 300), (x + 1500, y + 2100)]
             points = "".join(f'<Coordinate Order="{k}" X="{a}" Y="{b}"/>' for k, (a, b) in enumerate(corners))
-            xml.write_text('<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="Tumor">'
-                           f"<Coordinates>{points}</Coordinates></Annotation></Annotations></ASAP_Annotations>")
+            xml.write_text(
+                '<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="Tumor">'
+                f"<Coordinates>{points}</Coordinates></Annotation></Annotations></ASAP_Annotations>"
+            )
         out = subprocess.run([sys.executable, "-c", HUGE, str(top)], capture_output=True, text=True, check=True).stdout
-        figures.append((side, *(float(re.search(p, out)[1]) for p in (r"seconds ([\d.]+)", r"VmHWM:\s+(\d+)")),
-                        len(list(top.rglob("image/*.png")))))
+        figures.append(
+            (
+                side,
+                *(float(re.search(p, out)[1]) for p in (r"seconds ([\d.]+)", r"VmHWM:\s+(\d+)")),
+                len(list(top.rglob("image/*.png"))),
+            )
+        )
     for side, seconds, peak, patches in figures:
-        print(f"huge: 3 slides of 100,000 x 80,000 px, tissue of {side} x {side} tiles each: {patches} patches in "
-              f"{seconds:.1f} s, peak {peak / 1e6:.2f} GB (goal under 1)")
+        print(
+            f"huge: 3 slides of 100,000 x 80,000 px, tissue of {side} x {side} tiles each: {patches} patches in "
+            f"{seconds:.1f} s, peak {peak / 1e6:.2f} GB (goal under 1)"
+        )
 
 
 def write_huge(path: Path, column: int, side: int) -> None:
@@ -197,9 +250,18 @@ def write_huge(path: Path, column: int, side: int) -> None:
                     y, x = divmod(number, columns)
                     yield image if left <= x < left + n and top <= y < top + n else None
 
-            tiff.write(tiles(), shape=(height, width, 3), dtype=np.uint8, tile=(512, 512), photometric="rgb",
-                       compression="jpeg", subfiletype=int(level > 1), metadata=None,
-                       resolution=(40000 / level,) * 2, resolutionunit="CENTIMETER")
+            tiff.write(
+                tiles(),
+                shape=(height, width, 3),
+                dtype=np.uint8,
+                tile=(512, 512),
+                photometric="rgb",
+                compression="jpeg",
+                subfiletype=int(level > 1),
+                metadata=None,
+                resolution=(40000 / level,) * 2,
+                resolutionunit="CENTIMETER",
+            )
 
 
 def main() -> None:

@@ -73,8 +73,10 @@ def kills(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: 
             return False
         if all(hit[name] >= count for name in NAMES):
             break
-    print(f"{hit.total()} kills inside stages ({', '.join(f'{name} {hit[name]}' for name in NAMES)}), {missed.total()} "
-          f"between them; {time.monotonic() - began:.0f} s, {sum(seconds.values()):.0f} s inside stages without kills")
+    print(
+        f"{hit.total()} kills inside stages ({', '.join(f'{name} {hit[name]}' for name in NAMES)}), {missed.total()} "
+        f"between them; {time.monotonic() - began:.0f} s, {sum(seconds.values()):.0f} s inside stages without kills"
+    )
     return all(hit[name] >= count for name in NAMES)
 
 
@@ -93,7 +95,7 @@ def disk(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: r
         fill(filler)
         place, status = trial.stage(), trial.wait()
         line = last_error(trial)
-        print(f"disk full inside {place or '(between stages)'}: status {status}, \"{line}\"", flush=True)
+        print(f'disk full inside {place or "(between stages)"}: status {status}, "{line}"', flush=True)
         good = good and place == stage and status != 0 and "No space left" in line
         if stage == NAMES[0]:
             trial.start()
@@ -113,7 +115,7 @@ def log(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: ra
     trial.start()
     trial.finish()
     lines = [line for line in trial.printed().splitlines() if "lines are missing" in line]
-    print(f"log to /dev/full: {len(lines)} times said, \"{lines[0] if lines else ''}\"")
+    print(f'log to /dev/full: {len(lines)} times said, "{lines[0] if lines else ""}"')
     return compare("log to /dev/full", trial, expected) and bool(lines)
 
 
@@ -129,10 +131,10 @@ def readonly(work: Path, seconds: dict[str, float], expected: dict[str, str], rn
         mount("-o", "remount,ro,bind", folder)
         place, status = trial.stage(), trial.wait()
         line = last_error(trial)
-        print(f"{name}/ read-only inside {place or '(between stages)'}: status {status}, \"{line}\"", flush=True)
+        print(f'{name}/ read-only inside {place or "(between stages)"}: status {status}, "{line}"', flush=True)
         trial.start()
         again, second = trial.wait(), last_error(trial)
-        print(f"started again: status {again}, \"{second}\"", flush=True)
+        print(f'started again: status {again}, "{second}"', flush=True)
         subprocess.run(["umount", folder], check=True)
         good = good and place == stage and bool(status and again) and "Read-only file system" in line
     trial.start()
@@ -161,7 +163,10 @@ def clock(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: 
 
 def twice(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: random.Random) -> bool:
     """Start a second run in the same folder, in three ways: the first goes on, the second names who is at work."""
-    first, second = Trial(work / "twice", work / "template"), Trial(work / "twice", outputs=work / "twice_second_outputs")
+    first, second = (
+        Trial(work / "twice", work / "template"),
+        Trial(work / "twice", outputs=work / "twice_second_outputs"),
+    )
     first.start()
     good = True
     for way, within in WAYS.items():
@@ -169,14 +174,14 @@ def twice(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: 
         second.start(within=within)
         status, line = second.wait(), last_error(second)
         while_running = not first.has_ended()
-        print(f"second run ({way}) while the first is inside {place}: status {status}, \"{line}\"", flush=True)
+        print(f'second run ({way}) while the first is inside {place}: status {status}, "{line}"', flush=True)
         good = good and while_running and status == 1 and "is in use by" in line
     first.finish()
     good = compare("a second run in three ways", first, expected) and good
     for way, within in WAYS.items():
         second.start(within=within)
         status = second.wait()
-        print(f"after the first has ended ({way}): status {status}, \"{last_error(second)}\"", flush=True)
+        print(f'after the first has ended ({way}): status {status}, "{last_error(second)}"', flush=True)
         good = good and status == 0
     return compare("started again in three ways", first, expected) and good
 
@@ -198,7 +203,7 @@ def fill(path: Path) -> None:
 def last_error(trial: Trial) -> str:
     """The line in which a launch says why it ended."""
     lines = [line for line in trial.printed().splitlines() if "error: " in line]
-    return lines[-1][lines[-1].index("error: "):] if lines else "no error line"
+    return lines[-1][lines[-1].index("error: ") :] if lines else "no error line"
 
 
 def in_own_namespace() -> bool:
@@ -231,8 +236,11 @@ def main() -> None:
     whole = Trial(work / "whole", make_template(work / "template"))
     seconds = whole.measure()
     expected = whole.fingerprints()
-    print(f"left alone: {sum(seconds.values()):.0f} s inside stages, {len(expected)} files to compare; "
-          + ", ".join(f"{stage} {length:.1f} s" for stage, length in seconds.items()), flush=True)
+    print(
+        f"left alone: {sum(seconds.values()):.0f} s inside stages, {len(expected)} files to compare; "
+        + ", ".join(f"{stage} {length:.1f} s" for stage, length in seconds.items()),
+        flush=True,
+    )
     scenarios["kills"] = partial(kills, count=args.kills)
     good = {name: scenarios[name](work, seconds, expected, random.Random(f"{args.seed} {name}")) for name in chosen}
     print(", ".join(f"{name}: {'survived' if well else 'NOT survived'}" for name, well in good.items()))

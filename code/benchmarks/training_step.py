@@ -44,10 +44,18 @@ def main() -> None:
     parser.add_argument("--model", choices=["demo", "vit_b"], default="demo", help="whose decoder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    compare(f"classifier, ResNet-{arguments.depth}, 16 patches of {arguments.size} px",
-            classifier_steps(arguments.depth, arguments.size), ("allocator", "fused"), arguments)
-    compare(f"decoder of {arguments.model}, 16 patches", decoder_steps(arguments.model),
-            ("allocator", "fused", "contiguous"), arguments)
+    compare(
+        f"classifier, ResNet-{arguments.depth}, 16 patches of {arguments.size} px",
+        classifier_steps(arguments.depth, arguments.size),
+        ("allocator", "fused"),
+        arguments,
+    )
+    compare(
+        f"decoder of {arguments.model}, 16 patches",
+        decoder_steps(arguments.model),
+        ("allocator", "fused", "contiguous"),
+        arguments,
+    )
 
 
 def compare(title: str, steps: Steps, changes: tuple[str, ...], arguments: argparse.Namespace) -> None:
@@ -67,8 +75,10 @@ def compare(title: str, steps: Steps, changes: tuple[str, ...], arguments: argpa
     for name in variants:
         ratio = statistics.median(a / b for a, b in zip(seconds["before"], seconds[name], strict=True))
         apart = max(abs(a - b) / abs(a) for a, b in zip(losses["before"], losses[name], strict=True))
-        print(f"{name:10} {1e3 * statistics.median(seconds[name]):7.1f} ms/step   {ratio:.2f} times faster   "
-              f"losses apart by {apart:.1e} of the loss{'' if apart < TOLERANCE else ', TOO MUCH'}")
+        print(
+            f"{name:10} {1e3 * statistics.median(seconds[name]):7.1f} ms/step   {ratio:.2f} times faster   "
+            f"losses apart by {apart:.1e} of the loss{'' if apart < TOLERANCE else ', TOO MUCH'}"
+        )
 
 
 def classifier_steps(depth: int, size: int, batch: int = 16) -> Steps:
@@ -82,8 +92,9 @@ def classifier_steps(depth: int, size: int, batch: int = 16) -> Steps:
 
     def start(changes: set[str]) -> Callable[[], float]:
         model.load_state_dict(first)
-        optimiser = torch.optim.Adam(model.parameters(), settings.lr, weight_decay=settings.weight_decay,
-                                     fused="fused" in changes)
+        optimiser = torch.optim.Adam(
+            model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused="fused" in changes
+        )
         learner = TrainStep(model, optimiser, None, hardware)
         return lambda: learner.step(images, labels)
 
@@ -97,7 +108,10 @@ def decoder_steps(model: str, batch: int = 16) -> Steps:
     decoder = sam.mask_decoder.requires_grad_(True)
     first = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
     upscaling, hooks = decoder.output_upscaling, dict(decoder.output_upscaling._forward_pre_hooks)
-    side, input_px = sam.image_encoder.img_size // sam.image_encoder.patch_embed.proj.stride[0], sam.image_encoder.img_size
+    side, input_px = (
+        sam.image_encoder.img_size // sam.image_encoder.patch_embed.proj.stride[0],
+        sam.image_encoder.img_size,
+    )
     embeddings = torch.randn(batch, sam.prompt_encoder.embed_dim, side, side)
     points, labels = torch.rand(batch, 10, 2) * input_px, torch.ones(batch, 10, dtype=torch.int64)
     target = torch.zeros(batch, 4 * side, 4 * side)

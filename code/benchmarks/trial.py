@@ -17,8 +17,13 @@ from epsam.runs.runner import STAGES
 from tests.tiny import make_tiny, make_top
 
 NAMES = [stage.name for stage in STAGES]
-SETTINGS = ("classifier.epochs=4", "classifier.bn_recalibration_batches=20", "finetune.epochs=4", "retrain.rounds=2",
-            "sam.views=4")
+SETTINGS = (
+    "classifier.epochs=4",
+    "classifier.bn_recalibration_batches=20",
+    "finetune.epochs=4",
+    "retrain.rounds=2",
+    "sam.views=4",
+)
 """A little more to do than in the tests, so that not all time goes into starting Python; maps that are not empty."""
 DIFFERENT = re.compile(r"runs/tiny/(state/[a-z-]+\.json|environment\.json|report\.html|\.?lock.*)")
 """Files that hold times of day, durations or process numbers; every other one must be equal byte for byte."""
@@ -50,8 +55,13 @@ class Trial:
         paths = [str(path) for path in (python_path, self.top / "code") if path]
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                [*within, "./train.sh", "tiny.yaml", *SETTINGS], cwd=self.top, stdout=stream, stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, start_new_session=True)
+                [*within, "./train.sh", "tiny.yaml", *SETTINGS],
+                cwd=self.top,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,
+            )
 
     @property
     def output(self) -> Path:
@@ -114,16 +124,23 @@ class Trial:
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of all files that a run makes and that must be equal, by relative name."""
-        files = (f for folder in ("dataset", "checkpoints", "runs") for f in (self.top / folder).rglob("*") if f.is_file())
+        files = (
+            f for folder in ("dataset", "checkpoints", "runs") for f in (self.top / folder).rglob("*") if f.is_file()
+        )
         names = {f.relative_to(self.top).as_posix(): f for f in files}
-        return {name: hashlib.sha256(f.read_bytes()).hexdigest() for name, f in sorted(names.items())
-                if not DIFFERENT.fullmatch(name)}
+        return {
+            name: hashlib.sha256(f.read_bytes()).hexdigest()
+            for name, f in sorted(names.items())
+            if not DIFFERENT.fullmatch(name)
+        }
 
 
 def compare(what: str, trial: Trial, expected: dict[str, str]) -> bool:
     """Print whether the files of a finished trial are the expected ones."""
     found = trial.fingerprints()
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    print(f"{what}: {len(found)} files compared, {len(wrong)} differ: {', '.join(wrong[:10]) or 'nothing was lost'}",
-          flush=True)
+    print(
+        f"{what}: {len(found)} files compared, {len(wrong)} differ: {', '.join(wrong[:10]) or 'nothing was lost'}",
+        flush=True,
+    )
     return not wrong

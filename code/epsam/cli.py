@@ -22,12 +22,18 @@ from epsam.workspace import Workspace
 INTERRUPTED = 130
 
 config_option = click.option(
-    "--config", "config_name", required=True, metavar="FILE",
+    "--config",
+    "config_name",
+    required=True,
+    metavar="FILE",
     help="YAML file of settings, or the name of a shipped one: demo, own, own-small, camelyon16, camelyon17.",
 )
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
 root_option = click.option(
-    "--root", type=click.Path(path_type=Path, file_okay=False), default=Path(), show_default="here",
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default="here",
     help="Folder of dataset/, checkpoints/ and runs/.",
 )
 
@@ -69,8 +75,9 @@ for _stage in STAGES:
 @cli.command("reset")
 @config_option
 @root_option
-@click.option("--from", "first", default=STAGES[0].name, show_default=True, metavar="STAGE",
-              help="First stage to run anew.")
+@click.option(
+    "--from", "first", default=STAGES[0].name, show_default=True, metavar="STAGE", help="First stage to run anew."
+)
 @overrides_argument
 def reset_command(config_name: str, root: Path, first: str, overrides: tuple[str, ...]) -> None:
     """Forget a stage and all after it, so that they run anew."""
@@ -120,21 +127,38 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
 
 
 @cli.command("infer")
-@click.option("--test-dataset-dir", type=click.Path(path_type=Path), required=True,
-              help="A patch folder (image/, with or without mask/), a slide, or a folder of slides.")
+@click.option(
+    "--test-dataset-dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A patch folder (image/, with or without mask/), a slide, or a folder of slides.",
+)
 @click.option("--resnet-checkpoint", type=click.Path(path_type=Path), required=True)
 @click.option("--sam-model-type", type=click.Choice(["vit_b", "vit_l", "vit_h", "demo"]), required=True)
 @click.option("--sam-checkpoint", default="", help="Weights of SAM; empty: looked for in checkpoints/ and fetched.")
 @click.option("--sam-decoder-checkpoint", type=click.Path(path_type=Path), required=True)
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True)
-@click.option("--config", "config_name", metavar="FILE",
-              help="Settings of the run that made the checkpoints; needed only where no .json lies beside them.")
+@click.option(
+    "--config",
+    "config_name",
+    metavar="FILE",
+    help="Settings of the run that made the checkpoints; needed only where no .json lies beside them.",
+)
 @click.option("--fresh", is_flag=True, help="Replace what an earlier call wrote to OUTPUT_DIR.")
 @root_option
 @overrides_argument
-def infer_command(test_dataset_dir: Path, resnet_checkpoint: Path, sam_model_type: str, sam_checkpoint: str,
-                  sam_decoder_checkpoint: Path, output_dir: Path, config_name: str | None, fresh: bool, root: Path,
-                  overrides: tuple[str, ...]) -> None:
+def infer_command(
+    test_dataset_dir: Path,
+    resnet_checkpoint: Path,
+    sam_model_type: str,
+    sam_checkpoint: str,
+    sam_decoder_checkpoint: Path,
+    output_dir: Path,
+    config_name: str | None,
+    fresh: bool,
+    root: Path,
+    overrides: tuple[str, ...],
+) -> None:
     """Segment patches, a slide or a folder of slides with trained checkpoints."""
     set_up_logging(root / "logging_inference.txt")
     config = settings_of(resnet_checkpoint, sam_decoder_checkpoint, config_name, overrides)
@@ -173,8 +197,10 @@ def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides:
     for path in (decoder, resnet):
         if settings := read_metadata(path).get("settings"):
             return config_from(settings, str(sidecar_path(path)), overrides, with_paths=False)
-    raise ConfigError(f"{decoder}: no settings beside it ({sidecar_path(decoder).name}); name those it was trained "
-                      "with, e.g. ./infer.sh --config camelyon17")
+    raise ConfigError(
+        f"{decoder}: no settings beside it ({sidecar_path(decoder).name}); name those it was trained "
+        "with, e.g. ./infer.sh --config camelyon17"
+    )
 
 
 @cli.command("fetch")
@@ -224,6 +250,8 @@ def main() -> None:
         torch = sys.modules.get("torch")
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
-        logger.error("error: the GPU's memory is full (nvidia-smi lists what uses it). Free it, set a smaller profile "
-                     "(profile=8gb), or profile=cpu, and run the same command again: what was finished is kept")
+        logger.error(
+            "error: the GPU's memory is full (nvidia-smi lists what uses it). Free it, set a smaller profile "
+            "(profile=8gb), or profile=cpu, and run the same command again: what was finished is kept"
+        )
         sys.exit(1)

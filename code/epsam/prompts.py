@@ -78,9 +78,7 @@ def some_points(prompts: PromptSet, rng: np.random.Generator) -> PromptSet:
     return replace(prompts, points=np.resize(kept, prompts.points.shape))
 
 
-def prompts_for(
-    mask: np.ndarray, cam: np.ndarray | None, settings: Prompts, rng: np.random.Generator
-) -> PromptSet:
+def prompts_for(mask: np.ndarray, cam: np.ndarray | None, settings: Prompts, rng: np.random.Generator) -> PromptSet:
     """Prompts of one patch: points by `cam` inside `mask` (uniform where `cam` is None), boxes of `mask`.
 
     `mask` (H, W) bool and `cam` (H, W) float [0, 1] have the size of the patch.

@@ -93,8 +93,9 @@ def prompt_sensitivity(context: SamSession, split: str) -> float:
     rng = generator(context.config.finetune.seed, "sensitivity")
     chosen = rng.permutation(len(examples))[:SENSITIVITY_PATCHES]
     examples = [examples[index] for index in sorted(chosen)]
-    draws = [{sample.example.patch.name: mask for sample, mask in predict(context, split, examples, draw)}
-             for draw in (0, 1)]
+    draws = [
+        {sample.example.patch.name: mask for sample, mask in predict(context, split, examples, draw)} for draw in (0, 1)
+    ]
     return _mean(1 - _dice(mask, draws[1][name]) for name, mask in draws[0].items())
 
 
@@ -107,5 +108,7 @@ def warn_of_drift(before: float, now: float, round_: int) -> None:
     """Warn when SAM's masks, relative to the CAM masks, shrink or grow by more than DRIFT from round to round."""
     word = "shrink" if now < before / DRIFT else "grow" if now > before * DRIFT else None
     if word:
-        logger.warning(f"round {round_}: SAM's masks {word}, from {before:.2f} to {now:.2f} times the size of the "
-                       f"CAM masks. IDS does not see what a mask misses, so look at labels_round{round_}.png")
+        logger.warning(
+            f"round {round_}: SAM's masks {word}, from {before:.2f} to {now:.2f} times the size of the "
+            f"CAM masks. IDS does not see what a mask misses, so look at labels_round{round_}.png"
+        )

@@ -16,8 +16,9 @@ from epsam.workspace import Workspace
 Value = str | int | float
 STAGES = ("train-classifier", "evaluate")
 """Stages that measure something, in the order of metrics.csv."""
-HOW_TO_MAKE_IT_ANEW = ("run ./train.sh again with --from evaluate (--from train-classifier, for the "
-                       "classifier's figures too)")
+HOW_TO_MAKE_IT_ANEW = (
+    "run ./train.sh again with --from evaluate (--from train-classifier, for the classifier's figures too)"
+)
 
 
 class ResultRow(Row):

@@ -21,7 +21,8 @@ def run_in(top):
 
     def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
         clean = {k: v for k, v in os.environ.items() if k not in ("DATASET_TYPE", "EPSAM_OWNER_PID")}
-        return subprocess.run(command, cwd=top, env=clean | variables, capture_output=True, text=True, timeout=600,
-                              check=False)
+        return subprocess.run(
+            command, cwd=top, env=clean | variables, capture_output=True, text=True, timeout=600, check=False
+        )
 
     return run

@@ -52,6 +52,7 @@ KINDS: dict[str, Callable[[Path], Kind]] = {}
 
 def kind(make: Callable[[Path], Kind]) -> Callable[[Path], Kind]:
     """Add a kind under the name of its function."""
+
     def made(folder: Path) -> Kind:
         folder.mkdir()
         return make(folder)
@@ -239,9 +240,23 @@ def inference_record(folder: Path) -> Kind:
 def slide_record(folder: Path) -> Kind:
     """state/slides/<name>.json of an output folder."""
     path = folder / "a.json"
-    row = SlideRow(slide="a", path="a.tif", reader="openslide", vendor="aperio", width=9, height=8, mpp_x=0.25, mpp_y=0.25,
-                   tumour_mm2=1.5, tissue_mm2=2.5, tumour_fraction=0.6, foci=2, largest_focus_mm=1.0, tumour_px2=24.0,
-                   largest_focus_px=4.0)
+    row = SlideRow(
+        slide="a",
+        path="a.tif",
+        reader="openslide",
+        vendor="aperio",
+        width=9,
+        height=8,
+        mpp_x=0.25,
+        mpp_y=0.25,
+        tumour_mm2=1.5,
+        tissue_mm2=2.5,
+        tumour_fraction=0.6,
+        foci=2,
+        largest_focus_mm=1.0,
+        tumour_px2=24.0,
+        largest_focus_px=4.0,
+    )
     write_record(path, SlideState(of=SlideFile(path="a.tif", bytes=100), row=row))
     return written(path, mutations.json_file, lambda: read_record(path, SlideState, "delete it"))
 
@@ -258,8 +273,9 @@ def predictions_csv(folder: Path) -> Kind:
 def patch_notes(folder: Path) -> Kind:
     """state/patches.jsonl of an output folder."""
     path = folder / "patches.jsonl"
-    Notes(path).add([{"patch": f"a_{n}", "classifier_probability": 0.5, "segmented": 1, "tumour_fraction": 0.25}
-                     for n in range(3)])
+    Notes(path).add(
+        [{"patch": f"a_{n}", "classifier_probability": 0.5, "segmented": 1, "tumour_fraction": 0.25} for n in range(3)]
+    )
     return written(path, mutations.json_lines, lambda: Notes(path))
 
 
@@ -324,8 +340,11 @@ def files_record(folder: Path) -> Kind:
     """The record of what a stage wrote."""
     workspace = make_results(folder)
     record_files(workspace, "evaluate")
-    return written(workspace.state / "evaluate.files.json", mutations.json_file,
-                   lambda: check_files(workspace, "evaluate", "report", measures=True))
+    return written(
+        workspace.state / "evaluate.files.json",
+        mutations.json_file,
+        lambda: check_files(workspace, "evaluate", "report", measures=True),
+    )
 
 
 @kind
@@ -333,16 +352,24 @@ def hashes(folder: Path) -> Kind:
     """The cache of hashes: made anew where it is damaged."""
     workspace = make_results(folder)
     hashes_of(workspace, [workspace.metrics_csv])
-    return written(workspace.state / "hashes.json", mutations.json_file,
-                   lambda: hashes_of(workspace, [workspace.metrics_csv]))
+    return written(
+        workspace.state / "hashes.json", mutations.json_file, lambda: hashes_of(workspace, [workspace.metrics_csv])
+    )
 
 
 @kind
 def figures_csv(folder: Path) -> Kind:
     """Figures of a method patch by patch."""
     path = folder / "cam.csv"
-    write_figures(path, Figures(["a_1", "b_1", "c_0"], np.array([1, 1, 0]), np.array([0.5, 1, 0]),
-                                np.array([[4, 5, 6], [0, 0, 9], [0, 0, 0]])))
+    write_figures(
+        path,
+        Figures(
+            ["a_1", "b_1", "c_0"],
+            np.array([1, 1, 0]),
+            np.array([0.5, 1, 0]),
+            np.array([[4, 5, 6], [0, 0, 9], [0, 0, 0]]),
+        ),
+    )
     return written(path, mutations.csv_file, lambda: read_figures(path))
 
 
@@ -350,9 +377,20 @@ def figures_csv(folder: Path) -> Kind:
 def slides_csv(folder: Path) -> Kind:
     """The table of slides, as the report shows it."""
     workspace = Workspace(folder, "tiny")
-    rows = [SlideRecord("tumor_001", Path("images/tumor_001.tif"), "train", reader="openslide", width=1000, height=900,
-                        mpp_x=0.25, mpp_y=0.25, patches_positive=3).row(),
-            SlideRecord("b", Path("images/b.tif"), status="excluded", reason="excluded").row()]
+    rows = [
+        SlideRecord(
+            "tumor_001",
+            Path("images/tumor_001.tif"),
+            "train",
+            reader="openslide",
+            width=1000,
+            height=900,
+            mpp_x=0.25,
+            mpp_y=0.25,
+            patches_positive=3,
+        ).row(),
+        SlideRecord("b", Path("images/b.tif"), status="excluded", reason="excluded").row(),
+    ]
     write_csv(workspace.slides_csv, rows, SLIDE_COLUMNS)
     return written(workspace.slides_csv, mutations.csv_file, lambda: data_section(CONFIG, workspace))
 

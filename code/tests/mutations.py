@@ -21,14 +21,88 @@ import numpy as np
 
 Mutation = Callable[[Random, bytes], bytes]
 
-TOKENS = (b"\0", b"\x1b[31m", b"\xff\xfe", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\n", b"\r", b",", b'"', b"'", b":", b"{", b"}",
-          b"[", b"]", b"<", b">", b"&", b"=", b"NaN", b"-Infinity", b"1e999", b"null", b"true", b"-1", b"0", b"1" * 5000,
-          b"[" * 100_000, b'{"a":' * 5000, b"<a>" * 5000, b"!!python/object/apply:os.abort []", b"&a [*a]", b"a" * 5000)
+TOKENS = (
+    b"\0",
+    b"\x1b[31m",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+    b"\n",
+    b"\r",
+    b",",
+    b'"',
+    b"'",
+    b":",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"<",
+    b">",
+    b"&",
+    b"=",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"null",
+    b"true",
+    b"-1",
+    b"0",
+    b"1" * 5000,
+    b"[" * 100_000,
+    b'{"a":' * 5000,
+    b"<a>" * 5000,
+    b"!!python/object/apply:os.abort []",
+    b"&a [*a]",
+    b"a" * 5000,
+)
 """Bytes that mean something to one parser or another."""
 
-SCALARS = (None, True, False, 0, 1, -1, 2, 0.5, -0.0, 2**31, -2**31 - 1, 2**63, 2**64, 10**400, 1e308, 5e-324, math.nan,
-           math.inf, -math.inf, "", " ", "a", "0", "-1", "nan", "1e999", "²", "１", "1_0", "None", "train", "\0", "\x1b[31m",
-           "\u202e", "\ud800", "a\nb", "=1+1", "$\\foo$", "../outside", "a/b", ".", "..", "é" * 200)
+SCALARS = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    0.5,
+    -0.0,
+    2**31,
+    -(2**31) - 1,
+    2**63,
+    2**64,
+    10**400,
+    1e308,
+    5e-324,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    " ",
+    "a",
+    "0",
+    "-1",
+    "nan",
+    "1e999",
+    "²",
+    "１",
+    "1_0",
+    "None",
+    "train",
+    "\0",
+    "\x1b[31m",
+    "\u202e",
+    "\ud800",
+    "a\nb",
+    "=1+1",
+    "$\\foo$",
+    "../outside",
+    "a/b",
+    ".",
+    "..",
+    "é" * 200,
+)
 """Values that take the place of others; no absolute path is among them, lest a reader that is wrong does harm."""
 
 
@@ -199,17 +273,17 @@ def xml_file(rng: Random, whole: bytes) -> bytes:
         match rng.randrange(5):
             case 0 if tags:
                 tag = rng.choice(tags)
-                written = written[: tag.end()] + tag[0] * rng.choice((1, 100)) + written[tag.end():]
+                written = written[: tag.end()] + tag[0] * rng.choice((1, 100)) + written[tag.end() :]
             case 1 if tags:
                 tag = rng.choice(tags)
-                written = written[: tag.start()] + written[tag.end():]
+                written = written[: tag.start()] + written[tag.end() :]
             case 2:
                 words = re.findall(r"\w+", written)
                 written = written.replace(rng.choice(words), rng.choice(("b", "Name", "X", "é", "x" * 3000)), 1)
             case _ if attributes:
                 spot = rng.choice(attributes)
                 put = rng.choice((text(rng), text(rng), "9" * 5000)).replace('"', "")
-                written = written[: spot.start()] + put + written[spot.end():]
+                written = written[: spot.start()] + put + written[spot.end() :]
     return encoded(rng, written)
 
 
@@ -219,8 +293,12 @@ def png_file(rng: Random, whole: bytes) -> bytes:
         return damaged(rng, whole)
     width, height, *kind = struct.unpack(">IIBBBBB", whole[16:29])
     sides = (0, 1, width, height, 1000, 20_000, 2**27, 2**31 - 1, 2**32 - 1)
-    head = struct.pack(">IIBBBBB", rng.choice(sides), rng.choice(sides),
-                       *(rng.choice((part, part, rng.randrange(256))) for part in kind))
+    head = struct.pack(
+        ">IIBBBBB",
+        rng.choice(sides),
+        rng.choice(sides),
+        *(rng.choice((part, part, rng.randrange(256))) for part in kind),
+    )
     return whole[:16] + head + struct.pack(">I", zlib.crc32(b"IHDR" + head)) + whole[33:]
 
 
@@ -267,8 +345,10 @@ def npz_file(rng: Random, whole: bytes) -> bytes:
     entries = dict(_entries(whole))
     for name in rng.sample(list(entries), min(len(entries), rng.choice((1, 1, 2)))):
         if rng.random() < 0.15:
-            entries[name] = _npy_header(rng.choice(("<f4", "|u1", "<U9", "|O", "<m8[s]", "|V1", "x")),
-                                        rng.choice(("(1099511627776,)", "(-1,)", "(0,)", "()", "(2, 2)", "(9,) * 9")))
+            entries[name] = _npy_header(
+                rng.choice(("<f4", "|u1", "<U9", "|O", "<m8[s]", "|V1", "x")),
+                rng.choice(("(1099511627776,)", "(-1,)", "(0,)", "()", "(2, 2)", "(9,) * 9")),
+            )
         else:
             array = np.load(io.BytesIO(entries[name]), allow_pickle=False)
             stream = io.BytesIO()
@@ -303,7 +383,9 @@ def _changed_array(rng: Random, array: np.ndarray) -> np.ndarray:
             return np.array([rng.choice(SCALARS)] * rng.randrange(4), dtype=object)
         case 4 if array.dtype.kind in "biuf":
             with np.errstate(all="ignore"):
-                return array.astype(rng.choice((bool, np.uint8, np.int16, np.int64, np.float16, np.float64, np.complex64, "U8")))
+                return array.astype(
+                    rng.choice((bool, np.uint8, np.int16, np.int64, np.float16, np.float64, np.complex64, "U8"))
+                )
     if array.dtype.kind not in "biuf":
         return np.full(array.shape, text(rng).encode("ascii", "replace").decode())
     spoilt = array.astype(rng.choice((array.dtype, np.float64)))
@@ -329,7 +411,9 @@ def weights_file(rng: Random, whole: bytes) -> bytes:
         case 2:
             weights[key] = value(rng)
         case 3:
-            weights[key] = weights[key].to(rng.choice((torch.float64, torch.int8, torch.bool, torch.complex64, torch.bfloat16)))
+            weights[key] = weights[key].to(
+                rng.choice((torch.float64, torch.int8, torch.bool, torch.complex64, torch.bfloat16))
+            )
         case 4:
             weights[key] = rng.choice((weights[key].reshape(-1), weights[key][None], torch.zeros(0)))
         case 5:

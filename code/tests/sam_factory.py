@@ -31,12 +31,28 @@ def small_sam(input_px: int = 64, width: int = 32, heads: int = 4) -> Sam:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sam = Sam(
-            ImageEncoderViT(img_size=input_px, patch_size=16, embed_dim=16, depth=1, num_heads=2, mlp_ratio=2,
-                            out_chans=width, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), window_size=4),
-            PromptEncoder(embed_dim=width, image_embedding_size=(side, side), input_image_size=(input_px, input_px),
-                          mask_in_chans=16),
-            MaskDecoder(transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=64, num_heads=heads),
-                        transformer_dim=width, iou_head_hidden_dim=width),
+            ImageEncoderViT(
+                img_size=input_px,
+                patch_size=16,
+                embed_dim=16,
+                depth=1,
+                num_heads=2,
+                mlp_ratio=2,
+                out_chans=width,
+                norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+                window_size=4,
+            ),
+            PromptEncoder(
+                embed_dim=width,
+                image_embedding_size=(side, side),
+                input_image_size=(input_px, input_px),
+                mask_in_chans=16,
+            ),
+            MaskDecoder(
+                transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=64, num_heads=heads),
+                transformer_dim=width,
+                iou_head_hidden_dim=width,
+            ),
         )
     sam.requires_grad_(False)
     for head in sam.mask_decoder.output_hypernetworks_mlps:

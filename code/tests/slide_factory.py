@@ -17,8 +17,9 @@ GROUPS = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
 Box = tuple[int, int, int, int]
 
 
-def draw(size: tuple[int, int] = (768, 640), tissue: Box = (64, 64, 704, 576), tumour: Iterable[Box] = (),
-         seed: int = 0) -> np.ndarray:
+def draw(
+    size: tuple[int, int] = (768, 640), tissue: Box = (64, 64, 704, 576), tumour: Iterable[Box] = (), seed: int = 0
+) -> np.ndarray:
     """(height, width, 3) uint8 RGB: glass, a box of tissue, boxes of tumour (x0, y0, x1, y1), some noise."""
     image = np.full((size[1], size[0], 3), GLASS, np.uint8)
     for box, colour in [(tissue, TISSUE), *((b, TUMOUR) for b in tumour)]:
@@ -28,9 +29,19 @@ def draw(size: tuple[int, int] = (768, 640), tissue: Box = (64, 64, 704, 576), t
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-def write_slide(path: Path, image: np.ndarray, *, mpp: float | None = 0.25, tile: int = 128, levels: int = 3,
-                compression: str = "jpeg", missing: Sequence[int] = (), unit: str = "CENTIMETER",
-                description: str | None = None, software: str | None = None) -> Path:
+def write_slide(
+    path: Path,
+    image: np.ndarray,
+    *,
+    mpp: float | None = 0.25,
+    tile: int = 128,
+    levels: int = 3,
+    compression: str = "jpeg",
+    missing: Sequence[int] = (),
+    unit: str = "CENTIMETER",
+    description: str | None = None,
+    software: str | None = None,
+) -> Path:
     """Write RGB uint8 as a tiled TIFF whose levels are top-level pages, each half the one before.
 
     missing: numbers of level-0 tiles that the file leaves out; mpp None: the file says no resolution.
@@ -41,11 +52,19 @@ def write_slide(path: Path, image: np.ndarray, *, mpp: float | None = 0.25, tile
             if level:
                 image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
             per_unit = {"CENTIMETER": 1e4, "INCH": 25400, "NONE": 1e4}[unit] / (mpp or 1) / 2**level
-            tiff.write(_tiles(image, tile, missing if level == 0 else ()), shape=image.shape, dtype=np.uint8,
-                       tile=(tile, tile), photometric="rgb",
-                       compression=compression, subfiletype=1 if level else 0, metadata=None, software=software,
-                       description=description if level == 0 else None,
-                       **({"resolution": (per_unit, per_unit), "resolutionunit": unit} if mpp else {}))
+            tiff.write(
+                _tiles(image, tile, missing if level == 0 else ()),
+                shape=image.shape,
+                dtype=np.uint8,
+                tile=(tile, tile),
+                photometric="rgb",
+                compression=compression,
+                subfiletype=1 if level else 0,
+                metadata=None,
+                software=software,
+                description=description if level == 0 else None,
+                **({"resolution": (per_unit, per_unit), "resolutionunit": unit} if mpp else {}),
+            )
     return path
 
 
@@ -72,31 +91,46 @@ def philips(levels: int = 3, mpp: float = 0.25) -> dict[str, str]:
     return {"description": PHILIPS.format(levels=inner, mm=mpp / 1000), "software": "Philips DP v1.0"}
 
 
-def write_leica(path: Path, image: np.ndarray, corner: tuple[int, int], glass: tuple[int, int],
-                mpp: float = 0.5) -> Path:
+def write_leica(
+    path: Path, image: np.ndarray, corner: tuple[int, int], glass: tuple[int, int], mpp: float = 0.5
+) -> Path:
     """Write RGB uint8 as Leica's SCN: an area scanned at `corner` (x, y) of a glass of (width, height) px.
 
     OpenSlide shows the whole glass and reports the area as its bounds.
     """
+
     def picture(name: str, number: int, x: int, y: int, width: int, height: int, scale: int) -> str:
         nm = round(mpp * 1000)
-        return (f'<image name="{name}"><device model="model"/><pixels sizeX="{width // scale}" sizeY="{height // scale}">'
-                f'<dimension sizeX="{width // scale}" sizeY="{height // scale}" r="0" ifd="{number}"/></pixels>'
-                f'<view sizeX="{width * nm}" sizeY="{height * nm}" offsetX="{x * nm}" offsetY="{y * nm}" spacingZ="0"/>'
-                "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>"
-                "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>")
+        return (
+            f'<image name="{name}"><device model="model"/><pixels sizeX="{width // scale}" sizeY="{height // scale}">'
+            f'<dimension sizeX="{width // scale}" sizeY="{height // scale}" r="0" ifd="{number}"/></pixels>'
+            f'<view sizeX="{width * nm}" sizeY="{height * nm}" offsetX="{x * nm}" offsetY="{y * nm}" spacingZ="0"/>'
+            "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>"
+            "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+        )
 
     width, height = glass
-    xml = ('<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
-           f'<collection name="slide" sizeX="{width * round(mpp * 1000)}" sizeY="{height * round(mpp * 1000)}">'
-           + picture("macro", 0, 0, 0, width, height, 16)
-           + picture("scan", 1, *corner, image.shape[1], image.shape[0], 1) + "</collection></scn>")
+    xml = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection name="slide" sizeX="{width * round(mpp * 1000)}" sizeY="{height * round(mpp * 1000)}">'
+        + picture("macro", 0, 0, 0, width, height, 16)
+        + picture("scan", 1, *corner, image.shape[1], image.shape[0], 1)
+        + "</collection></scn>"
+    )
     per_cm = 1e4 / mpp
     with tifffile.TiffWriter(path) as tiff:
         for pixels, scale in ((np.full((height // 16, width // 16, 3), GLASS, np.uint8), 16), (image, 1)):
-            tiff.write(pixels, tile=(64, 64), photometric="rgb", compression="jpeg", metadata=None, software=None,
-                       description=xml if scale > 1 else None, resolution=(per_cm / scale, per_cm / scale),
-                       resolutionunit="CENTIMETER")
+            tiff.write(
+                pixels,
+                tile=(64, 64),
+                photometric="rgb",
+                compression="jpeg",
+                metadata=None,
+                software=None,
+                description=xml if scale > 1 else None,
+                resolution=(per_cm / scale, per_cm / scale),
+                resolutionunit="CENTIMETER",
+            )
     return path
 
 
@@ -105,7 +139,7 @@ def _tiles(image: np.ndarray, tile: int, missing: Sequence[int]) -> Iterable[np.
     padded = cv2.copyMakeBorder(image, 0, -height % tile, 0, -width % tile, cv2.BORDER_REPLICATE)
     places = [(y, x) for y in range(0, height, tile) for x in range(0, width, tile)]
     for number, (y, x) in enumerate(places):
-        yield None if number in missing else np.ascontiguousarray(padded[y:y + tile, x:x + tile])
+        yield None if number in missing else np.ascontiguousarray(padded[y : y + tile, x : x + tile])
 
 
 def spoil_tile(path: Path, number: int) -> None:
@@ -121,15 +155,31 @@ def spoil_tile(path: Path, number: int) -> None:
 def write_claiming(path: Path, side: int = 4_000_000, tile: int = 16384) -> Path:
     """Write a TIFF of less than a megabyte that claims `side` x `side` px and holds none of its tiles."""
     tiles = (-(-side // tile)) ** 2
-    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 3, 0), (259, 3, 1, 1), (262, 3, 1, 2), (277, 3, 1, 3),
-               (322, 4, 1, tile), (323, 4, 1, tile), (324, 4, tiles, 0), (325, 4, tiles, 0)]
+    entries = [
+        (256, 4, 1, side),
+        (257, 4, 1, side),
+        (258, 3, 3, 0),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (277, 3, 1, 3),
+        (322, 4, 1, tile),
+        (323, 4, 1, tile),
+        (324, 4, tiles, 0),
+        (325, 4, tiles, 0),
+    ]
     data = 8 + 2 + 12 * len(entries) + 4
     depths, offsets, counts = data, data + 8, data + 8 + 4 * tiles
     places = {258: depths, 324: offsets, 325: counts}
-    directory = b"".join(struct.pack("<HHII", tag, kind, count, places.get(tag, value))
-                         for tag, kind, count, value in entries)
-    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4)
-                     + struct.pack("<4H", 8, 8, 8, 0) + bytes(8 * tiles))
+    directory = b"".join(
+        struct.pack("<HHII", tag, kind, count, places.get(tag, value)) for tag, kind, count, value in entries
+    )
+    path.write_bytes(
+        struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+        + directory
+        + bytes(4)
+        + struct.pack("<4H", 8, 8, 8, 0)
+        + bytes(8 * tiles)
+    )
     return path
 
 
@@ -139,14 +189,18 @@ def box_points(box: Box) -> list[tuple[float, float]]:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def write_xml(path: Path, outlines: Iterable[tuple[str, Sequence[tuple[object, object]]]],
-              declared: Sequence[str] = ("Tumor", "Exclusion")) -> Path:
+def write_xml(
+    path: Path,
+    outlines: Iterable[tuple[str, Sequence[tuple[object, object]]]],
+    declared: Sequence[str] = ("Tumor", "Exclusion"),
+) -> Path:
     """Write ASAP XML: outlines are (group, points); coordinates go into the file as they print."""
     root = ET.Element("ASAP_Annotations")
     annotations = ET.SubElement(root, "Annotations")
     for number, (group, points) in enumerate(outlines):
-        node = ET.SubElement(annotations, "Annotation", Name=f"Annotation {number}", Type="Polygon",
-                             PartOfGroup=group, Color="#F4FA58")
+        node = ET.SubElement(
+            annotations, "Annotation", Name=f"Annotation {number}", Type="Polygon", PartOfGroup=group, Color="#F4FA58"
+        )
         coordinates = ET.SubElement(node, "Coordinates")
         for order, (x, y) in enumerate(points):
             ET.SubElement(coordinates, "Coordinate", Order=str(order), X=str(x), Y=str(y))

@@ -50,8 +50,9 @@ def test_batch_and_rotations_in_one_call_are_the_mean_of_single_ones(model):
     images = torch.rand(3, 3, 64, 64)
     together = compute_maps(model, images)
     for image, expected in zip(images, together, strict=True):
-        turned = [torch.rot90(compute_maps(model, torch.rot90(image[None], k, (2, 3)), (0,)), -k, (1, 2))
-                  for k in range(4)]
+        turned = [
+            torch.rot90(compute_maps(model, torch.rot90(image[None], k, (2, 3)), (0,)), -k, (1, 2)) for k in range(4)
+        ]
         alone = torch.stack(turned).mean(0).numpy()
         np.testing.assert_allclose(expected.numpy(), _scaled(alone)[0], atol=1e-4)
 
@@ -231,19 +232,26 @@ def test_masks_of_nearly_everything_or_nothing_are_warned_of(workspace, caplog, 
 
 
 def _columns():
-    return {"names": np.array(["a_1", "b_1"]), "maps": np.full((2, 4, 4), 0.5, np.float32), "limits": np.array([0.2, 0.4])}
+    return {
+        "names": np.array(["a_1", "b_1"]),
+        "maps": np.full((2, 4, 4), 0.5, np.float32),
+        "limits": np.array([0.2, 0.4]),
+    }
 
 
-@pytest.mark.parametrize(("change", "why"), [
-    ({}, None),
-    ({"names": np.array(["a_1", "a_1"])}, "twice"),
-    ({"names": np.array([1, 2])}, "types"),
-    ({"maps": np.zeros((2, 4, 4), np.int32)}, "types"),
-    ({"maps": np.zeros((2, 16), np.float32)}, "shapes"),
-    ({"limits": np.zeros(3)}, "shapes"),
-    ({"limits": np.array([0.1, np.nan])}, "limits are not from 0 to 1"),
-    ({"maps": np.full((2, 4, 4), np.inf, np.float32)}, "maps are not from 0 to 1"),
-])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, None),
+        ({"names": np.array(["a_1", "a_1"])}, "twice"),
+        ({"names": np.array([1, 2])}, "types"),
+        ({"maps": np.zeros((2, 4, 4), np.int32)}, "types"),
+        ({"maps": np.zeros((2, 16), np.float32)}, "shapes"),
+        ({"limits": np.zeros(3)}, "shapes"),
+        ({"limits": np.array([0.1, np.nan])}, "limits are not from 0 to 1"),
+        ({"maps": np.full((2, 4, 4), np.inf, np.float32)}, "maps are not from 0 to 1"),
+    ],
+)
 def test_a_file_of_maps_is_what_was_written_or_refused(tmp_path, change, why):
     np.savez_compressed(tmp_path / "train.npz", **(_columns() | change))
     if why is None:

@@ -12,7 +12,9 @@ RESULT = re.compile(r"\[result\] split=test method=(\w+) dice=([\d.]+) iou=([\d.
 
 
 def _files(top):
-    kept = (p for p in top.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != ".txt" and "lock" not in p.name)
+    kept = (
+        p for p in top.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != ".txt" and "lock" not in p.name
+    )
     return {p.relative_to(top).as_posix(): (sha256(p), p.stat().st_mtime_ns) for p in kept if "code" not in p.parts}
 
 
@@ -33,9 +35,16 @@ def test_train_infer_train_again(run_in, top):
         assert abs(float(rows[line[1]]["dice"]) - float(line[2])) < 1e-4
 
     made = _files(top)
-    for wanted in ("checkpoints/tiny_resnet_adl.pth", "checkpoints/tiny_sam_pre_decoder.pth",
-                   "checkpoints/tiny_decoder_iter1.pth", "runs/tiny/report.html", "runs/tiny/config.yaml",
-                   "runs/tiny/environment.json", "dataset/tiny/patches.csv", "dataset/tiny/slides.csv"):
+    for wanted in (
+        "checkpoints/tiny_resnet_adl.pth",
+        "checkpoints/tiny_sam_pre_decoder.pth",
+        "checkpoints/tiny_decoder_iter1.pth",
+        "runs/tiny/report.html",
+        "runs/tiny/config.yaml",
+        "runs/tiny/environment.json",
+        "dataset/tiny/patches.csv",
+        "dataset/tiny/slides.csv",
+    ):
         assert wanted in made
     assert any(name.startswith("dataset/tiny/train/initial_mask/") for name in made)
     assert any(name.startswith("dataset/tiny/train/iter_1/") for name in made)
@@ -59,9 +68,13 @@ def test_train_infer_train_again(run_in, top):
     away.rename(mask)
     assert _files(top) == made
 
-    inferred = run_in("./infer.sh", TEST_DATASET_DIR="dataset/tiny/test", OUTPUT_DIR="out",
-                      RESNET_CHECKPOINT="checkpoints/tiny_resnet_adl.pth",
-                      SAM_DECODER_CHECKPOINT="checkpoints/tiny_decoder_iter1.pth")
+    inferred = run_in(
+        "./infer.sh",
+        TEST_DATASET_DIR="dataset/tiny/test",
+        OUTPUT_DIR="out",
+        RESNET_CHECKPOINT="checkpoints/tiny_resnet_adl.pth",
+        SAM_DECODER_CHECKPOINT="checkpoints/tiny_decoder_iter1.pth",
+    )
     assert inferred.returncode == 0, inferred.stdout + inferred.stderr
     figures = re.search(r"\[result\].* dice=([\d.]+)", (top / "logging_inference.txt").read_text())
     assert figures, inferred.stdout

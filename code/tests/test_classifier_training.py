@@ -123,7 +123,7 @@ def test_micro_batches_add_up_to_the_batch():
     gradients = []
     for used in (CPU, hardware):
         torch.manual_seed(0)
-        model = training.build_classifier(Classifier(depth=18, adl=False)).eval()  # no batch statistics
+        model = build_classifier(Classifier(depth=18, adl=False)).eval()  # no batch statistics
         TrainStep(model, torch.optim.SGD(model.parameters(), lr=0), torch.tensor(3.0), used).step(images, labels)
         gradients.append(model.conv1.weight.grad.clone())
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
@@ -134,7 +134,7 @@ def test_recalibrated_statistics_are_those_of_the_network_in_use(workspace):
     settings = Classifier(depth=18, bn_recalibration_batches=4, augment=as_they_are)
     images = training.load_labelled(workspace, "train", 0).images
     torch.manual_seed(0)
-    model = training.build_classifier(settings)
+    model = build_classifier(settings)
     recalibrate_batchnorm(model, images, settings, CPU, 1, 0)
     seen = []
     model.layer4[2].bn1.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
@@ -150,7 +150,7 @@ def test_recalibration_augments_in_float32_whatever_the_precision(workspace):
     images = training.load_labelled(workspace, "train", 0).images
     seen = {}
     for precision in (torch.float32, torch.bfloat16):
-        model = training.build_classifier(settings)
+        model = build_classifier(settings)
         model.register_forward_pre_hook(lambda module, inputs, key=precision: seen.update({key: inputs[0]}))
         recalibrate_batchnorm(model, images, settings, dataclasses.replace(CPU, precision=precision), 1, 0)
     torch.testing.assert_close(seen[torch.bfloat16], seen[torch.float32], atol=0, rtol=0)
@@ -167,9 +167,9 @@ def test_what_adl_drops_does_not_depend_on_what_else_draws(workspace, monkeypatc
     for augmentation in (augment, disturbed):
         monkeypatch.setattr(training, "augment", augmentation)
         torch.manual_seed(0)
-        model = training.build_classifier(config.classifier)
+        model = build_classifier(config.classifier)
         learner = TrainStep(model, torch.optim.SGD(model.parameters(), lr=1e-2), None, CPU)
-        training._train_epoch(learner, train, config, 1)
+        training.train_epoch(learner, train, config, 1)
         weights.append(model.conv1.weight.detach())
     assert any(isinstance(module, ADL) for module in model.modules())
     torch.testing.assert_close(*weights, atol=0, rtol=0)
@@ -180,8 +180,8 @@ def test_balance_weighs_the_rarer_class_up(workspace):
         if path.name != "slide_x0_y0_1.png":
             path.unlink()
     train = training.load_labelled(workspace, "train", 0)
-    assert training._positive_weight(train, Classifier(balance=True)) == 5
-    assert training._positive_weight(train, Classifier()) is None
+    assert training.positive_weight(train, Classifier(balance=True)) == 5
+    assert training.positive_weight(train, Classifier()) is None
     train_classifier(_config(epochs=1, balance=True), workspace, CPU)
 
 
@@ -244,12 +244,19 @@ LITTLE = ["unshare", "-m", "bash", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/s
 
 def _train_with_read_ahead(root, *wrapper):
     (root / "few.yaml").write_text(SETTINGS)
-    return subprocess.run([*wrapper, sys.executable, "-c", READ_AHEAD, str(root)], capture_output=True, text=True,
-                          timeout=120, check=False)
+    return subprocess.run(
+        [*wrapper, sys.executable, "-c", READ_AHEAD, str(root)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
-@pytest.mark.skipif(not shutil.which("unshare") or subprocess.run([*LITTLE, "true"], check=False, capture_output=True)
-                    .returncode != 0, reason="needs the right to mount")
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*LITTLE, "true"], check=False, capture_output=True).returncode != 0,
+    reason="needs the right to mount",
+)
 def test_a_small_dev_shm_does_not_stop_the_training(tmp_path):
     workspace = Workspace(tmp_path, "few")
     make_patches(workspace, {"train": 8, "val": 4, "test": 2}, size=256)  # 1.5 MiB a batch

@@ -35,11 +35,23 @@ def test_a_wrong_argument_is_refused(run_in, argument):
     assert done.stderr.strip()
 
 
-@pytest.mark.parametrize("command", [
-    "./train.sh name=camelyon16", "./train.sh demo name=camelyon16", "./train.sh --config=camelyon16",
-    "./train.sh --root=.", "./train.sh --from=embed", "./train.sh -x=1", "./train.sh demo --fresh=1",
-    "./infer.sh --output-dir=x", "./infer.sh --root .", "./infer.sh camelyon17", "./infer.sh --frsh", "./infer.sh --config",
-])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "./train.sh name=camelyon16",
+        "./train.sh demo name=camelyon16",
+        "./train.sh --config=camelyon16",
+        "./train.sh --root=.",
+        "./train.sh --from=embed",
+        "./train.sh -x=1",
+        "./train.sh demo --fresh=1",
+        "./infer.sh --output-dir=x",
+        "./infer.sh --root .",
+        "./infer.sh camelyon17",
+        "./infer.sh --frsh",
+        "./infer.sh --config",
+    ],
+)
 def test_a_wrong_argument_touches_nothing(run_in, top, command):
     theirs = {top / "dataset/camelyon16/images/tumor_001.tif", top / "dataset/camelyon16/annotations/tumor_001.xml"}
     for path in theirs:

@@ -28,7 +28,13 @@ def test_published_figures_of_camelyon17():
     c = load_config(find_config("camelyon17"))
     assert (c.patches.train.per_bin, c.patches.val.top_up, c.patches.test.at_random) == (500, 1000, 2000)
     assert (c.cam.mask_px, c.cam.percentile, c.cam.opening_px) == (32, 30, 5)
-    assert (c.finetune.lr, c.finetune.batch, c.finetune.epochs, c.retrain.rounds, c.retrain.ids) == (5e-6, 4, 20, 3, 0.9)
+    assert (c.finetune.lr, c.finetune.batch, c.finetune.epochs, c.retrain.rounds, c.retrain.ids) == (
+        5e-6,
+        4,
+        20,
+        3,
+        0.9,
+    )
     assert (c.classifier.lr, c.classifier.batch, c.classifier.epochs, c.classifier.seed) == (1e-5, 16, 50, 22)
     assert (c.patches.seed, c.finetune.seed, c.prompts.points) == (42, 21, 50)
 
@@ -39,7 +45,9 @@ def test_words_that_yaml_takes_for_true_and_false_are_words(word):
 
 
 def test_unknown_key_names_the_closest_right_one():
-    with pytest.raises(ConfigError, match=r"unknown setting `finetune.learning_rat`.*`retrain.round`; did you mean `rounds`"):
+    with pytest.raises(
+        ConfigError, match=r"unknown setting `finetune.learning_rat`.*`retrain.round`; did you mean `rounds`"
+    ):
         load_config(find_config("demo"), ("finetune.learning_rat=1", "retrain.round=2"))
 
 

@@ -13,8 +13,12 @@ def written(tmp_path, name: str, text: str):
 
 
 def test_a_file_says_what_differs_from_a_shipped_one(tmp_path):
-    path = written(tmp_path, "mine.yaml", "base: own-small\npatches: {size_px: 256, train: {negatives: 7}}\n"
-                                          "classifier.epochs: 2\ncam: {threshold: 0.3}\n")
+    path = written(
+        tmp_path,
+        "mine.yaml",
+        "base: own-small\npatches: {size_px: 256, train: {negatives: 7}}\n"
+        "classifier.epochs: 2\ncam: {threshold: 0.3}\n",
+    )
     mine, small = load_config(path, ("retrain.rounds=1",)), load_config(find_config("own-small"))
     assert (mine.name, mine.patches.size_px, mine.cam.threshold, mine.retrain.rounds) == ("mine", 256, 0.3, 1)
     assert mine.patches.train == small.patches.train.model_copy(update={"negatives": 7})

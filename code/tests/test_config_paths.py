@@ -37,12 +37,14 @@ def _value(config, key):
 @pytest.fixture
 def sidecar(tmp_path):
     """Write settings beside a classifier and a decoder; gives both."""
+
     def write(settings):
         files = [tmp_path / "resnet.pth", tmp_path / "decoder.pth"]
         for file in files:
             file.write_bytes(b"weights")
             (tmp_path / f"{file.name}.json").write_text(json.dumps({"settings": {"name": "theirs"} | settings}))
         return files
+
     return write
 
 
@@ -89,7 +91,8 @@ def test_a_decoder_from_elsewhere_runs_none_of_its_authors_code(run_in, top):
     for name in ("demo_resnet_adl.pth", "demo_decoder_iter3.pth"):
         (top / "checkpoints" / name).write_bytes(b"weights from elsewhere")
         (top / "checkpoints" / f"{name}.json").write_text(
-            json.dumps({"settings": {"name": "demo", "slides.asap_path": str(theirs)}}))
+            json.dumps({"settings": {"name": "demo", "slides.asap_path": str(theirs)}})
+        )
     done = run_in("./infer.sh")
     assert done.returncode == 1
     assert "slides.asap_path" in done.stdout

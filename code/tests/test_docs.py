@@ -17,9 +17,11 @@ def _tests_of(file: Path) -> set[str]:
 
 
 def test_every_kind_of_bad_input_has_a_test_that_is_there():
-    table = PAGE[PAGE.index("## Bad input"):]
+    table = PAGE[PAGE.index("## Bad input") :]
     rows = ROW.findall(table)
-    lines = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith(("| **", "| bad input"))]
+    lines = [
+        line for line in table.splitlines() if line.startswith("| ") and not line.startswith(("| **", "| bad input"))
+    ]
     assert len(rows) == len(lines), "every row ends in `test_file.py::test_name`"
     assert len(rows) >= 45
     assert len({bad for bad, *_ in rows}) == len(rows)

@@ -29,8 +29,9 @@ Properties = namedtuple("Properties", "name major minor total_memory")
 
 
 def changed(config, **sections):
-    return config.model_copy(update={
-        name: getattr(config, name).model_copy(update=values) for name, values in sections.items()})
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    )
 
 
 @pytest.fixture
@@ -55,9 +56,24 @@ def test_lines_name_the_way_to_mend_and_errors_end_the_command():
 
 def test_all_checks_of_a_run_and_of_a_prediction(workspace):
     assert [check.name for check in examine(DEMO, workspace)] == [
-        "Python", "torch", "GPU", "readers", "folders", "disk", "weights", "slides", "split"]
+        "Python",
+        "torch",
+        "GPU",
+        "readers",
+        "folders",
+        "disk",
+        "weights",
+        "slides",
+        "split",
+    ]
     assert [check.name for check in examine_for_inference(DEMO, workspace.checkpoints, workspace.run)] == [
-        "Python", "torch", "GPU", "readers", "folders", "weights"]
+        "Python",
+        "torch",
+        "GPU",
+        "readers",
+        "folders",
+        "weights",
+    ]
     nowhere = examine_for_inference(DEMO, workspace.checkpoints, Path("/proc/self/out"))
     assert [check.name for check in nowhere if check.status == "error"] == ["folders", "weights"]
 
@@ -65,8 +81,13 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
 def test_torch_and_torchvision_that_do_not_fit_are_an_error(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     code = "from epsam.doctor.machine import check_torch; print(check_torch())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"})
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+    )
     assert "do not work together (operator torchvision::nms does not exist)" in run.stdout
     assert "delete .venv" in run.stdout
     assert check_torch().status == "ok"
@@ -75,11 +96,13 @@ def test_torch_and_torchvision_that_do_not_fit_are_an_error(tmp_path):
 @pytest.fixture
 def gpu(monkeypatch):
     """Has torch report a GPU of this capability, whose kernels run or not, with so much memory."""
+
     def report_gpu(major, minor, *, runs=True, free=11.5, total=12.0):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "sm_120"])
-        monkeypatch.setattr(torch.cuda, "get_device_properties",
-                            lambda _: Properties("a card", major, minor, int(total * 2**30)))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda _: Properties("a card", major, minor, int(total * 2**30))
+        )
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * 2**30), int(total * 2**30)))
 
         def ones(*_, **__):
@@ -111,7 +134,10 @@ def test_gpu_memory_is_held_against_the_profile(gpu):
     assert "profile 12gb" in check_gpu(CAMELYON).message
     gpu(8, 6, free=3)
     check = check_gpu(CAMELYON)
-    assert (check.status, "3.0 of 12.0 GiB free, profile 12gb, which wants 11 GiB" in check.message) == ("warning", True)
+    assert (check.status, "3.0 of 12.0 GiB free, profile 12gb, which wants 11 GiB" in check.message) == (
+        "warning",
+        True,
+    )
     assert "nvidia-smi" in check.mend
     assert check_gpu(CAMELYON.model_copy(update={"profile": "24gb"})).status == "warning"
 
@@ -171,14 +197,18 @@ def test_asap_that_is_asked_for_and_missing_is_an_error():
 def test_weights(tmp_path):
     assert check_sam(DEMO, tmp_path).mend.startswith("git checkout")
     assert (check_sam(CAMELYON, tmp_path).status, "will be fetched" in check_sam(CAMELYON, tmp_path).message) == (
-        "warning", True)
+        "warning",
+        True,
+    )
     write_text(tmp_path / "sam_vit_b_01ec64.pth", "half a download")
     assert "not the published file (other SHA-256)" in check_sam(CAMELYON, tmp_path).message
     own = changed(CAMELYON, sam={"checkpoint": tmp_path / "none.pth"})
     assert "none.pth is missing" in check_sam(own, tmp_path).message
     imagenet = changed(DEMO, classifier={"init": "imagenet"}, sam={"checkpoint": tmp_path / "sam_vit_b_01ec64.pth"})
     assert (check_weights(imagenet, tmp_path).status, "resnet18" in check_weights(imagenet, tmp_path).message) == (
-        "warning", True)
+        "warning",
+        True,
+    )
 
 
 def test_slides_that_fit_their_annotations_are_well(workspace):
@@ -186,13 +216,16 @@ def test_slides_that_fit_their_annotations_are_well(workspace):
     assert (check.status, check.message.split(" in ")[0]) == ("ok", "3 slides (0 MiB), 2 annotations")
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
-    (lambda w: write_text(w.slides / "tumor_001.tif", ""), "empty files: tumor_001.tif"),
-    (lambda w: (w.slides / "normal_002.tif").symlink_to("nowhere"), "links that lead nowhere: normal_002.tif"),
-    (lambda w: write_text(w.slides / "tumor_009.tif.6Fa31bC2", "half"), "broke off?): tumor_009.tif.6Fa31bC2"),
-    (lambda w: write_text(w.annotations / "tumor_005.xml", "<xml/>"), "annotations without a slide: tumor_005.xml"),
-    (lambda w: (w.annotations / "Tumor_002.xml").unlink(), "tumour slides without an annotation: tumor_002.TIF"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda w: write_text(w.slides / "tumor_001.tif", ""), "empty files: tumor_001.tif"),
+        (lambda w: (w.slides / "normal_002.tif").symlink_to("nowhere"), "links that lead nowhere: normal_002.tif"),
+        (lambda w: write_text(w.slides / "tumor_009.tif.6Fa31bC2", "half"), "broke off?): tumor_009.tif.6Fa31bC2"),
+        (lambda w: write_text(w.annotations / "tumor_005.xml", "<xml/>"), "annotations without a slide: tumor_005.xml"),
+        (lambda w: (w.annotations / "Tumor_002.xml").unlink(), "tumour slides without an annotation: tumor_002.TIF"),
+    ],
+)
 def test_doubts_about_slides_are_warnings(workspace, spoil, said):
     spoil(workspace)
     check = check_slides(CAMELYON, workspace)
@@ -210,7 +243,9 @@ def test_no_slides_no_annotations_and_patches_alone(workspace):
     assert "no patch; names end in _0.png" in check_slides(DEMO, workspace).message
     make_patches(workspace)
     assert (check_slides(DEMO, workspace).status, check_slides(DEMO, workspace).message) == (
-        "ok", "none, but patches: train 8, val 8, test 8")
+        "ok",
+        "none, but patches: train 8, val 8, test 8",
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
@@ -226,11 +261,16 @@ def test_published_split_against_what_is_there(tmp_path):
     for name in published:
         write_text(workspace.slides / f"{name}.tif", "a slide")
     assert (check_split(CAMELYON, workspace).status, check_split(CAMELYON, workspace).message) == (
-        "ok", "train 27 of 27 slides, val 3 of 3 slides, test 9 of 9 slides")
+        "ok",
+        "train 27 of 27 slides, val 3 of 3 slides, test 9 of 9 slides",
+    )
     (workspace.slides / "patient_024_node_1.tif").unlink()
     check = check_split(CAMELYON, workspace)
     assert (check.status, "train 26 of 27" in check.message, "patient_024_node_1" in check.message) == (
-        "warning", True, True)
+        "warning",
+        True,
+        True,
+    )
     for name, split in published.items():
         if split == "val":
             (workspace.slides / f"{name}.tif").unlink()

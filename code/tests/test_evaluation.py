@@ -72,8 +72,14 @@ def made(tmp_path_factory):
     workspace.checkpoints.mkdir()
     shutil.copy(SAM, workspace.checkpoints)
     first = find_stage("preprocess")
-    write_done(workspace.state, first.name, signature_of(first, config, workspace), seconds=1.0, peak_memory_mib=9,
-               device="cpu")
+    write_done(
+        workspace.state,
+        first.name,
+        signature_of(first, config, workspace),
+        seconds=1.0,
+        peak_memory_mib=9,
+        device="cpu",
+    )
     for stage in ("train-classifier", "initial-masks", "embed", "finetune", "retrain", "evaluate", "report"):
         run_stage(find_stage(stage), config, workspace)
     return config, workspace
@@ -111,8 +117,14 @@ def test_table_holds_every_method_and_agrees_with_the_masks(made):
 def test_inference_predicts_a_test_patch_as_the_evaluation_did(made):
     config, workspace = made
     hardware = choose_hardware("cpu")
-    models = load_models(config, hardware, resnet=workspace.classifier, sam=None, decoder=workspace.decoder(1),
-                         weights_dir=workspace.checkpoints)
+    models = load_models(
+        config,
+        hardware,
+        resnet=workspace.classifier,
+        sam=None,
+        decoder=workspace.decoder(1),
+        weights_dir=workspace.checkpoints,
+    )
     patches = patches_for_sam(workspace, "test")
     masks = models.masks(np.stack([read_image(p.path) for p in patches]), [p.name for p in patches])
     evaluated = np.stack([read_mask(predictions(workspace, "round1") / f"{p.name}.png") for p in patches])
@@ -152,8 +164,12 @@ def test_normal_patches_count_where_the_classifier_takes_them_for_tumour(copy):
 
 
 def test_gate_empties_what_the_classifier_finds_normal():
-    figures = Figures(["a", "b", "c", "d"], np.array([1, 1, 0, 0]), np.array([0.9, 0.1, 0.9, 0.1]),
-                      np.array([[8, 8, 8], [8, 8, 8], [0, 9, 0], [0, 0, 0]]))
+    figures = Figures(
+        ["a", "b", "c", "d"],
+        np.array([1, 1, 0, 0]),
+        np.array([0.9, 0.1, 0.9, 0.1]),
+        np.array([[8, 8, 8], [8, 8, 8], [0, 9, 0], [0, 0, 0]]),
+    )
     assert figures.positives().dice == pytest.approx([1, 1], abs=1e-3)
     assert figures.gated(0.5).dice == pytest.approx([1, 0, 0, 1], abs=1e-3)
 
@@ -229,10 +245,32 @@ def test_report_is_self_contained_and_accessible(made):
 
 def test_report_shows_failed_slides_and_escapes_what_it_is_given(copy):
     config, workspace = copy
-    columns = ["slide", "path", "split", "status", "reason", "reader", "reader_version", "vendor", "width", "height",
-               "mpp_x", "mpp_y", "patches_positive", "patches_negative"]
-    used = dict.fromkeys(columns, "") | {"slide": "tumor_001", "split": "test", "status": "ok", "width": 4096,
-                                         "height": 2048, "mpp_x": 0.25, "reader": "openslide", "patches_positive": 3}
+    columns = [
+        "slide",
+        "path",
+        "split",
+        "status",
+        "reason",
+        "reader",
+        "reader_version",
+        "vendor",
+        "width",
+        "height",
+        "mpp_x",
+        "mpp_y",
+        "patches_positive",
+        "patches_negative",
+    ]
+    used = dict.fromkeys(columns, "") | {
+        "slide": "tumor_001",
+        "split": "test",
+        "status": "ok",
+        "width": 4096,
+        "height": 2048,
+        "mpp_x": 0.25,
+        "reader": "openslide",
+        "patches_positive": 3,
+    }
     failed = dict.fromkeys(columns, "") | {"slide": "tumor_002", "status": "failed", "reason": "<script>alert(1)"}
     write_csv(workspace.slides_csv, [used, failed], columns)
     write_png(workspace.qa / "tumor_001.png", np.full((40, 60, 3), 200, np.uint8))
@@ -249,20 +287,41 @@ def test_report_shows_test_patches_in_their_places_on_the_slides(copy):
     config, workspace = copy
     slide = np.full((200, 500, 3), (225, 180, 205), np.uint8)
     write_slide(workspace.slides / "slide_0.tif", slide, levels=1)
-    columns = ["slide", "path", "split", "status", "reason", "reader", "reader_version", "vendor", "width", "height",
-               "mpp_x", "mpp_y", "patches_positive", "patches_negative"]
-    rows = [dict.fromkeys(columns, "") | {"slide": name, "path": f"elsewhere/{name}.tif", "split": "test",
-                                          "status": "ok"} for name in ("slide_0", "slide_1")]
+    columns = [
+        "slide",
+        "path",
+        "split",
+        "status",
+        "reason",
+        "reader",
+        "reader_version",
+        "vendor",
+        "width",
+        "height",
+        "mpp_x",
+        "mpp_y",
+        "patches_positive",
+        "patches_negative",
+    ]
+    rows = [
+        dict.fromkeys(columns, "") | {"slide": name, "path": f"elsewhere/{name}.tif", "split": "test", "status": "ok"}
+        for name in ("slide_0", "slide_1")
+    ]
     write_csv(workspace.slides_csv, rows, columns)
     report(config, workspace, choose_hardware("cpu"))
     page = _Page(workspace.report.read_text())
     in_place = [image["alt"] for image in page.images if "in their places" in image["alt"]]
     figures = read_figures(figures_csv(workspace, "round1"))
-    own = [d for name, label, d in zip(figures.names, figures.labels, figures.dice, strict=True)
-           if label and name.startswith("slide_0")]
+    own = [
+        d
+        for name, label, d in zip(figures.names, figures.labels, figures.dice, strict=True)
+        if label and name.startswith("slide_0")
+    ]
     assert len(in_place) == 1, "slide_1 is not there any more"
-    assert in_place[0].startswith(f"Slide slide_0 with the predicted test patches in their places. Dice "
-                                  f"{np.mean(own):.3f} on 3 patches with tumour; 3 normal patches")
+    assert in_place[0].startswith(
+        f"Slide slide_0 with the predicted test patches in their places. Dice "
+        f"{np.mean(own):.3f} on 3 patches with tumour; 3 normal patches"
+    )
 
 
 def test_overview_shows_pseudo_labels(made, tmp_path):
@@ -273,20 +332,28 @@ def test_overview_shows_pseudo_labels(made, tmp_path):
     assert picture.std() > 20
 
 
-@pytest.mark.parametrize(("dice", "said"), [
-    ((0.80, 0.85, 0.90), "reaches 0.90: 50% of that gain over the CAM came without them."),
-    ((0.889, 0.885, 0.896), "Trained on true masks, the same decoder reaches 0.90."),
-])
+@pytest.mark.parametrize(
+    ("dice", "said"),
+    [
+        ((0.80, 0.85, 0.90), "reaches 0.90: 50% of that gain over the CAM came without them."),
+        ((0.889, 0.885, 0.896), "Trained on true masks, the same decoder reaches 0.90."),
+    ],
+)
 def test_headline_speaks_of_the_gain_where_there_is_one(copy, dice, said):
     config, workspace = copy
-    rows = {name: {"patches": "5", "dice": str(value), "dice_low": "0", "dice_high": "1"}
-            for name, value in zip(("cam", "round1", "supervised"), dice, strict=True)}
-    record_results(workspace, "evaluate", [{"method": name} | row for name, row in (rows | {"sam": rows["cam"]}).items()])
+    rows = {
+        name: {"patches": "5", "dice": str(value), "dice_low": "0", "dice_high": "1"}
+        for name, value in zip(("cam", "round1", "supervised"), dice, strict=True)
+    }
+    record_results(
+        workspace, "evaluate", [{"method": name} | row for name, row in (rows | {"sam": rows["cam"]}).items()]
+    )
     assert headline(config, workspace).endswith(said)
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(7.6, "8 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"),
-                                                (7500, "2 h 5 min")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(7.6, "8 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
 def test_durations_read_as_people_say_them(seconds, shown):
     assert duration(seconds) == shown
 

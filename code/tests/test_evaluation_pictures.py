@@ -48,12 +48,15 @@ def test_errors_differ_from_hits():
 def test_patches_lie_in_their_places_and_the_majority_counts_where_they_overlap():
     picture = np.full((200, 300, 3), 200, np.uint8)
     yes, no = np.ones((64, 64), bool), np.zeros((64, 64), bool)
-    squares = [np.array(square) for square in ((20, 20, 84, 84), (52, 20, 116, 84), (52, 40, 116, 104),
-                                               (250, 150, 314, 214))]
-    drawn = draw_patches(picture, [(squares[0], yes, yes), (squares[1], no, yes), (squares[2], None, None),
-                                   (squares[3], yes, None)]).astype(int)
-    right, missed, outvoted, alarm, outside = (drawn[y, x] for y, x in ((30, 30), (30, 100), (60, 60), (170, 280),
-                                                                       (150, 30)))
+    squares = [
+        np.array(square) for square in ((20, 20, 84, 84), (52, 20, 116, 84), (52, 40, 116, 104), (250, 150, 314, 214))
+    ]
+    drawn = draw_patches(
+        picture, [(squares[0], yes, yes), (squares[1], no, yes), (squares[2], None, None), (squares[3], yes, None)]
+    ).astype(int)
+    right, missed, outvoted, alarm, outside = (
+        drawn[y, x] for y, x in ((30, 30), (30, 100), (60, 60), (170, 280), (150, 30))
+    )
     assert right[2] > right[0]
     assert missed[0] > missed[2]
     assert missed[1] > missed[2]
@@ -63,8 +66,10 @@ def test_patches_lie_in_their_places_and_the_majority_counts_where_they_overlap(
     assert (picture == 200).all()
 
 
-@pytest.mark.parametrize(("name", "place"), [
-    ("tumor_001_x128_y0_1", ("tumor_001", 128, 0)), ("a_x1_y2_x30_y40_0", ("a_x1_y2", 30, 40)), ("brought_1", None)])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("tumor_001_x128_y0_1", ("tumor_001", 128, 0)), ("a_x1_y2_x30_y40_0", ("a_x1_y2", 30, 40)), ("brought_1", None)],
+)
 def test_the_name_of_a_patch_tells_its_place(name, place):
     found = location_of(name)
     assert (found and (found.slide, found.x, found.y)) == place

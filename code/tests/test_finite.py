@@ -31,19 +31,38 @@ def _damage(path, entry, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("file", "entry"), [
-    ("resnet.pth", "layer2.0.conv1.weight"), ("resnet.pth", "bn1.running_var"), ("sam.pth", "image_encoder.pos_embed"),
-    ("decoder.pth", "mask_decoder.iou_token.weight"),
-])
-def test_weights_that_are_not_finite_are_refused_by_every_prediction(settings, patch_folder, hardware, tmp_path,  # noqa: F811
-                                                                     file, entry, value):
+@pytest.mark.parametrize(
+    ("file", "entry"),
+    [
+        ("resnet.pth", "layer2.0.conv1.weight"),
+        ("resnet.pth", "bn1.running_var"),
+        ("sam.pth", "image_encoder.pos_embed"),
+        ("decoder.pth", "mask_decoder.iou_token.weight"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_by_every_prediction(
+    settings,  # noqa: F811  the fixtures imported above
+    patch_folder,  # noqa: F811
+    hardware,  # noqa: F811
+    tmp_path,
+    file,
+    entry,
+    value,
+):
     shutil.copy(WEIGHTS / "sam_demo.pth", tmp_path / "sam.pth")
     for name in ("resnet.pth", "decoder.pth"):
         shutil.copy(settings.resnet_checkpoint.parent / name, tmp_path / name)
-    changed = dataclasses.replace(settings, test_dataset_dir=patch_folder, resnet_checkpoint=tmp_path / "resnet.pth",
-                                  sam_checkpoint=tmp_path / "sam.pth", sam_decoder_checkpoint=tmp_path / "decoder.pth")
+    changed = dataclasses.replace(
+        settings,
+        test_dataset_dir=patch_folder,
+        resnet_checkpoint=tmp_path / "resnet.pth",
+        sam_checkpoint=tmp_path / "sam.pth",
+        sam_decoder_checkpoint=tmp_path / "decoder.pth",
+    )
     _damage(tmp_path / file, entry, value)
-    with pytest.raises(CheckpointError, match=rf"{re.escape(file)}: the entry {re.escape(entry)} holds values .*NaN") as caught:
+    with pytest.raises(
+        CheckpointError, match=rf"{re.escape(file)}: the entry {re.escape(entry)} holds values .*NaN"
+    ) as caught:
         infer(changed, hardware)
     assert "\n" not in str(caught.value)
     assert not (settings.output_dir / "mask").exists()

@@ -65,20 +65,37 @@ def _npz_bomb() -> bytes:
 
 
 HOSTILE = {
-    "settings": ["[" * 100_000, "name: 2024-13-45", "a: !!bool x", "a: !!timestamp x", "a: 0b_", f"a: {'1' * 5000}",
-                 "{1: 2, retrain: {3: 4}}", _yaml_bomb(), 'name: "\\ud800"', "!!python/object/apply:os.abort []"],
+    "settings": [
+        "[" * 100_000,
+        "name: 2024-13-45",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: 0b_",
+        f"a: {'1' * 5000}",
+        "{1: 2, retrain: {3: 4}}",
+        _yaml_bomb(),
+        'name: "\\ud800"',
+        "!!python/object/apply:os.abort []",
+    ],
     "json_value": ["[" * 100_000, '{"a":' * 5000, "1" * 5000, b"\xed\xa0\x80"],
     "table": ['slide,x\n"' + "a" * 200_000, "slide,slide\n1,2,3\n", b"\xff\xfe"],
     "overrides_csv": ["slide,mpp\na,1e999\n", "slide,mpp\na,nan\n", "slide\na,b,c\n", "slide,tissue_threshold\na,²\n"],
-    "annotation": ["<a>" * 50_000, "<ASAP_Annotations/>", '<!DOCTYPE a [<!ENTITY b SYSTEM "/dev/zero">]><a>&b;</a>',
-                   XML.replace(b'"9,5"', b'"9e99999"'), XML.replace(b'"0"', b'"9' + b"9" * 5000 + b'"', 1)],
+    "annotation": [
+        "<a>" * 50_000,
+        "<ASAP_Annotations/>",
+        '<!DOCTYPE a [<!ENTITY b SYSTEM "/dev/zero">]><a>&b;</a>',
+        XML.replace(b'"9,5"', b'"9e99999"'),
+        XML.replace(b'"0"', b'"9' + b"9" * 5000 + b'"', 1),
+    ],
     "patch_image": [_png_bomb(), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"],
     "decoder": [b"PK\x03\x04" + bytes(40), b"\x80\x04cos\nabort\n)R.", b"PK\x05\x06" + bytes(18)],
     "maps": [_npz_bomb(), b"PK\x03\x04" + bytes(40), b"PK\x05\x06" + bytes(18)],
     "stage_record": ["{}", '{"done": true, "signature": []}', "[]", "1" * 5000],
-    "inference_record": ['{"signature": {}, "files": {"../..": {"x": null}}, "slides": []}',
-                         '{"signature": {}, "files": {"": {"../x": null}}, "slides": []}',
-                         '{"signature": {}, "files": {}, "slides": ["../../x"]}'],
+    "inference_record": [
+        '{"signature": {}, "files": {"../..": {"x": null}}, "slides": []}',
+        '{"signature": {}, "files": {"": {"../x": null}}, "slides": []}',
+        '{"signature": {}, "files": {}, "slides": ["../../x"]}',
+    ],
 }
 
 

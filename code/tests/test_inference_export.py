@@ -184,8 +184,15 @@ def test_overlay_tints_the_tissue_where_the_map_is_high(foci, source, tmp_path, 
     monkeypatch.setattr("epsam.inference.overlay.LONG_SIDE", 600)
     slide_path = tmp_path / "slide.tif"
     pixels = np.full((SIZE[1], SIZE[0], 3), (230, 120, 190), np.uint8)
-    tifffile.imwrite(slide_path, pixels, tile=(256, 256), photometric="rgb", compression="lzw",
-                     resolution=(40_000, 40_000), resolutionunit="CENTIMETER")
+    tifffile.imwrite(
+        slide_path,
+        pixels,
+        tile=(256, 256),
+        photometric="rgb",
+        compression="lzw",
+        resolution=(40_000, 40_000),
+        resolutionunit="CENTIMETER",
+    )
     write_overlay(tmp_path / "o.png", open_slide(slide_path), source, foci, "slide", "caption")
     picture = read_image(tmp_path / "o.png").astype(int)
     same = np.abs(picture - (230, 120, 190)).max(axis=2) < 4

@@ -52,8 +52,13 @@ def test_bad_slides_fail_and_the_others_are_predicted(settings, hardware, crashi
     with pytest.raises(DataError, match=r"5 of 7 slides failed.*the others are done"):
         infer(with_asap(settings, crashing, test_dataset_dir=folder), hardware)
     rows = {row["slide"]: row for row in rows_of(settings.output_dir / "slides.csv")}
-    reasons = {"crash": "the process that read it died", "raise": "ValueError: cannot reshape", "huge": "claims 4000000",
-               "n" * 240: "240 bytes", "\\udcff": "not UTF-8"}
+    reasons = {
+        "crash": "the process that read it died",
+        "raise": "ValueError: cannot reshape",
+        "huge": "claims 4000000",
+        "n" * 240: "240 bytes",
+        "\\udcff": "not UTF-8",
+    }
     assert {name for name, row in rows.items() if row["status"] == "failed"} == set(reasons)
     assert all(reason in rows[name]["reason"] for name, reason in reasons.items())
     for name in ("good", "$x^$"):
@@ -72,7 +77,13 @@ def test_a_slide_read_in_another_process_is_the_same(tmp_path):
     ours = open_slide(path)
     with RemoteSlide(path) as theirs:
         assert (theirs.size, theirs.level_sizes, theirs.mpp, theirs.vendor, theirs.reader, theirs.origin) == (
-            ours.size, ours.level_sizes, ours.mpp, ours.vendor, ours.reader, (0, 0))
+            ours.size,
+            ours.level_sizes,
+            ours.mpp,
+            ours.vendor,
+            ours.reader,
+            (0, 0),
+        )
         for window in ((70, 50, 60, 40, 0), (-20, -20, 50, 50, 1), (700, 600, 200, 100, 0)):
             np.testing.assert_array_equal(theirs.read(*window), ours.read(*window))
         with pytest.raises(SlideError, match="no level 9"):
@@ -102,7 +113,13 @@ def test_bad_patches_fail_and_the_others_are_predicted(settings, hardware, patch
     rows = {row["patch"]: row for row in rows_of(settings.output_dir / "predictions.csv")}
     assert (rows["a_1"]["status"], rows["a_1"]["reason"]) == ("ok", "")
     assert rows["a_1"]["dice"]
-    reasons = {"broken": "cannot be", "no_png": "not a PNG", "bomb": "too many", "b_1": "not a PNG", "c_0": "MemoryError"}
+    reasons = {
+        "broken": "cannot be",
+        "no_png": "not a PNG",
+        "bomb": "too many",
+        "b_1": "not a PNG",
+        "c_0": "MemoryError",
+    }
     assert {name: row["status"] for name, row in rows.items() if name != "a_1"} == dict.fromkeys(reasons, "failed")
     assert all(reason in rows[name]["reason"] for name, reason in reasons.items())
     monkeypatch.undo()
@@ -113,6 +130,7 @@ def test_bad_patches_fail_and_the_others_are_predicted(settings, hardware, patch
 def test_a_full_disk_and_ctrl_c_stop_the_run(settings, hardware, patch_folder, monkeypatch):  # noqa: F811
     settings = dataclasses.replace(settings, test_dataset_dir=patch_folder)
     for error in (KeyboardInterrupt(), OSError(28, "No space left on device")):
+
         def write_png(*_, error=error):
             raise error
 

@@ -14,9 +14,21 @@ from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_mask, write_png
 from tests.tiny import SETTINGS
 
-ROW = {"reader": "openslide", "vendor": "", "width": 8, "height": 8, "mpp_x": None, "mpp_y": None, "tumour_mm2": None,
-       "tissue_mm2": None, "tumour_fraction": 0.0, "foci": 0, "largest_focus_mm": None, "tumour_px2": 0.0,
-       "largest_focus_px": 0.0}
+ROW = {
+    "reader": "openslide",
+    "vendor": "",
+    "width": 8,
+    "height": 8,
+    "mpp_x": None,
+    "mpp_y": None,
+    "tumour_mm2": None,
+    "tissue_mm2": None,
+    "tumour_fraction": 0.0,
+    "foci": 0,
+    "largest_focus_mm": None,
+    "tumour_px2": 0.0,
+    "largest_focus_px": 0.0,
+}
 
 
 def _predict_slide(path, name, output, work, models):
@@ -32,9 +44,12 @@ def place(tmp_path, monkeypatch):
     """Patches a and b, slides one and two, and `run(kind, fresh)`, which predicts them without any network."""
     (tmp_path / "tiny.yaml").write_text(SETTINGS)
     config = load_config(tmp_path / "tiny.yaml")
-    models = SimpleNamespace(config=config, hardware=choose_hardware("cpu"),
-                             classify=lambda images, names: np.ones(len(images), np.float32),
-                             masks=lambda images, names: np.ones(images.shape[:3], bool))
+    models = SimpleNamespace(
+        config=config,
+        hardware=choose_hardware("cpu"),
+        classify=lambda images, names: np.ones(len(images), np.float32),
+        masks=lambda images, names: np.ones(images.shape[:3], bool),
+    )
     monkeypatch.setattr("epsam.inference.run.load_models", lambda *_, **__: models)
     monkeypatch.setattr("epsam.inference.run.predict_slide", _predict_slide)
     for name in "ab":
@@ -46,23 +61,47 @@ def place(tmp_path, monkeypatch):
         (tmp_path / f"{name}.pth").write_bytes(b"weights")
 
     def run(kind, *, fresh=False):
-        infer(InferenceSettings(tmp_path / kind, tmp_path / "resnet.pth", "demo", None, tmp_path / "decoder.pth",
-                                tmp_path / "out", config, fresh=fresh), models.hardware)
+        infer(
+            InferenceSettings(
+                tmp_path / kind,
+                tmp_path / "resnet.pth",
+                "demo",
+                None,
+                tmp_path / "decoder.pth",
+                tmp_path / "out",
+                config,
+                fresh=fresh,
+            ),
+            models.hardware,
+        )
 
     return SimpleNamespace(out=tmp_path / "out", run=run, top=tmp_path)
 
 
 def _contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*")
-            if p.is_file() and not p.name.startswith((".lock", "lock"))}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith((".lock", "lock"))
+    }
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize(("kind", "foreign"), [
-    ("patches", "mask/a.png"), ("patches", "mask/mine.png"), ("patches", "overlay/b.png"), ("patches", "predictions.csv"),
-    ("slides", "one.xml"), ("slides", "slides.csv"), ("slides", "two_mask.tif"), ("patches", "state/patches.jsonl"),
-    ("slides", "state/slides/one.json"), ("slides", "state/work/one/tiles.u8"),
-])
+@pytest.mark.parametrize(
+    ("kind", "foreign"),
+    [
+        ("patches", "mask/a.png"),
+        ("patches", "mask/mine.png"),
+        ("patches", "overlay/b.png"),
+        ("patches", "predictions.csv"),
+        ("slides", "one.xml"),
+        ("slides", "slides.csv"),
+        ("slides", "two_mask.tif"),
+        ("patches", "state/patches.jsonl"),
+        ("slides", "state/slides/one.json"),
+        ("slides", "state/work/one/tiles.u8"),
+    ],
+)
 def test_files_of_others_are_refused_and_kept_with_and_without_fresh(place, kind, foreign, fresh):
     (place.out / foreign).parent.mkdir(parents=True)
     (place.out / foreign).write_text("mine")
@@ -108,8 +147,18 @@ def test_a_record_that_names_files_elsewhere_is_refused(place, name, fresh):
     assert _contents(place.out) == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"signature": {}, "written": ["../x"]}', "[" * 99999, "\udcff",
-                                     '{"signature": {}, "files": {"elsewhere": {}}, "slides": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1]",
+        '{"signature": {}, "written": ["../x"]}',
+        "[" * 99999,
+        "\udcff",
+        '{"signature": {}, "files": {"elsewhere": {}}, "slides": []}',
+    ],
+)
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_damaged_record_is_one_line_and_nothing_is_deleted(place, content, fresh):
     place.run("patches")
@@ -124,7 +173,9 @@ def test_a_damaged_record_is_one_line_and_nothing_is_deleted(place, content, fre
     assert _contents(place.out) == before
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"of": {"path": "x"}, "row": null}', '{"of": 1, "row": {"slide": "../x"}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"of": {"path": "x"}, "row": null}', '{"of": 1, "row": {"slide": "../x"}}']
+)
 def test_a_damaged_record_of_a_slide_is_named(place, content):
     place.run("slides")
     (place.out / "state" / "slides" / "one.json").write_text(content)
@@ -135,9 +186,17 @@ def test_a_damaged_record_of_a_slide_is_named(place, content):
     place.run("slides")
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", '{"patch": "../../x", "classifier_probability": 1, "segmented": 1, '
-                                  '"tumour_fraction": 1}', '{"patch": "a", "classifier_probability": NaN, '
-                                  '"segmented": 1, "tumour_fraction": 1}', "\udcff", "[" * 99999])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "[1]",
+        '{"patch": "../../x", "classifier_probability": 1, "segmented": 1, "tumour_fraction": 1}',
+        '{"patch": "a", "classifier_probability": NaN, "segmented": 1, "tumour_fraction": 1}',
+        "\udcff",
+        "[" * 99999,
+    ],
+)
 def test_damaged_notes_of_patches_are_named_and_can_be_deleted(place, line):
     place.run("patches")
     notes = place.out / "state" / "patches.jsonl"
@@ -162,8 +221,9 @@ def test_deleted_masks_and_overlays_are_made_again(place, kind):
     assert read_mask(place.out / "mask" / "a.png").all()
 
 
-@pytest.mark.parametrize(("kind", "edited", "missing"), [("slides", "one.xml", "one.geojson"),
-                                                         ("patches", "mask/a.png", "overlay/a.png")])
+@pytest.mark.parametrize(
+    ("kind", "edited", "missing"), [("slides", "one.xml", "one.geojson"), ("patches", "mask/a.png", "overlay/a.png")]
+)
 def test_what_somebody_changed_by_hand_is_neither_deleted_nor_replaced(place, kind, edited, missing):
     place.run(kind)
     (place.out / edited).write_text("corrected by a pathologist")

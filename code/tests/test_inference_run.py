@@ -46,14 +46,28 @@ def trained(tmp_path_factory):
     top = tmp_path_factory.mktemp("trained")
     make_demo(top, tumour=1, normal=0, size_px=640, workers=1)
     (top / "tiny.yaml").write_text(SETTINGS)
-    overrides = ("cam.threshold=0.1", "inference.classifier_probability=0", "inference.min_focus_px=500",
-                 "inference.threshold=0.3", "inference.overlap=0.25", "cam.rotations=[0]")
+    overrides = (
+        "cam.threshold=0.1",
+        "inference.classifier_probability=0",
+        "inference.min_focus_px=500",
+        "inference.threshold=0.3",
+        "inference.overlap=0.25",
+        "cam.rotations=[0]",
+    )
     config = load_config(top / "tiny.yaml", overrides)
     torch.manual_seed(0)
     save_weights(top / "resnet.pth", build_classifier(config.classifier).state_dict(), {})
     save_weights(top / "decoder.pth", decoder_weights(load_sam("demo", None, WEIGHTS)), {})
-    return InferenceSettings(top / "images" / "tumor_001.tif", top / "resnet.pth", "demo", None, top / "decoder.pth",
-                             top / "nowhere", config, weights_dir=WEIGHTS)
+    return InferenceSettings(
+        top / "images" / "tumor_001.tif",
+        top / "resnet.pth",
+        "demo",
+        None,
+        top / "decoder.pth",
+        top / "nowhere",
+        config,
+        weights_dir=WEIGHTS,
+    )
 
 
 @pytest.fixture
@@ -117,12 +131,17 @@ def test_a_slide_gives_all_outputs_and_its_figures(settings, hardware, caplog):
 def test_a_slide_killed_in_the_middle_ends_with_the_same_bytes(settings, hardware, tmp_path):
     infer(settings, hardware)
     killed = dataclasses.replace(settings, output_dir=tmp_path / "killed")
-    script = ("import pickle, sys; from epsam.inference import infer; "
-              "from epsam.runtime.device import choose_hardware; "
-              "infer(pickle.load(open(sys.argv[1], 'rb')), choose_hardware('cpu'))")
+    script = (
+        "import pickle, sys; from epsam.inference import infer; "
+        "from epsam.runtime.device import choose_hardware; "
+        "infer(pickle.load(open(sys.argv[1], 'rb')), choose_hardware('cpu'))"
+    )
     (tmp_path / "settings.pickle").write_bytes(pickle.dumps(killed))
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "settings.pickle")],
-                               stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "settings.pickle")],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     written = tmp_path / "killed" / "state" / "work" / "tumor_001" / "classified.f32"
     while process.poll() is None and not (written.is_file() and written.stat().st_size):
         time.sleep(0.01)
@@ -167,7 +186,9 @@ def test_one_bad_slide_does_not_stop_the_others(settings, hardware, tmp_path):
     with pytest.raises(DataError, match=r"1 of 2 slides.*cut"):
         infer(dataclasses.replace(settings, test_dataset_dir=slides), hardware)
     assert {row["slide"]: row["status"] for row in rows_of(settings.output_dir / "slides.csv")} == {
-        "cut": "failed", "good": "ok"}
+        "cut": "failed",
+        "good": "ok",
+    }
     assert all(outputs_of(settings.output_dir, "good").values())
 
 
@@ -279,8 +300,9 @@ def test_a_slide_without_resolution_is_measured_in_pixels(settings, hardware, tm
     assert 0 < float(row["tumour_px2"]) <= 300 * 260
 
 
-def test_outlines_of_a_slide_with_bounds_count_from_them_in_qupath_and_from_the_glass_in_asap(settings, hardware,
-                                                                                              tmp_path):
+def test_outlines_of_a_slide_with_bounds_count_from_them_in_qupath_and_from_the_glass_in_asap(
+    settings, hardware, tmp_path
+):
     corner = np.array([192, 96])
     with open_slide(settings.test_dataset_dir) as source:
         path = write_leica(tmp_path / "bounded.scn", source.read(100, 100, 320, 256), tuple(corner), (768, 640))

@@ -18,8 +18,14 @@ from tests.test_evaluation import copy, made  # noqa: F401  fixtures
 
 def _stage(workspace, *command):
     """A command as ./train.sh calls it: status and what it says."""
-    done = subprocess.run([sys.executable, "-m", "epsam", *command, "--config", "small.yaml"], cwd=workspace.root,
-                          capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "epsam", *command, "--config", "small.yaml"],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, done.stdout
 
@@ -51,19 +57,29 @@ def _first(folder, pattern="*.png"):
     return sorted(folder.glob(pattern))[0]
 
 
-@pytest.mark.parametrize(("find", "alter", "stage", "of", "anew", "as_it_is"), [
-    (lambda w: _first(w.split("train") / "image"), _blacken, "train-classifier", "preprocess", None, "train-classifier"),
-    (lambda w: _first(w.split("test") / "image"), _blacken, "evaluate", "preprocess", None, "train-classifier"),
-    (lambda w: _first(w.split("test") / "mask"), _blacken, "evaluate", "preprocess", None, "evaluate"),
-    (lambda w: w.cams("test"), _other_maps, "finetune", "initial-masks", "initial-masks", "embed"),
-    (lambda w: _first(w.pseudo_labels(0)), _blacken, "finetune", "initial-masks", "initial-masks", "embed"),
-    (lambda w: _first(w.split("val") / "initial_mask"), _blacken, "retrain", "finetune", "finetune", "retrain"),
-    (lambda w: _first(w.pseudo_labels(1)), _blacken, "evaluate", "retrain", "retrain", "evaluate"),
-    (lambda w: w.run / "pseudo_labels.csv", _flip_a_bit, "report", "retrain", "retrain", "evaluate"),
-    (lambda w: w.state / "predictions" / "cam.csv", _flip_a_bit, "report", "evaluate", "evaluate", "report"),
-    (lambda w: _first(w.state / "predictions" / "round1"), _blacken, "report", "evaluate", "evaluate", "report"),
-    (lambda w: w.results("evaluate"), _other_figure, "report", "evaluate", "evaluate", "report"),
-])
+@pytest.mark.parametrize(
+    ("find", "alter", "stage", "of", "anew", "as_it_is"),
+    [
+        (
+            lambda w: _first(w.split("train") / "image"),
+            _blacken,
+            "train-classifier",
+            "preprocess",
+            None,
+            "train-classifier",
+        ),
+        (lambda w: _first(w.split("test") / "image"), _blacken, "evaluate", "preprocess", None, "train-classifier"),
+        (lambda w: _first(w.split("test") / "mask"), _blacken, "evaluate", "preprocess", None, "evaluate"),
+        (lambda w: w.cams("test"), _other_maps, "finetune", "initial-masks", "initial-masks", "embed"),
+        (lambda w: _first(w.pseudo_labels(0)), _blacken, "finetune", "initial-masks", "initial-masks", "embed"),
+        (lambda w: _first(w.split("val") / "initial_mask"), _blacken, "retrain", "finetune", "finetune", "retrain"),
+        (lambda w: _first(w.pseudo_labels(1)), _blacken, "evaluate", "retrain", "retrain", "evaluate"),
+        (lambda w: w.run / "pseudo_labels.csv", _flip_a_bit, "report", "retrain", "retrain", "evaluate"),
+        (lambda w: w.state / "predictions" / "cam.csv", _flip_a_bit, "report", "evaluate", "evaluate", "report"),
+        (lambda w: _first(w.state / "predictions" / "round1"), _blacken, "report", "evaluate", "evaluate", "report"),
+        (lambda w: w.results("evaluate"), _other_figure, "report", "evaluate", "evaluate", "report"),
+    ],
+)
 def test_a_changed_file_is_named_with_its_stage_and_what_to_do(copy, find, alter, stage, of, anew, as_it_is):  # noqa: F811
     _, workspace = copy
     path = find(workspace)
@@ -72,7 +88,9 @@ def test_a_changed_file_is_named_with_its_stage_and_what_to_do(copy, find, alter
     status, said = _stage(workspace, stage)
     assert status == 1
     line = said.splitlines()[-1]
-    assert line.startswith(f"error: {path.relative_to(workspace.root)} has changed since the stage {of} was done (1 of ")
+    assert line.startswith(
+        f"error: {path.relative_to(workspace.root)} has changed since the stage {of} was done (1 of "
+    )
     assert f"take it as it is (--from {as_it_is})" in line
     assert (f"make it anew (--from {anew})" in line) == (anew is not None)
     path.write_bytes(before)
@@ -158,8 +176,15 @@ def test_a_damaged_cache_of_hashes_is_made_anew_and_a_whole_one_stays(copy, dama
     assert cache.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("text", ['{"files": {"a": 1}}', "", '{"files": {"/etc/passwd": "%s"}}' % ("0" * 64),
-                                  '{"files": {"a/../../b": "%s"}}' % ("0" * 64)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"files": {"a": 1}}',
+        "",
+        '{"files": {"/etc/passwd": "%s"}}' % ("0" * 64),
+        '{"files": {"a/../../b": "%s"}}' % ("0" * 64),
+    ],
+)
 def test_a_damaged_record_of_files_is_named(copy, text):  # noqa: F811
     _, workspace = copy
     (workspace.state / "retrain.files.json").write_text(text)

@@ -118,7 +118,8 @@ def test_interval_is_repeatable_and_near_the_normal_one():
 
 
 labelled = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=30).filter(
-    lambda rows: 0 < sum(label for label, _ in rows) < len(rows))
+    lambda rows: 0 < sum(label for label, _ in rows) < len(rows)
+)
 
 
 @given(labelled)

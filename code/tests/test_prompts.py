@@ -111,10 +111,15 @@ def test_pixels_that_touch_at_a_corner_are_one_component():
 
 def test_the_kind_decides_what_sam_is_told():
     mask = _square()
-    told = {kind: prompts_for(mask, None, Prompts(kind=kind, points=5, min_box_px=1), generator(1))
-            for kind in ("points", "boxes", "both")}
+    told = {
+        kind: prompts_for(mask, None, Prompts(kind=kind, points=5, min_box_px=1), generator(1))
+        for kind in ("points", "boxes", "both")
+    }
     assert {kind: (len(p.points), len(p.boxes)) for kind, p in told.items()} == {
-        "points": (5, 0), "boxes": (0, 1), "both": (5, 1)}
+        "points": (5, 0),
+        "boxes": (0, 1),
+        "both": (5, 1),
+    }
     assert not any(p.is_empty for p in told.values())
 
 

@@ -32,7 +32,9 @@ def test_a_line_of_the_log_is_one_line_and_short_whatever_it_names(tmp_path, cap
         assert lines[1].endswith("is ignored")
 
 
-@pytest.mark.parametrize("name", ["=1+1", "@SUM(A1)", "+x", "-slide", "\t=1", "\n=1", "'=1", "''-x", "'quoted'", "a=1", ""])
+@pytest.mark.parametrize(
+    "name", ["=1+1", "@SUM(A1)", "+x", "-slide", "\t=1", "\n=1", "'=1", "''-x", "'quoted'", "a=1", ""]
+)
 def test_cells_that_look_like_formulas_are_neutralised_and_read_back(tmp_path, name):
     path = tmp_path / "table.csv"
     write_csv(path, [{"name": name, "x": -3, "y": "-0.25"}], ["name", "x", "y"])
@@ -66,13 +68,26 @@ def _patches(workspace):
     return workspace.patches_csv, lambda: patches_for_sam(workspace, "train"), "--from preprocess"
 
 
-@pytest.mark.parametrize(("make", "old", "new"), [
-    (_metrics, "0.5", "half"), (_metrics, "0.5", "nan"), (_metrics, "rows", "rovs"), (_metrics, "}", ""),
-    (_metrics, '"4"', "[]"), (_metrics, "stage", "stagf"),
-    (_figures, ",3,", ",-3,"), (_figures, ",3,", ",9,"), (_figures, ",0.5,", ",inf,"), (_figures, ",1,", ",2,"),
-    (_figures, ",4,", ",4e999,"), (_figures, "a_1", ""),
-    (_patches, "all", "everything"), (_patches, "name,", "n,"), (_patches, "a_1,all", "a_1"),
-])
+@pytest.mark.parametrize(
+    ("make", "old", "new"),
+    [
+        (_metrics, "0.5", "half"),
+        (_metrics, "0.5", "nan"),
+        (_metrics, "rows", "rovs"),
+        (_metrics, "}", ""),
+        (_metrics, '"4"', "[]"),
+        (_metrics, "stage", "stagf"),
+        (_figures, ",3,", ",-3,"),
+        (_figures, ",3,", ",9,"),
+        (_figures, ",0.5,", ",inf,"),
+        (_figures, ",1,", ",2,"),
+        (_figures, ",4,", ",4e999,"),
+        (_figures, "a_1", ""),
+        (_patches, "all", "everything"),
+        (_patches, "name,", "n,"),
+        (_patches, "a_1,all", "a_1"),
+    ],
+)
 def test_a_damaged_table_is_one_line_that_names_file_and_stage(tmp_path, make, old, new):
     path, read, advice = make(Workspace(tmp_path, "small"))
     read()

@@ -100,14 +100,17 @@ def test_masks_of_two_values_are_read_whatever_their_bits_and_channels(tmp_path,
         assert (read_mask(tmp_path / "m.png") == (full > 0)).all()
 
 
-@pytest.mark.parametrize(("array", "reason"), [
-    (np.arange(256, dtype=np.uint8).reshape(16, 16), "256 .*a soft border or a picture"),
-    (np.uint8([[0, 1], [1, 2]]), r"3 \(0, 1, 2\), classes"),
-    (np.uint8([[1, 1], [1, 2]]), r"2 \(1, 2\), classes"),
-    (np.uint8([[0, 0], [0, 2]]), r"2 \(0, 2\), classes"),
-    (np.dstack([np.eye(4), np.eye(4), np.ones((4, 4))]).astype(np.uint8) * 255, "in colour"),
-    (np.dstack([np.zeros((4, 4))] * 3 + [np.eye(4)]).astype(np.uint8) * 255, "transparent"),
-])
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.arange(256, dtype=np.uint8).reshape(16, 16), "256 .*a soft border or a picture"),
+        (np.uint8([[0, 1], [1, 2]]), r"3 \(0, 1, 2\), classes"),
+        (np.uint8([[1, 1], [1, 2]]), r"2 \(1, 2\), classes"),
+        (np.uint8([[0, 0], [0, 2]]), r"2 \(0, 2\), classes"),
+        (np.dstack([np.eye(4), np.eye(4), np.ones((4, 4))]).astype(np.uint8) * 255, "in colour"),
+        (np.dstack([np.zeros((4, 4))] * 3 + [np.eye(4)]).astype(np.uint8) * 255, "transparent"),
+    ],
+)
 def test_masks_of_other_values_are_refused_with_what_they_hold(tmp_path, array, reason):
     cv2.imwrite(str(tmp_path / "m.png"), array)
     with pytest.raises(DataError, match=rf"m\.png: a mask .*{reason}"):
@@ -176,8 +179,17 @@ def _fit(folder, losses, *, epochs, early_stop=99, stop_after=None):
             model.weight *= epoch
         return {"train_loss": 1.0, "val_loss": losses[epoch - 1]}
 
-    done = run("test", run_epoch, {"model": model}, model.state_dict, epochs=epochs, early_stop=early_stop,
-               state=folder / "state.pth", best=folder / "best.pth", curves=folder / "curves.csv")
+    done = run(
+        "test",
+        run_epoch,
+        {"model": model},
+        model.state_dict,
+        epochs=epochs,
+        early_stop=early_stop,
+        state=folder / "state.pth",
+        best=folder / "best.pth",
+        curves=folder / "curves.csv",
+    )
     return model, done
 
 
@@ -232,12 +244,17 @@ def test_weights_that_are_not_those_of_the_settings_beside_them_are_refused(tmp_
 
 def bomb(side):
     """A PNG of a few kilobytes that claims to be `side` px wide and high, and is."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
-            + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+        + chunk(b"IDAT", rows)
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_a_small_png_that_unpacks_to_gigabytes_is_refused(tmp_path):

@@ -31,21 +31,30 @@ def test_the_decoder_upscales_contiguous_input_to_the_same_masks():
     ours, theirs = build_sam("demo"), build_sam_demo().eval()
     theirs.load_state_dict(ours.state_dict())
     strided, logits = [], []
-    embeddings, points, labels = torch.randn(2, 128, 32, 32), torch.rand(2, 3, 2) * 256, torch.ones(2, 3, dtype=torch.int64)
+    embeddings, points, labels = (
+        torch.randn(2, 128, 32, 32),
+        torch.rand(2, 3, 2) * 256,
+        torch.ones(2, 3, dtype=torch.int64),
+    )
     for sam in (ours, theirs):
         sam.mask_decoder.output_upscaling[0].register_forward_hook(
-            lambda module, inputs, output: strided.append(not inputs[0].is_contiguous()))
+            lambda module, inputs, output: strided.append(not inputs[0].is_contiguous())
+        )
         with torch.inference_mode():
             logits.append(decode_batch(sam, embeddings, points, labels))
     assert strided == [False, True], "segment_anything gives a transposed view, as yet"
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda w: {"model_state": w, "epoch": 3},
-    lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
-    lambda w: {f"sam.{k}": v for k, v in w.items()},
-], ids=["model_state", "parallel", "prefix"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"model_state": w, "epoch": 3},
+        lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
+        lambda w: {f"sam.{k}": v for k, v in w.items()},
+    ],
+    ids=["model_state", "parallel", "prefix"],
+)
 def test_wrapped_weights_are_unwrapped(tmp_path, weights, wrap):
     save_tensors(tmp_path / "sam.pth", wrap(weights))
     sam = load_sam("demo", tmp_path / "sam.pth")
@@ -113,5 +122,7 @@ def test_a_decoder_trained_on_another_encoder_is_refused(tmp_path):
     sam, other = build_sam("demo"), build_sam("demo")
     save_weights(tmp_path / "decoder.pth", decoder_weights(other), {}, encoder_hash(other))
     load_decoder(other, tmp_path / "decoder.pth")
-    with pytest.raises(CheckpointError, match=r"decoder.pth was trained on another SAM \(encoder \w+ there, \w+ here\)"):
+    with pytest.raises(
+        CheckpointError, match=r"decoder.pth was trained on another SAM \(encoder \w+ there, \w+ here\)"
+    ):
         load_decoder(sam, tmp_path / "decoder.pth")

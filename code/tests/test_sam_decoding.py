@@ -58,8 +58,9 @@ def _own_way(sam, image, prompts, size):
 
 
 @pytest.mark.parametrize("kind", ["points", "boxes", "both"])
-@pytest.mark.parametrize(("model", "size"), [("small", (48, 48)), ("small", (40, 64)), ("small", (512, 300)),
-                                             ("published", (512, 300))])
+@pytest.mark.parametrize(
+    ("model", "size"), [("small", (48, 48)), ("small", (40, 64)), ("small", (512, 300)), ("published", (512, 300))]
+)
 def test_a_batch_equals_sam_image_by_image(request, model, kind, size):
     sam, counts = request.getfixturevalue(model), (5, 5, 3) if model == "small" else (5, 3)
     images, embeddings = _inputs(sam, size, len(counts))
@@ -97,8 +98,10 @@ def test_several_boxes_of_a_patch_are_united(small):
     boxes = np.array([[2, 2, 20, 20], [30, 30, 60, 50]], np.float32)
     points = np.array([[10, 10], [40, 40], [25, 5]], np.float32)  # the last lies in no box
     both = predict_masks(small, embeddings, [PromptSet(points, boxes), PromptSet(NO_POINTS, boxes[:1])], (64, 64))
-    parts = [predict_masks(small, embeddings[:1], [PromptSet(points[i : i + 1], boxes[i : i + 1])], (64, 64))[0]
-             for i in (0, 1)]
+    parts = [
+        predict_masks(small, embeddings[:1], [PromptSet(points[i : i + 1], boxes[i : i + 1])], (64, 64))[0]
+        for i in (0, 1)
+    ]
     torch.testing.assert_close(both[0], torch.maximum(*parts), atol=1e-5, rtol=1e-5)
 
 

@@ -73,8 +73,9 @@ def test_shards_split_the_patches(tmp_path, monkeypatch):
     shards = sorted(workspace.embeddings("train").glob("shard_*.npy"))
     assert [len(np.load(path)) for path in shards] == [3, 3, 2]
     kept = open_embeddings(config, workspace, CPU, _sam(config), "train")
-    anew = open_embeddings(make_config(tmp_path, sam={"embeddings": "off"}), workspace, CPU, kept_sam := _sam(config),
-                           "train")
+    anew = open_embeddings(
+        make_config(tmp_path, sam={"embeddings": "off"}), workspace, CPU, kept_sam := _sam(config), "train"
+    )
     torch.testing.assert_close(kept.batch([kept.item(7, 1)]), anew.batch([anew.item(7, 1)]), atol=5e-3, rtol=0)
     assert kept_sam is anew.sam
 
@@ -130,8 +131,12 @@ def test_views_are_the_eight_symmetries():
 @pytest.mark.parametrize("prompts_from", ["mask", "cam"])
 def test_image_mask_and_prompts_of_a_view_line_up(tmp_path, prompts_from):
     workspace = make_patches(tmp_path)
-    config = make_config(tmp_path, sam={"embeddings": "off", "views": 8}, finetune={"prompts_from": prompts_from},
-                         prompts={"kind": "both", "points": 40})
+    config = make_config(
+        tmp_path,
+        sam={"embeddings": "off", "views": 8},
+        finetune={"prompts_from": prompts_from},
+        prompts={"kind": "both", "points": 40},
+    )
     patches = patches_for_sam(workspace, "train")
     examples = [replace(example, target=example.patch.mask) for example in examples_of(workspace, "train", patches)]
     samples = Samples(examples, open_embeddings(config, workspace, CPU, _sam(config), "train"), config, "train", True)
@@ -211,7 +216,9 @@ def test_a_flipped_bit_in_a_shard_is_named_and_that_shard_alone_made_anew(tmp_pa
         byte = stream.read(1)[0]
         stream.seek(5000)
         stream.write(bytes([byte ^ 4]))
-    with pytest.raises(StateError, match=r"shard_00001.npy is damaged: its SHA-256 .* \(1 of 3 shards\); run the stage embed"):
+    with pytest.raises(
+        StateError, match=r"shard_00001.npy is damaged: its SHA-256 .* \(1 of 3 shards\); run the stage embed"
+    ):
         open_embeddings(config, workspace, CPU, _sam(config), "train")
     caplog.set_level("INFO")
     embed(config, workspace, CPU)
@@ -226,9 +233,16 @@ def test_a_damaged_store_record_is_named_and_embed_makes_the_store_anew(stored):
     workspace, config = stored
     path, sam = workspace.embeddings("train") / "store.json", _sam(config)
     text = path.read_text()
-    for damaged in ("", "[1]", "[" * 99_999, text.replace('"views": 2', '"views": "2"'), text.replace('"views": 2', '"views": 0'),
-                    text.replace('"shape": [', '"shape": [1,'), text.replace('"shards": {', '"shards": {"../x": "1",'),
-                    text.replace('"format"', '"form"')):
+    for damaged in (
+        "",
+        "[1]",
+        "[" * 99_999,
+        text.replace('"views": 2', '"views": "2"'),
+        text.replace('"views": 2', '"views": 0'),
+        text.replace('"shape": [', '"shape": [1,'),
+        text.replace('"shards": {', '"shards": {"../x": "1",'),
+        text.replace('"format"', '"form"'),
+    ):
         assert damaged != text
         path.write_text(damaged)
         with pytest.raises(DataError, match=r"store.json: is not the record .*--from embed"):

@@ -91,8 +91,10 @@ def test_a_round_leaves_curves_a_summary_and_a_contact_sheet(rounds):
         assert rates[0] == config.finetune.lr
         assert rates == sorted(rates, reverse=True)
         assert rates[4] == pytest.approx(config.finetune.lr / 2)  # cosine: half the rate in the middle of the 8 epochs
-    row, = read_csv(workspace.run / "pseudo_labels.csv", ["round", "kept", "mean_ids", "cam_share", "sam_share",
-                                                          "kept_share", "sensitivity"])
+    (row,) = read_csv(
+        workspace.run / "pseudo_labels.csv",
+        ["round", "kept", "mean_ids", "cam_share", "sam_share", "kept_share", "sensitivity"],
+    )
     kept = sorted(path.stem for path in workspace.pseudo_labels(1).glob("*.png"))
     assert (row["round"], row["patches"], int(row["kept"])) == ("1", "8", len(kept))
     shares = [read_mask(workspace.pseudo_labels(1) / f"{name}.png").mean() for name in kept]
@@ -191,11 +193,14 @@ def test_without_a_store_the_same_decoder_comes_out(tmp_path):
     kept, _ = _trained(tmp_path / "on")
     anew, config = _trained(tmp_path / "off", sam={"embeddings": "off"})
     assert not anew.embeddings("train").exists()
-    losses = [[float(row["val_loss"]) for row in read_csv(w.run / "round0_curves.csv", ["val_loss"])]
-              for w in (kept, anew)]
+    losses = [
+        [float(row["val_loss"]) for row in read_csv(w.run / "round0_curves.csv", ["val_loss"])] for w in (kept, anew)
+    ]
     np.testing.assert_allclose(*losses, atol=5e-3)
-    masks = [dict(predict_split(c, w, CPU, "test", w.decoder(0)))
-             for w, c in ((kept, make_config(kept.root)), (anew, config))]
+    masks = [
+        dict(predict_split(c, w, CPU, "test", w.decoder(0)))
+        for w, c in ((kept, make_config(kept.root)), (anew, config))
+    ]
     assert np.mean([(masks[0][name] == masks[1][name]).mean() for name in masks[0]]) > 0.99
 
 

@@ -57,8 +57,10 @@ def test_downsampled_mask_takes_every_nth_pixel(tmp_path):
     a = load(tmp_path, [("Tumor", [(3.5, 1), (90, 20), (40, 77), (12, 60)])])
     full = a.mask(5, 3, 80, 60)
     np.testing.assert_array_equal(a.mask(5, 3, 20, 15, downsample=4), full[::4, ::4])
-    np.testing.assert_array_equal(a.mask(5, 3, 32, 24, downsample=2.5),
-                                  full[np.floor(np.arange(24) * 2.5).astype(int)][:, np.floor(np.arange(32) * 2.5).astype(int)])
+    np.testing.assert_array_equal(
+        a.mask(5, 3, 32, 24, downsample=2.5),
+        full[np.floor(np.arange(24) * 2.5).astype(int)][:, np.floor(np.arange(32) * 2.5).astype(int)],
+    )
 
 
 @pytest.mark.parametrize("groups", [GROUPS, {"hole": ["Exclusion"], "tumour": ["Tumor"]}])
@@ -97,8 +99,13 @@ decimals = st.floats(-5, 45, allow_nan=False).map(lambda value: round(value, 2))
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.lists(st.tuples(integers | decimals, integers | decimals), min_size=1,
-                                                    max_size=9)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.lists(st.tuples(integers | decimals, integers | decimals), min_size=1, max_size=9)),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_any_polygons_agree_with_the_point_test(shapes):
     shapes = sorted(shapes, key=lambda shape: shape[0])  # tumours first, holes after
     points = [np.array(p, float) for _, p in shapes]
@@ -109,8 +116,7 @@ def test_any_polygons_agree_with_the_point_test(shapes):
         expected[inside(polygon, x, y)] = not hole
     np.testing.assert_array_equal(spans.mask(0, 0, 40, 40), expected)
     at = np.array([0, 7, 20])
-    np.testing.assert_array_equal(spans.area(at, at, 15, 11),
-                                  [expected[k:k + 11, k:k + 15].sum() for k in at])
+    np.testing.assert_array_equal(spans.area(at, at, 15, 11), [expected[k : k + 11, k : k + 15].sum() for k in at])
 
 
 @needs_real
@@ -136,10 +142,14 @@ def test_fractions_of_many_windows_are_the_means_of_their_masks():
     assert a.fraction(x.reshape(6, 10), y.reshape(6, 10), 512, 300).shape == (6, 10)
 
 
-@pytest.mark.parametrize(("tumour", "hole", "rules"), [
-    ("_0", "_2", {"tumour": ["_0", "_1", "Tumor"], "hole": ["_2", "Exclusion"]}),
-    ("_1", "Exclusion", {"tumour": ["_0", "_1", "Tumor"], "hole": ["_2", "Exclusion"]}),
-    ("metastases", "normal", {"tumour": ["metastases"], "hole": ["normal"]})])
+@pytest.mark.parametrize(
+    ("tumour", "hole", "rules"),
+    [
+        ("_0", "_2", {"tumour": ["_0", "_1", "Tumor"], "hole": ["_2", "Exclusion"]}),
+        ("_1", "Exclusion", {"tumour": ["_0", "_1", "Tumor"], "hole": ["_2", "Exclusion"]}),
+        ("metastases", "normal", {"tumour": ["metastases"], "hole": ["normal"]}),
+    ],
+)
 def test_every_release_of_camelyon(tmp_path, tumour, hole, rules):
     a = load(tmp_path, [(hole, box_points((12, 12, 22, 22))), (tumour, SQUARE)], rules, declared=[tumour, hole])
     assert a.fraction(11, 11, 19, 19) == 1 - 9**2 / 19**2
@@ -149,7 +159,7 @@ def test_points_are_taken_by_order_and_decimal_commas_are_read(tmp_path, caplog)
     path = write_xml(tmp_path / "a.xml", [("Tumor", [(f"{x},5", f"{y},25") for x, y in SQUARE])])
     text = path.read_text()
     a, b = (text.index(f'Order="{k}"') for k in (1, 2))
-    swapped = text[:a] + 'Order="2"' + text[a + 9:b] + 'Order="1"' + text[b + 9:]
+    swapped = text[:a] + 'Order="2"' + text[a + 9 : b] + 'Order="1"' + text[b + 9 :]
     lines = swapped.replace("<Coordinate ", "\n<Coordinate ").split("\n")
     second = next(i for i, line in enumerate(lines) if 'Order="2"' in line)
     lines[second], lines[second + 1] = lines[second + 1], lines[second]
@@ -196,17 +206,22 @@ def test_rois_and_ignored_groups_are_not_painted_and_negatives_come_from_rois_al
     outlines = [("None", box_points((100, 100, 400, 400))), ("Tumor", SQUARE), ("stroma", box_points((0, 0, 90, 90)))]
     a = load(tmp_path, outlines, {"tumour": ["Tumor"], "ignore": ["stroma"], "roi": ["None"]})
     assert a.mask(0, 0, 500, 500).sum() == 19**2
-    np.testing.assert_array_equal(a.in_regions(np.array([100, 200, 90, 0]), np.array([100, 336, 100, 0]), 64, 64),
-                                  [True, True, False, False])
+    np.testing.assert_array_equal(
+        a.in_regions(np.array([100, 200, 90, 0]), np.array([100, 336, 100, 0]), 64, 64), [True, True, False, False]
+    )
     whole = load(tmp_path, [("Tumor", SQUARE)])
     assert whole.in_regions(np.array([0, 7000]), np.array([0, 0]), 64, 64).all()
 
 
 def test_groups_in_a_group_are_what_that_group_is(tmp_path):
     path = write_xml(tmp_path / "a.xml", [("lesion 1", SQUARE)], declared=["Tumor", "lesion 1"])
-    path.write_text(path.read_text().replace('Name="lesion 1" PartOfGroup="None"', 'Name="lesion 1" PartOfGroup="Tumor"'))
+    path.write_text(
+        path.read_text().replace('Name="lesion 1" PartOfGroup="None"', 'Name="lesion 1" PartOfGroup="Tumor"')
+    )
     assert load_annotation(path, GROUPS).mask(0, 0, 50, 50).sum() == 19**2
-    with pytest.raises(AnnotationError, match=r"no rule names the group lesion 1; groups found: lesion 1 in Tumor \(1\)"):
+    with pytest.raises(
+        AnnotationError, match=r"no rule names the group lesion 1; groups found: lesion 1 in Tumor \(1\)"
+    ):
         load_annotation(path, {"tumour": ["metastases"]})
     path.write_text(path.read_text().replace('Name="Tumor" PartOfGroup="None"', 'Name="Tumor" PartOfGroup="lesion 1"'))
     assert load_annotation(path, GROUPS).mask(0, 0, 50, 50).any()  # groups that hold each other do not hang
@@ -247,9 +262,13 @@ def test_outlines_that_zigzag_over_millions_of_rows_cost_bounded_memory_or_are_r
         peak(16)
 
 
-@pytest.mark.parametrize("text", [
-    '<ASAP_Annotations><Annotations><Annotation Name="{}"/></Annotations></ASAP_Annotations>',
-    "<ASAP_Annotations>{}</ASAP_Annotations>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<ASAP_Annotations><Annotations><Annotation Name="{}"/></Annotations></ASAP_Annotations>',
+        "<ASAP_Annotations>{}</ASAP_Annotations>",
+    ],
+)
 def test_xml_of_huge_tags_is_refused_before_it_is_read(tmp_path, text):
     path = tmp_path / "a.xml"
     path.write_text(text.format("x" * 2**21))
@@ -258,8 +277,10 @@ def test_xml_of_huge_tags_is_refused_before_it_is_read(tmp_path, text):
 
 
 def test_messages_repeat_little_of_a_file_and_no_control_characters(tmp_path):
-    path = write_xml(tmp_path / "a.xml", [(f"\u202e{'y' * 5000}", SQUARE) for _ in range(3)] + [
-        (f"g{i}", SQUARE) for i in range(500)])
+    path = write_xml(
+        tmp_path / "a.xml",
+        [(f"\u202e{'y' * 5000}", SQUARE) for _ in range(3)] + [(f"g{i}", SQUARE) for i in range(500)],
+    )
     with pytest.raises(AnnotationError) as caught:
         load_annotation(path, GROUPS)
     assert len(str(caught.value)) < 1500
@@ -270,16 +291,26 @@ def test_messages_repeat_little_of_a_file_and_no_control_characters(tmp_path):
 BOMB = """<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">{}]><ASAP_Annotations>&e9;</ASAP_Annotations>"""
 
 
-@pytest.mark.parametrize(("content", "reason"), [
-    (None, "no such annotation file"),
-    ("", "not whole or not XML"),
-    ("<ASAP_Annotations><Annotations><Annotation PartOfGroup='Tum", "not whole or not XML"),
-    ("<html></html>", "not an annotation of ASAP"),
-    (BOMB.format("".join(f'<!ENTITY e{n} "{f"&{chr(101) + str(n - 1) if n else chr(97)};" * 10}">' for n in range(10))),
-     "entities"),
-    ('<?xml version="1.0"?><!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]><ASAP_Annotations>&x;'
-     "</ASAP_Annotations>", "entities"),
-])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no such annotation file"),
+        ("", "not whole or not XML"),
+        ("<ASAP_Annotations><Annotations><Annotation PartOfGroup='Tum", "not whole or not XML"),
+        ("<html></html>", "not an annotation of ASAP"),
+        (
+            BOMB.format(
+                "".join(f'<!ENTITY e{n} "{f"&{chr(101) + str(n - 1) if n else chr(97)};" * 10}">' for n in range(10))
+            ),
+            "entities",
+        ),
+        (
+            '<?xml version="1.0"?><!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]><ASAP_Annotations>&x;'
+            "</ASAP_Annotations>",
+            "entities",
+        ),
+    ],
+)
 def test_files_that_are_not_whole_or_hostile_are_refused(tmp_path, content, reason):
     path = tmp_path / "bad.xml"
     if content is not None:

@@ -77,8 +77,10 @@ def test_same_answers_as_openslide(asap, path):
     np.testing.assert_array_equal(ours.read(*np.array([70, 50, 9, 9])), theirs.read(70, 50, 9, 9))
 
 
-@pytest.mark.parametrize(("mpp", "unit", "expected"), [
-    (0.25, "CENTIMETER", 0.25), (0.25, "INCH", 0.25), (None, "CENTIMETER", None), (0.25, "NONE", None)])
+@pytest.mark.parametrize(
+    ("mpp", "unit", "expected"),
+    [(0.25, "CENTIMETER", 0.25), (0.25, "INCH", 0.25), (None, "CENTIMETER", None), (0.25, "NONE", None)],
+)
 def test_resolution_heeds_the_unit_that_asap_ignores(asap, tmp_path, mpp, unit, expected):
     path = write_slide(tmp_path / "b.tif", draw(), mpp=mpp, unit=unit)
     assert open_slide(path, "asap", asap).mpp == (expected and pytest.approx((expected,) * 2, rel=1e-4))
@@ -106,8 +108,9 @@ def test_slide_without_resolution_which_asap_leaves_to_openslide(asap):
 @pytest.mark.parametrize("compression", ["jpeg", "lzw"])
 def test_colours_are_in_order_whatever_the_compression(asap, tmp_path, compression):
     path = write_slide(tmp_path / "b.tif", draw(), compression=compression)
-    np.testing.assert_array_equal(open_slide(path, "asap", asap).read(70, 50, 60, 60),
-                                  open_slide(path, "openslide").read(70, 50, 60, 60))
+    np.testing.assert_array_equal(
+        open_slide(path, "asap", asap).read(70, 50, 60, 60), open_slide(path, "openslide").read(70, 50, 60, 60)
+    )
 
 
 def test_grey_slides_are_read_as_three_equal_channels(asap, tmp_path):

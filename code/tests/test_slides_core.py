@@ -28,7 +28,9 @@ def _xml(path, *outlines, head=""):
         + "</Coordinates></Annotation>"
         for i, (group, points) in enumerate(outlines)
     )
-    path.write_text(f'<?xml version="1.0"?>{head}<ASAP_Annotations><Annotations>{nodes}</Annotations></ASAP_Annotations>')
+    path.write_text(
+        f'<?xml version="1.0"?>{head}<ASAP_Annotations><Annotations>{nodes}</Annotations></ASAP_Annotations>'
+    )
     return path
 
 
@@ -68,14 +70,16 @@ def test_windows_downsampled_masks_and_fractions_agree_with_the_whole_mask(tmp_p
     assert (a.mask(0, 0, 25, 25, downsample=4) == whole[::4, ::4]).all()
     assert (a.mask(-10, -10, 20, 20)[:10] == 0).all()
     x, y = np.array([0, 30, 60, 200]), np.array([0, 20, 60, 0])
-    expected = [whole[j:j + 32, i:i + 32].sum() / 32**2 for i, j in zip(x, y, strict=True)]
+    expected = [whole[j : j + 32, i : i + 32].sum() / 32**2 for i, j in zip(x, y, strict=True)]
     assert a.fraction(x, y, 32, 32) == pytest.approx(expected)
     assert a.fraction(0, 0, 100, 100) == pytest.approx(whole.mean())
 
 
 def test_points_are_sorted_by_order_and_decimal_commas_read(tmp_path):
     text = _xml(tmp_path / "a.xml", ("Tumor", SQUARE)).read_text()
-    shuffled = text.replace('Order="1"', 'Order="9"').replace('Order="2"', 'Order="1"').replace('Order="9"', 'Order="2"')
+    shuffled = (
+        text.replace('Order="1"', 'Order="9"').replace('Order="2"', 'Order="1"').replace('Order="9"', 'Order="2"')
+    )
     (tmp_path / "b.xml").write_text(shuffled.replace('X="50"', 'X="50,0"'))
     a, b = (load_annotation(tmp_path / f, GROUPS) for f in ("a.xml", "b.xml"))
     assert a.mask(0, 0, 64, 64).sum() == 39 * 39
@@ -144,7 +148,11 @@ def test_pixels_are_those_of_openslide_and_white_outside(slide_path):
 
 
 def test_slides_that_cannot_be_read(tmp_path, slide_path):
-    for name, content in (("empty.tif", b""), ("garbage.svs", b"not a slide"), ("cut.tif", slide_path.read_bytes()[:5000])):
+    for name, content in (
+        ("empty.tif", b""),
+        ("garbage.svs", b"not a slide"),
+        ("cut.tif", slide_path.read_bytes()[:5000]),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SlideError, match=name):
             open_slide(tmp_path / name, backend="openslide")

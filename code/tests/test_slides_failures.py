@@ -56,11 +56,15 @@ def claims_four_million_pixels(ws) -> str:
     return "tumor_004"
 
 
-@pytest.mark.parametrize(("make", "reason"), [
-    (long_name, "has 245 bytes, at most 200"), (name_that_is_no_text, "is not UTF-8"),
-    (outline_without_coordinates, "nothing in it is tumour"),
-    (claims_four_million_pixels, "claims 4000000 x 4000000 px"),
-])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (long_name, "has 245 bytes, at most 200"),
+        (name_that_is_no_text, "is not UTF-8"),
+        (outline_without_coordinates, "nothing in it is tumour"),
+        (claims_four_million_pixels, "claims 4000000 x 4000000 px"),
+    ],
+)
 def test_a_bad_slide_fails_and_the_others_are_cut(ws, make, reason, caplog):
     bad = make(ws)
     preprocess(config(), ws)
@@ -72,9 +76,17 @@ def test_a_bad_slide_fails_and_the_others_are_cut(ws, make, reason, caplog):
     assert all(int(row["patches_positive"]) for name, row in rows.items() if name.startswith("tumor") and name != bad)
 
 
-RAISED = [MemoryError(), ValueError("cannot reshape"), zlib.error("incorrect header"), struct.error("unpack"),
-          OverflowError("too large"), RecursionError("maximum depth"), DecompressionBombError("a bomb"),
-          OSError(errno.EIO, "Input/output error"), ZeroDivisionError("division by zero")]
+RAISED = [
+    MemoryError(),
+    ValueError("cannot reshape"),
+    zlib.error("incorrect header"),
+    struct.error("unpack"),
+    OverflowError("too large"),
+    RecursionError("maximum depth"),
+    DecompressionBombError("a bomb"),
+    OSError(errno.EIO, "Input/output error"),
+    ZeroDivisionError("division by zero"),
+]
 
 
 def read_that_raises(monkeypatch, error: BaseException, from_call: int = 0) -> None:
@@ -116,21 +128,27 @@ def test_windows_that_raise_are_left_out(ws, monkeypatch):
 def test_a_sheet_that_cannot_be_drawn_costs_the_sheet_alone(ws, monkeypatch, caplog):
     from epsam.stages import preprocess as extraction
 
-    real = extraction.write_sheet
+    real = extraction.write_slide_sheet
 
     def write_sheet(record, *args):
         if record.slide == "tumor_004":
             raise ValueError("no such font")
         real(record, *args)
 
-    monkeypatch.setattr(extraction, "write_sheet", write_sheet)
+    monkeypatch.setattr(extraction, "write_slide_sheet", write_sheet)
     preprocess(config(), ws)
     assert all(row["status"] == "ok" for row in slides(ws).values())
     assert "tumor_004: its QA sheet failed" in caplog.text
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"),
-                                   OSError(errno.EACCES, "Permission denied", "/elsewhere")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EACCES, "Permission denied", "/elsewhere"),
+    ],
+)
 def test_what_is_no_fault_of_a_slide_stops_the_run(ws, error, monkeypatch):
     read_that_raises(monkeypatch, error)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError):
@@ -138,15 +156,18 @@ def test_what_is_no_fault_of_a_slide_stops_the_run(ws, error, monkeypatch):
 
 
 DAMAGE = {
-    "cut": lambda data: data[:len(data) // 2],
+    "cut": lambda data: data[: len(data) // 2],
     "flipped": lambda data: data[:900] + bytes(200) + data[1100:],
     "empty": lambda data: b"",
     "foreign": lambda data: b"PK\x03\x04" + bytes(1000),
 }
 CHANGED = {
-    "other length": {"fraction": np.zeros(1)}, "other type": {"x": np.array([1.5])},
-    "outside": {"fraction": np.array([7.0])}, "facts": {"facts": np.array("[" * 100_000)},
-    "bomb": {"x": np.zeros(40_000_000, np.int64)}, "picture": {"thumbnail": np.zeros(3, np.uint8)},
+    "other length": {"fraction": np.zeros(1)},
+    "other type": {"x": np.array([1.5])},
+    "outside": {"fraction": np.array([7.0])},
+    "facts": {"facts": np.array("[" * 100_000)},
+    "bomb": {"x": np.zeros(40_000_000, np.int64)},
+    "picture": {"thumbnail": np.zeros(3, np.uint8)},
 }
 
 
@@ -181,6 +202,6 @@ def test_temporary_names_fit_where_the_name_itself_does(tmp_path):
 
 def test_scans_are_kept_between_calls(ws, monkeypatch):
     preprocess(config(), ws)
-    monkeypatch.setattr(scan_module, "_scan", None)
+    monkeypatch.setattr(scan_module, "_find_candidates", None)
     preprocess(config(), ws)
     assert all(row["status"] == "ok" for row in slides(ws).values())

@@ -35,9 +35,15 @@ def load(tmp_path: Path, content: object, groups=GROUPS, **more):
     return load_annotation(path, groups, **more)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda f: {"type": "FeatureCollection", "features": [f]}, lambda f: [f], lambda f: f,
-    lambda f: {"features": [f], "crs": {"type": "name", "properties": {}}, "type": "FeatureCollection"}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda f: {"type": "FeatureCollection", "features": [f]},
+        lambda f: [f],
+        lambda f: f,
+        lambda f: {"features": [f], "crs": {"type": "name", "properties": {}}, "type": "FeatureCollection"},
+    ],
+)
 def test_every_form_of_qupath_gives_the_same_mask(tmp_path, wrap):
     a = load(tmp_path, wrap(feature([SQUARE, HOLE])))
     mask = a.mask(0, 0, 40, 40)
@@ -81,17 +87,28 @@ def test_detections_points_and_lines_are_left_out_unless_a_rule_names_them(tmp_p
     assert named.mask(0, 0, 90, 90).sum() > 19**2
 
 
-@pytest.mark.parametrize("content", [
-    "[", "[" * 100_000, '{"type":"FeatureCollection","features":[{}', '{"type": "Topology"}', "[1, 2]", "[null]", "[] []",
-    '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1e300,1],[2,2],[3,1]]]}}]',
-    '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[NaN,1],[2,2],[3,1]]]}}]',
-    '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[["1","1"],["2","2"],["3","1"]]]}}]',
-    '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1],[2],[3],[4]]]}}]',
-    '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[' + "[" * 500 + "]" * 500 + "]]}}]",
-    '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":7}}]',
-    '[{"type":"Feature","geometry":"Polygon"}]', '[{"type":"Feature","properties":[1],"geometry":null}]',
-    '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[' + "9" * 5000 + ',1],[2,2],[3,1]]]}}]',
-    "[" + "[]," * 5_000_001 + "[]]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[",
+        "[" * 100_000,
+        '{"type":"FeatureCollection","features":[{}',
+        '{"type": "Topology"}',
+        "[1, 2]",
+        "[null]",
+        "[] []",
+        '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1e300,1],[2,2],[3,1]]]}}]',
+        '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[NaN,1],[2,2],[3,1]]]}}]',
+        '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[["1","1"],["2","2"],["3","1"]]]}}]',
+        '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1],[2],[3],[4]]]}}]',
+        '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[' + "[" * 500 + "]" * 500 + "]]}}]",
+        '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":7}}]',
+        '[{"type":"Feature","geometry":"Polygon"}]',
+        '[{"type":"Feature","properties":[1],"geometry":null}]',
+        '[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[' + "9" * 5000 + ",1],[2,2],[3,1]]]}}]",
+        "[" + "[]," * 5_000_001 + "[]]",
+    ],
+)
 def test_geojson_made_to_do_harm_or_not_whole_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(AnnotationError, match=r"a\.geojson: ") as caught:
         load(tmp_path, content)
@@ -118,7 +135,9 @@ def test_outlines_of_qupath_lie_on_the_scanned_area_of_the_glass(tmp_path):
     annotation = tmp_path / "a.geojson"
     annotation.write_text(json.dumps([feature([[[100, 100], [300, 100], [300, 300], [100, 300]]])]))
     config = Config(name="x", patches={"size_px": 64})
-    scan = find_candidates(CandidatesTask(SlideRecord("a", path, annotation=annotation), config, Workspace(tmp_path, "x")))
+    scan = find_candidates(
+        CandidatesTask(SlideRecord("a", path, annotation=annotation), config, Workspace(tmp_path, "x"))
+    )
     full = scan.fraction == 1
     assert full.any()
     assert scan.x[full].min() >= 356

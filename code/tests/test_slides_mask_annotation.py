@@ -11,7 +11,7 @@ from tests.slide_factory import GROUPS
 
 
 def disc(size: int = 200) -> np.ndarray:
-    y, x = np.mgrid[:size, :size + 30]
+    y, x = np.mgrid[:size, : size + 30]
     return (np.hypot(x - 100, y - 90) < 60).astype(np.uint8) + (np.hypot(x - 100, y - 90) < 20)
 
 
@@ -22,7 +22,9 @@ def test_masks_of_two_values_are_tumour_at_any_downsample(tmp_path, kind):
         write_png(tmp_path / "mask.png", true)
         (tmp_path / "mask.png").rename(path)
     else:
-        tifffile.imwrite(path, true.astype(np.uint8), compression="lzw", **({"tile": (64, 64)} if kind == "tiles" else {}))
+        tifffile.imwrite(
+            path, true.astype(np.uint8), compression="lzw", **({"tile": (64, 64)} if kind == "tiles" else {})
+        )
     a = load_annotation(path, GROUPS)
     np.testing.assert_array_equal(a.mask(5, 3, 150, 120), true[3:123, 5:155])
     assert a.fraction(5, 3, 150, 120) == pytest.approx(true[3:123, 5:155].mean())
@@ -30,7 +32,8 @@ def test_masks_of_two_values_are_tumour_at_any_downsample(tmp_path, kind):
     large = true.repeat(4, 0).repeat(4, 1)
     np.testing.assert_array_equal(coarse.mask(7, 9, 600, 500), large[9:509, 7:607])
     assert coarse.fraction(np.array([7, 301]), np.array([9, 302]), 131, 77) == pytest.approx(
-        [large[9:86, 7:138].mean(), large[302:379, 301:432].mean()])
+        [large[9:86, 7:138].mean(), large[302:379, 301:432].mean()]
+    )
     assert coarse.bounds() == (41 * 4, 31 * 4, 160 * 4, 150 * 4)
 
 

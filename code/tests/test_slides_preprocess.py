@@ -22,15 +22,20 @@ from epsam.workspace import SPLITS, Workspace
 from tests.slide_factory import GROUPS, box_points, draw, make_dataset, philips, spoil_tile, write_slide, write_xml
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"
-PATCHES = {"size_px": 64, "tissue": {"downsample": 4, "close_px": 3, "median_px": 3},
-           "train": {"at_random": 12, "negatives": 8, "classifier_extra": 5},
-           "val": {"per_bin": 2, "negatives": 4}, "test": {"per_bin": 2, "top_up": 30, "negatives": 4}}
+PATCHES = {
+    "size_px": 64,
+    "tissue": {"downsample": 4, "close_px": 3, "median_px": 3},
+    "train": {"at_random": 12, "negatives": 8, "classifier_extra": 5},
+    "val": {"per_bin": 2, "negatives": 4},
+    "test": {"per_bin": 2, "top_up": 30, "negatives": 4},
+}
 
 
 def config(**more) -> Config:
     patches = PATCHES | more.pop("patches", {})
-    return Config(**({"name": "mine", "workers": 0, "patches": patches, "classifier": {"positive_share": (0.1, 1)}}
-                     | more))
+    return Config(
+        **({"name": "mine", "workers": 0, "patches": patches, "classifier": {"positive_share": (0.1, 1)}} | more)
+    )
 
 
 @pytest.fixture
@@ -50,8 +55,12 @@ def slides(ws) -> dict[str, dict[str, str]]:
 
 
 def written(ws) -> dict[str, bytes]:
-    return {f"{split}/{kind}/{p.name}": p.read_bytes() for split in SPLITS for kind in ("image", "mask")
-            for p in sorted((ws.split(split) / kind).glob("*"))}
+    return {
+        f"{split}/{kind}/{p.name}": p.read_bytes()
+        for split in SPLITS
+        for kind in ("image", "mask")
+        for p in sorted((ws.split(split) / kind).glob("*"))
+    }
 
 
 def test_patches_masks_and_tables_say_the_same(ws):
@@ -91,8 +100,14 @@ def test_what_sam_and_the_classifier_get(ws):
     assert all(0.2 < share[patch.name] <= 0.9 for split in SPLITS for patch in patches_for_sam(ws, split))
     assert len(patches_for_sam(ws, "train")) == 12
     by_slide = slides(ws)
-    counted = {split: sum(int(row["patches_positive"]) + int(row["patches_negative"]) for row in by_slide.values()
-                          if row["split"] == split) for split in SPLITS}
+    counted = {
+        split: sum(
+            int(row["patches_positive"]) + int(row["patches_negative"])
+            for row in by_slide.values()
+            if row["split"] == split
+        )
+        for split in SPLITS
+    }
     assert counted == {split: len(list_patches(ws.split(split))) for split in SPLITS}
     assert by_slide["normal_001"]["patches_positive"] == "0"
     assert (by_slide["tumor_001"]["width"], by_slide["tumor_001"]["mpp_x"]) == ("768", "0.25")
@@ -205,10 +220,16 @@ def test_slide_without_resolution_needs_an_override_for_target_mpp(ws):
     assert "blurred" in slides(ws)["tumor_004"]["reason"]
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("slide,tissue\ntumor_001,4\n", "unknown column tissue"), ("slide,split\ntumor_001,testing\n", "none of train"),
-    ("slide,mpp\ntumor_001,x\n", "line 2: not a number"), ("slide\na\na\n", "line 3: a comes twice"),
-    ("name\na\n", "column slide is missing")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("slide,tissue\ntumor_001,4\n", "unknown column tissue"),
+        ("slide,split\ntumor_001,testing\n", "none of train"),
+        ("slide,mpp\ntumor_001,x\n", "line 2: not a number"),
+        ("slide\na\na\n", "line 3: a comes twice"),
+        ("name\na\n", "column slide is missing"),
+    ],
+)
 def test_overrides_that_make_no_sense_are_refused(ws, text, reason):
     path = ws.root / "overrides.csv"
     path.write_text(text)
@@ -245,7 +266,8 @@ def test_truncated_xml(ws):
 def test_entity_bomb(ws):
     lol = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     (ws.annotations / "tumor_003.xml").write_text(
-        f'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY l0 "lol">{lol}]><ASAP_Annotations>&l9;</ASAP_Annotations>')
+        f'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY l0 "lol">{lol}]><ASAP_Annotations>&l9;</ASAP_Annotations>'
+    )
     fails(ws, "tumor_003", "the XML defines entities")
 
 
@@ -272,7 +294,9 @@ def test_annotation_that_reaches_beyond_the_slide(ws, caplog):
     write_xml(ws.annotations / "tumor_003.xml", [("Tumor", box_points((420, 330, 5000, 500)))])
     preprocess(config(), ws)
     assert slides(ws)["tumor_003"]["status"] == "ok"
-    assert "tumour outlines reach beyond the slide (x 420 to 5000, y 330 to 500; the slide is 768 x 640 px)" in caplog.text
+    assert (
+        "tumour outlines reach beyond the slide (x 420 to 5000, y 330 to 500; the slide is 768 x 640 px)" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("pen", [None, (20, 20, 24), (70, 70, 78)])
@@ -311,9 +335,17 @@ def test_known_trouble_is_left_out_with_its_reason(ws):
     write_slide(ws.slides / "normal_086.tif", draw(seed=5))
     write_slide(ws.slides / "Tumor_018.tif", draw(tumour=[(144, 112, 316, 260)]))
     write_xml(ws.annotations / "Tumor_018.xml", [("Tumor", box_points((144, 112, 316, 260)))])
-    preprocess(config(slides={"collection": "camelyon16"}, patches={"train": {"per_bin": 2, "negatives": 10**6},
-                                                                     "val": {"per_bin": 2, "negatives": 10**6},
-                                                                     "test": {"per_bin": 2, "negatives": 10**6}}), ws)
+    preprocess(
+        config(
+            slides={"collection": "camelyon16"},
+            patches={
+                "train": {"per_bin": 2, "negatives": 10**6},
+                "val": {"per_bin": 2, "negatives": 10**6},
+                "test": {"per_bin": 2, "negatives": 10**6},
+            },
+        ),
+        ws,
+    )
     assert slides(ws)["normal_086"]["status"] == "excluded"
     assert "tumor_111" in slides(ws)["normal_086"]["reason"]
     assert slides(ws)["Tumor_018"]["patches_negative"] == "0"
@@ -332,8 +364,16 @@ def test_names_with_spaces_capitals_and_other_letters(ws):
     for name in ("Slide 3", "Schnitt_ü_片"):
         write_slide(ws.slides / f"{name}.TIF", draw(tumour=[(128, 112, 300, 260)]))
         write_xml(ws.annotations / f"{name}.xml", [("Tumor", box_points((128, 112, 300, 260)))])
-    preprocess(config(patches={"train": {"per_bin": 40, "negatives": 40}, "val": {"per_bin": 40, "negatives": 40},
-                               "test": {"per_bin": 40, "negatives": 40}}), ws)
+    preprocess(
+        config(
+            patches={
+                "train": {"per_bin": 40, "negatives": 40},
+                "val": {"per_bin": 40, "negatives": 40},
+                "test": {"per_bin": 40, "negatives": 40},
+            }
+        ),
+        ws,
+    )
     for name in ("Slide 3", "Schnitt_ü_片"):
         row = slides(ws)[name]
         assert row["status"] == "ok"
@@ -350,8 +390,11 @@ def test_data_set_that_is_a_link(ws, tmp_path):
 
 
 def test_tile_that_cannot_be_decoded_costs_its_windows_alone(ws):
-    everything = {"train": {"per_bin": 99, "negatives": 999}, "val": {"per_bin": 99, "negatives": 999},
-                  "test": {"per_bin": 99, "negatives": 999}}
+    everything = {
+        "train": {"per_bin": 99, "negatives": 999},
+        "val": {"per_bin": 99, "negatives": 999},
+        "test": {"per_bin": 99, "negatives": 999},
+    }
     preprocess(config(patches=everything), ws)
     whole = {name.split("/")[-1] for name in written(ws)}
     spoil_tile(ws.slides / "tumor_002.tif", 8)  # x 256 to 384, y 128 to 256
@@ -390,7 +433,6 @@ def test_split_without_positives_ends_the_stage_before_anything_is_cut(ws):
         preprocess(config(slides={"overrides": overrides}), ws)
 
 
-
 def test_folder_without_slides_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no slides"):
         preprocess(config(), Workspace(tmp_path, "mine"))
@@ -418,8 +460,14 @@ def test_disk_that_fills_up_is_said_and_the_next_call_goes_on(ws):
         shutil.rmtree(ws.split(split))
     code = Path(__file__).parents[1]
     # No file may grow beyond 10 kB: masks and the look at the slides fit, images do not.
-    limited = subprocess.run([sys.executable, "-c", LIMITED, str(ws.root)], cwd=code, capture_output=True, text=True,
-                             check=True, env=os.environ | {"PYTHONPATH": str(code)})
+    limited = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(ws.root)],
+        cwd=code,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(code)},
+    )
     assert "run the stage again" in limited.stdout
     assert not [name for name in written(ws) if "/image/" in name or ".tmp" in name]
     preprocess(config(), ws)
@@ -443,8 +491,9 @@ if __name__ == "__main__":
 def test_a_worker_that_dies_costs_its_own_task_alone(tmp_path):
     (tmp_path / "crashing.py").write_text(CRASHING)
     run = subprocess.run([sys.executable, "crashing.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == str([(0, "0"), (1, "10"), (2, "20"), (3, "the process that read it"), (4, "40"),
-                                      (5, "50")])
+    assert run.stdout.strip() == str(
+        [(0, "0"), (1, "10"), (2, "20"), (3, "the process that read it"), (4, "40"), (5, "50")]
+    )
 
 
 UNGUARDED = """
@@ -472,8 +521,10 @@ def share_of(colour, pixels: np.ndarray) -> float:
 
 
 def test_qa_sheet_shows_tissue_annotation_and_windows_in_their_places(ws):
-    write_xml(ws.annotations / "tumor_001.xml", [("Tumor", box_points((136, 112, 400, 400))),
-                                                 ("Exclusion", box_points((200, 180, 300, 260)))])
+    write_xml(
+        ws.annotations / "tumor_001.xml",
+        [("Tumor", box_points((136, 112, 400, 400))), ("Exclusion", box_points((200, 180, 300, 260)))],
+    )
     preprocess(config(), ws)
     picture = sheet(ws, "tumor_001")  # 768 px wide, as the slide
     assert picture.shape[:2] > (640, 768)
@@ -484,7 +535,7 @@ def test_qa_sheet_shows_tissue_annotation_and_windows_in_their_places(ws):
     corner = {name: [] for name in ("1", "0")}
     for row in rows:
         x, y = int(row["x"]), int(row["y"])
-        frame = picture[y + 20:y + 44, x]  # its left side; other lines may cover a part
+        frame = picture[y + 20 : y + 44, x]  # its left side; other lines may cover a part
         colours = qa.POSITIVE if row["label"] == "1" else qa.NEGATIVE
         corner[row["chosen"]].append(max(share_of(colours, frame), share_of(qa.EXTRA, frame)) > 0.5)
     assert np.mean(corner["1"]) > 0.8
@@ -543,8 +594,14 @@ def test_a_huge_slide_stays_under_one_gigabyte(tmp_path):
         x, y = place
         write_xml(ws.annotations / f"tumor_{number:03d}.xml", [("Tumor", box_points((x, y, x + 1400, y + 1700)))])
     code = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", SPARSE, str(ws.root)], cwd=code, check=True, capture_output=True,
-                         text=True, env=os.environ | {"PYTHONPATH": str(code)})
+    run = subprocess.run(
+        [sys.executable, "-c", SPARSE, str(ws.root)],
+        cwd=code,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(code)},
+    )
     assert int(run.stdout.splitlines()[-1]) < 1024**2
     assert all(row["status"] == "ok" and row["width"] == "100000" for row in slides(ws).values())
 
@@ -568,6 +625,15 @@ def write_huge(path: Path, place: tuple[int, int]) -> None:
                     y, x = divmod(number, columns)
                     yield image if 0 <= x - left < side and 0 <= y - top < side else None
 
-            tiff.write(tiles(), shape=(height, width, 3), dtype=np.uint8, tile=(512, 512), photometric="rgb",
-                       compression="jpeg", subfiletype=int(level > 1), metadata=None,
-                       resolution=(40000 / level,) * 2, resolutionunit="CENTIMETER")
+            tiff.write(
+                tiles(),
+                shape=(height, width, 3),
+                dtype=np.uint8,
+                tile=(512, 512),
+                photometric="rgb",
+                compression="jpeg",
+                subfiletype=int(level > 1),
+                metadata=None,
+                resolution=(40000 / level,) * 2,
+                resolutionunit="CENTIMETER",
+            )

@@ -63,9 +63,16 @@ def test_missing_tiles_are_white(tmp_path, image):
     assert np.abs(read[:, 128:].mean((0, 1)) - TISSUE).max() < 5
 
 
-@pytest.mark.parametrize(("mpp", "unit", "expected"), [
-    (0.25, "CENTIMETER", 0.25), (0.25, "INCH", 0.25), (None, "CENTIMETER", None), (350, "CENTIMETER", None),
-    (0.25, "NONE", None)])
+@pytest.mark.parametrize(
+    ("mpp", "unit", "expected"),
+    [
+        (0.25, "CENTIMETER", 0.25),
+        (0.25, "INCH", 0.25),
+        (None, "CENTIMETER", None),
+        (350, "CENTIMETER", None),
+        (0.25, "NONE", None),
+    ],
+)
 def test_resolution_is_um_or_none(tmp_path, image, mpp, unit, expected):
     slide = open_slide(write_slide(tmp_path / "a.tif", image, mpp=mpp, unit=unit), "openslide")
     assert slide.mpp == (expected and pytest.approx((expected, expected), rel=1e-4))
@@ -120,13 +127,16 @@ def test_tile_that_cannot_be_decoded_is_an_error_and_the_rest_stays_readable(tmp
     assert np.abs(slide.read(300, 300, 8, 8).mean((0, 1)) - TISSUE).max() < 8
 
 
-@pytest.mark.parametrize(("make", "reason"), [
-    (lambda p: None, "no such file"),
-    (lambda p: p.mkdir(), "is a folder"),
-    (lambda p: p.write_bytes(b""), "empty"),
-    (lambda p: p.write_bytes(b"II*\0" + b"\1" * 400), "download it again"),
-    (lambda p: tifffile.imwrite(p, np.zeros((64, 64, 3), np.uint8)), "must be tiled"),
-])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: None, "no such file"),
+        (lambda p: p.mkdir(), "is a folder"),
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.write_bytes(b"II*\0" + b"\1" * 400), "download it again"),
+        (lambda p: tifffile.imwrite(p, np.zeros((64, 64, 3), np.uint8)), "must be tiled"),
+    ],
+)
 def test_what_cannot_be_read_says_why(tmp_path, make, reason):
     path = tmp_path / "slide.tif"
     make(path)
@@ -144,9 +154,14 @@ def test_philips_tiff_with_missing_tiles(tmp_path, image):
 
 
 @pytest.mark.skipif(not WSI.is_dir(), reason="no real slides here")
-@pytest.mark.parametrize(("name", "size", "mpp"), [
-    ("cmu-1-small-region.svs", (2220, 2967), 0.499), ("tcga-cr-7395-01a-01-ts1.svs", (4443, 3567), None),
-    ("boxes.tiff", (300, 250), None)])
+@pytest.mark.parametrize(
+    ("name", "size", "mpp"),
+    [
+        ("cmu-1-small-region.svs", (2220, 2967), 0.499),
+        ("tcga-cr-7395-01a-01-ts1.svs", (4443, 3567), None),
+        ("boxes.tiff", (300, 250), None),
+    ],
+)
 def test_real_slides_equal_openslide(name, size, mpp):
     slide = open_slide(WSI / name, "openslide")
     assert slide.size == size

@@ -45,8 +45,12 @@ def glass(seed: int = 0, tint=(244, 243, 245), noise: float = 3, unevenness: int
     return np.clip(np.rint(image + np.random.default_rng(seed).normal(0, noise, image.shape)), 0, 255).astype(np.uint8)
 
 
-EMPTY = {"clean": {}, "noisy": {"noise": 10}, "tinted": {"tint": (240, 228, 238), "noise": 6},
-         "uneven": {"unevenness": 10}}
+EMPTY = {
+    "clean": {},
+    "noisy": {"noise": 10},
+    "tinted": {"tint": (240, 228, 238), "noise": 6},
+    "uneven": {"unevenness": 10},
+}
 
 
 @pytest.mark.parametrize("kind", EMPTY)
@@ -102,12 +106,16 @@ def test_windows_lie_on_two_grids_over_tissue_within_the_border():
     assert y.min() >= 16
     assert (x + 128).max() <= 1980
     assert (y + 128).max() <= 1584
-    held = [tissue[(j + 32) // 16:(j + 96 + 15) // 16, (i + 32) // 16:(i + 96 + 15) // 16].any()
-            for i, j in zip(x, y, strict=True)]
+    held = [
+        tissue[(j + 32) // 16 : (j + 96 + 15) // 16, (i + 32) // 16 : (i + 96 + 15) // 16].any()
+        for i, j in zip(x, y, strict=True)
+    ]
     assert all(held)
     every = candidate_windows(np.ones_like(tissue), (2000, 1600), 128, patches)
     rest = set(zip(*every, strict=True)) - set(zip(x, y, strict=True))
-    assert not any(tissue[(j + 32) // 16:(j + 96 + 15) // 16, (i + 32) // 16:(i + 96 + 15) // 16].any() for i, j in rest)
+    assert not any(
+        tissue[(j + 32) // 16 : (j + 96 + 15) // 16, (i + 32) // 16 : (i + 96 + 15) // 16].any() for i, j in rest
+    )
 
 
 def test_slide_smaller_than_a_window_has_none():
@@ -123,8 +131,11 @@ def test_window_covers_the_wanted_resolution():
 
 def choose(fraction, allowed=True, **selection):
     patches = {"train": Selection(**selection), "positive_share": (0.2, 0.9)}
-    return select(Candidates(fraction, np.full(len(fraction), allowed)), "train",
-                  config(patches=patches, classifier={"positive_share": (0.1, 1.0)}))
+    return select(
+        Candidates(fraction, np.full(len(fraction), allowed)),
+        "train",
+        config(patches=patches, classifier={"positive_share": (0.1, 1.0)}),
+    )
 
 
 FRACTION = np.concatenate([np.zeros(500), np.repeat(np.arange(1, 101) / 100, 30)])
@@ -194,7 +205,9 @@ def records(names, **more):
 
 
 def by_split(found):
-    return {split: [r.slide for r in found if r.split == split and r.status == "ok"] for split in ("train", "val", "test")}
+    return {
+        split: [r.slide for r in found if r.split == split and r.status == "ok"] for split in ("train", "val", "test")
+    }
 
 
 def test_published_lists_have_their_published_sizes():
@@ -228,7 +241,9 @@ def test_published_split_of_which_nothing_is_here_is_an_error():
     with pytest.raises(DataError, match=r"for val is here.*val 3 of 3 \(patient_015_node_2, patient_034_node_3, "):
         apply_published(records(names), config(slides=Slides(collection="camelyon17", split="published")))
     with pytest.raises(DataError, match=r"for train, val, test is here.*train 27 of 27 .* and 17 more.*overrides"):
-        apply_published(records(["mine_1", "mine_2"]), config(slides=Slides(collection="camelyon17", split="published")))
+        apply_published(
+            records(["mine_1", "mine_2"]), config(slides=Slides(collection="camelyon17", split="published"))
+        )
 
 
 def test_patient_disjoint_keeps_val_and_test_and_shares_no_patient():
@@ -240,7 +255,11 @@ def test_patient_disjoint_keeps_val_and_test_and_shares_no_patient():
     assert got == split_lists("camelyon17", "patient-disjoint")
     patients = [{patient_of(name) for name in names} for names in got.values()]
     assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
-    assert {patient_of(r.slide) for r in found if r.status == "excluded"} == {"patient_015", "patient_017", "patient_046"}
+    assert {patient_of(r.slide) for r in found if r.status == "excluded"} == {
+        "patient_015",
+        "patient_017",
+        "patient_046",
+    }
 
 
 def test_patient_disjoint_is_refused_for_own_slides():

@@ -121,15 +121,18 @@ def test_the_holder_of_a_lock_gives_a_heartbeat(tmp_path, monkeypatch):
             time.sleep(0.01)
 
 
-HOLD = "import sys; from pathlib import Path; from epsam.runtime.lock import lock\n" \
-       "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLD = (
+    "import sys; from pathlib import Path; from epsam.runtime.lock import lock\n"
+    "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+)
 
 
 @pytest.mark.parametrize("place", ELSEWHERE)
 def test_a_holder_of_another_pid_namespace_excludes_by_its_flock_alone(tmp_path, place, monkeypatch):
     monkeypatch.setattr("epsam.runs.lock.PATIENCE_S", 0.2)
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"held\n"
         record = json.loads((tmp_path / "lock").read_text())
         (tmp_path / "lock").write_text(json.dumps(record | place))
@@ -241,8 +244,9 @@ def test_starting_over_keeps_patches_that_could_not_be_cut_again(run, caplog):
 
 def _record_patches(workspace):
     """Write patches.csv as if the patches that are there had been cut."""
-    rows = [{"name": path.stem, "split": split} for split in SPLITS
-            for path in (workspace.split(split) / "image").iterdir()]
+    rows = [
+        {"name": path.stem, "split": split} for split in SPLITS for path in (workspace.split(split) / "image").iterdir()
+    ]
     write_csv(workspace.patches_csv, rows, PATCH_COLUMNS)
 
 
@@ -253,8 +257,11 @@ def test_starting_over_removes_recorded_patches_behind_a_link_and_keeps_files_of
     write_text(workspace.slides / "a.tif", "a slide")
     workspace.split("val").rename(tmp_path / "elsewhere")
     workspace.split("val").symlink_to(tmp_path / "elsewhere")
-    mine = [workspace.split("train") / "mask" / "drawn_by_hand.png", workspace.split("train") / "notes" / "a.txt",
-            workspace.split("test") / "a.txt"]
+    mine = [
+        workspace.split("train") / "mask" / "drawn_by_hand.png",
+        workspace.split("train") / "notes" / "a.txt",
+        workspace.split("test") / "a.txt",
+    ]
     for path in mine:
         write_text(path, "mine")
     reset(config, workspace, "preprocess")
@@ -269,8 +276,11 @@ def test_a_table_of_patches_that_names_files_elsewhere_removes_none_of_them(run,
     config, workspace = run
     victim = tmp_path / "victim.png"
     write_text(victim, "mine")
-    write_csv(workspace.patches_csv, [{"name": str(victim)[:-4], "split": "train"},
-                                      {"name": "../../../../victim", "split": "../train"}], PATCH_COLUMNS)
+    write_csv(
+        workspace.patches_csv,
+        [{"name": str(victim)[:-4], "split": "train"}, {"name": "../../../../victim", "split": "../train"}],
+        PATCH_COLUMNS,
+    )
     write_text(workspace.slides / "a.tif", "a slide")
     reset(config, workspace, "preprocess")
     assert victim.read_text() == "mine"
@@ -311,7 +321,9 @@ def test_weights_of_a_second_training_do_not_replace_those_of_the_first(tmp_path
     assert load_weights(path)["x"].item() == 2
     assert load_weights(tmp_path / "small_decoder_supervised.1.pth")["x"].item() == 1
     assert sorted(file.name for file in tmp_path.glob("*.pth")) == [
-        "small_decoder_supervised.1.pth", "small_decoder_supervised.pth"]
+        "small_decoder_supervised.1.pth",
+        "small_decoder_supervised.pth",
+    ]
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_forgotten(run):
@@ -353,10 +365,18 @@ def start(top):
     started = []
 
     def popen(*command, sigint=signal.SIG_DFL):
-        started.append(subprocess.Popen(command, cwd=top, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-                                        # As at a terminal, also where the tests run in the background.
-                                        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint)))
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=top,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+                # As at a terminal, also where the tests run in the background.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+            )
+        )
         return started[-1]
 
     yield popen

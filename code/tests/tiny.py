@@ -47,6 +47,7 @@ def make_top(top: Path) -> None:
     # The interpreter that runs this stands in for the one that the scripts would install.
     (bin_ / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (bin_ / "python").chmod(0o755)
-    wanted = subprocess.run("cat requirements.txt code/pyproject.toml | cksum", shell=True, cwd=top,
-                            capture_output=True, check=True).stdout
+    wanted = subprocess.run(
+        "cat requirements.txt code/pyproject.toml | cksum", shell=True, cwd=top, capture_output=True, check=True
+    ).stdout
     (top / ".venv" / "installed").write_bytes(wanted)

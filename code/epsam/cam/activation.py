@@ -37,9 +37,11 @@ def compute_maps(
     """
     _check_rotations(rotations)
     quarters = [degrees // 90 for degrees in rotations]
-    groups = [quarters] if images.shape[-1] == images.shape[-2] else [
-        group for group in ([k for k in quarters if k % 2 == 0], [k for k in quarters if k % 2]) if group
-    ]
+    groups = (
+        [quarters]
+        if images.shape[-1] == images.shape[-2]
+        else [group for group in ([k for k in quarters if k % 2 == 0], [k for k in quarters if k % 2]) if group]
+    )
     total = 0
     with torch.inference_mode():
         for group in groups:
@@ -109,10 +111,14 @@ def compute_split(
     with progress(total=len(patches), desc=f"maps {what}".strip(), unit="patch") as bar:
         for indices, batch in images.batches(batches, config.worker_count):
             with hardware.autocast():
-                maps = size.run(lambda n, batch=batch: torch.cat([
-                    compute_maps(model, as_float(part, hardware.device), config.cam.rotations, config.cam.layer)
-                    for part in batch.split(n)
-                ]))
+                maps = size.run(
+                    lambda n, batch=batch: torch.cat(
+                        [
+                            compute_maps(model, as_float(part, hardware.device), config.cam.rotations, config.cam.layer)
+                            for part in batch.split(n)
+                        ]
+                    )
+                )
             names = [patches[index].name for index in indices]
             check_finite(maps, names, "the classifier's maps")
             yield from zip(names, maps.cpu().numpy(), strict=True)

@@ -21,7 +21,9 @@ def save_cams(path: Path, cams: Mapping[str, ActivationMap]) -> None:
     maps = np.stack([cam.values for cam in cams.values()]) if cams else np.zeros((0, 0, 0))
     limits = np.array([cam.limit for cam in cams.values()], np.float64)
     with atomic(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, names=np.array(list(cams), dtype=np.str_), maps=maps.astype(np.float32), limits=limits)
+        np.savez_compressed(
+            stream, names=np.array(list(cams), dtype=np.str_), maps=maps.astype(np.float32), limits=limits
+        )
 
 
 def load_cams(path: Path) -> dict[str, ActivationMap]:
@@ -30,10 +32,14 @@ def load_cams(path: Path) -> dict[str, ActivationMap]:
         with np.load(path, allow_pickle=False) as saved:
             names, maps, limits = saved["names"], saved["maps"], saved["limits"]
         _check_columns(names, maps, limits)
-        return {name: ActivationMap(values, limit)
-                for name, values, limit in zip(names.tolist(), maps, limits.tolist(), strict=True)}
+        return {
+            name: ActivationMap(values, limit)
+            for name, values, limit in zip(names.tolist(), maps, limits.tolist(), strict=True)
+        }
     except FileNotFoundError:
         raise DataError(f"{path}: no maps here; run the stage initial-masks") from None
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, TypeError, *NOT_ZIP) as error:
-        raise DataError(f"{path}: not readable as maps ({' '.join(str(error).split())[:160]}); the stage "
-                        "initial-masks makes it anew (./train.sh with --from initial-masks)") from None
+        raise DataError(
+            f"{path}: not readable as maps ({' '.join(str(error).split())[:160]}); the stage "
+            "initial-masks makes it anew (./train.sh with --from initial-masks)"
+        ) from None

@@ -70,8 +70,9 @@ def between_variance(features: np.ndarray, shares: np.ndarray, weights: np.ndarr
 
 def _of_patch(embedding: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """The part of an embedding that shows the patch: SAM pads the shorter side, at its end."""
-    height, width = (max(1, round(side / max(size) * length))
-                     for side, length in zip(size, embedding.shape[1:], strict=True))
+    height, width = (
+        max(1, round(side / max(size) * length)) for side, length in zip(size, embedding.shape[1:], strict=True)
+    )
     return embedding[:, :height, :width]
 
 

@@ -50,8 +50,10 @@ class Backbone(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise DataError(f"the classifier takes RGB images (N, 3, H, W), not an array of {tuple(images.shape)}")
         if self.padding == "reflect" and min(images.shape[-2:]) <= self.needs_side_above:
-            raise DataError(f"patches of {images.shape[-1]} x {images.shape[-2]} px are too small for classifier.padding: "
-                            f"reflect, which takes more than {self.needs_side_above} px on a side; set it to zeros")
+            raise DataError(
+                f"patches of {images.shape[-1]} x {images.shape[-2]} px are too small for classifier.padding: "
+                f"reflect, which takes more than {self.needs_side_above} px on a side; set it to zeros"
+            )
         if self.high_frequency:
             images = with_high_frequency(images, self.frequency_block_px)
         channels_last = self.input_weight().is_contiguous(memory_format=torch.channels_last)

@@ -18,8 +18,9 @@ MODEL_SETTINGS = ("backbone", "depth", "layer3_stride", "padding", "high_frequen
 
 def build_classifier(settings: Classifier) -> Backbone:
     """The classifier that `settings` describe, randomly initialised from torch's global generator."""
-    common = settings.model_dump(include={"padding", "high_frequency", "frequency_block_px", "adl", "adl_drop_rate",
-                                          "adl_threshold"})
+    common = settings.model_dump(
+        include={"padding", "high_frequency", "frequency_block_px", "adl", "adl_drop_rate", "adl_threshold"}
+    )
     if settings.backbone == "efficientnet_lite0":
         return EfficientNetLite0(**common)
     return ResNetADL(settings.depth, layer3_stride=settings.layer3_stride, **common)
@@ -46,8 +47,11 @@ def check_fit(model: Backbone, weights: Mapping[str, torch.Tensor], source: Path
     unequal = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
     if not missing and not unknown and not unequal:
         return
-    reasons = [f"{len(names)} {what} (e.g. {names[0]})"
-               for names, what in ((missing, "missing"), (unknown, "unknown"), (unequal, "of another shape")) if names]
+    reasons = [
+        f"{len(names)} {what} (e.g. {names[0]})"
+        for names, what in ((missing, "missing"), (unknown, "unknown"), (unequal, "of another shape"))
+        if names
+    ]
     channels = model.input_weight().shape[1]
     raise CheckpointError(
         f"{source}: not the weights of {model.title} with ADL and {channels} input channels: entries "

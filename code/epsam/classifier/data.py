@@ -48,8 +48,9 @@ class PatchImages:
 
         Raises DataError, in the place of its batch, for a patch that cannot be decoded.
         """
-        yield from zip(index_batches, read_ahead(self._batch, index_batches, 0 if self.kept is not None else threads),
-                       strict=True)
+        yield from zip(
+            index_batches, read_ahead(self._batch, index_batches, 0 if self.kept is not None else threads), strict=True
+        )
 
     def _batch(self, indices: list[int]) -> torch.Tensor:
         if self.kept is not None:

@@ -66,9 +66,9 @@ class EfficientNetLite0(Backbone):
                 channels = wanted
         self.head = ConvNorm(channels, CHANNELS, 1)
         self.fc = nn.Linear(CHANNELS, 1)
-        self.dropouts = nn.ModuleDict({
-            place: ADL(adl_drop_rate, adl_threshold) if adl else nn.Identity() for place in ADL_AFTER
-        })
+        self.dropouts = nn.ModuleDict(
+            {place: ADL(adl_drop_rate, adl_threshold) if adl else nn.Identity() for place in ADL_AFTER}
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -95,8 +95,17 @@ class EfficientNetLite0(Backbone):
 class ConvNorm(nn.Module):
     """Padding, convolution, batch normalisation and, where `active`, ReLU6."""
 
-    def __init__(self, channels_in: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1,
-                 padding: str = "zeros", active: bool = True):
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        padding: str = "zeros",
+        active: bool = True,
+    ):
         super().__init__()
         # TensorFlow's "same": with stride 2 and an even side, one row less before the first pixel than after the last.
         before, after = (kernel - stride) // 2, (kernel - 1) // 2

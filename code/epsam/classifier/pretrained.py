@@ -14,8 +14,14 @@ from epsam.runtime.downloads import fetch, packaged_weights
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 SPREAD = torch.tensor([0.229, 0.224, 0.225])
 """torchvision's ResNets take (RGB - MEAN) / SPREAD, RGB in [0, 1]."""
-PARTS = {"_expand_conv": "expand.conv", "_bn0": "expand.norm", "_depthwise_conv": "depthwise.conv", "_bn1": "depthwise.norm",
-         "_project_conv": "project.conv", "_bn2": "project.norm"}
+PARTS = {
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.norm",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.norm",
+    "_project_conv": "project.conv",
+    "_bn2": "project.norm",
+}
 """Parts of a block, by their names in the package's file and here."""
 ENDS = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv", "_bn1": "head.norm"}
 

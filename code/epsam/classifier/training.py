@@ -37,8 +37,10 @@ def load_labelled(workspace: Workspace, split: str, workers: int) -> LabelledIma
     positives = int(labels.sum())
     if positives in (0, len(patches)):
         found, missing = ("positive", "_0.png") if positives else ("negative", "_1.png")
-        raise DataError(f"{workspace.split(split)}/image: all {len(patches)} patches are {found}; the classifier "
-                        f"needs both classes, so add patches whose names end in {missing}")
+        raise DataError(
+            f"{workspace.split(split)}/image: all {len(patches)} patches are {found}; the classifier "
+            f"needs both classes, so add patches whose names end in {missing}"
+        )
     logger.info(f"classifier: {split} has {positives} positive, {len(patches) - positives} negative patches")
     return LabelledImages(PatchImages(patches, workers), labels)
 
@@ -48,9 +50,9 @@ def predict_logits(model: Backbone, images: PatchImages, hardware: Hardware, wor
     model.eval()
     batches = split_batches(len(images), hardware.classifier_batch)
     with torch.inference_mode(), hardware.autocast():
-        return torch.cat([
-            model(as_float(batch, hardware.device)).float().cpu() for _, batch in images.batches(batches, workers)
-        ])
+        return torch.cat(
+            [model(as_float(batch, hardware.device)).float().cpu() for _, batch in images.batches(batches, workers)]
+        )
 
 
 def figures(model: Backbone, labelled: LabelledImages, hardware: Hardware, workers: int = 0) -> dict[str, float]:
@@ -58,8 +60,12 @@ def figures(model: Backbone, labelled: LabelledImages, hardware: Hardware, worke
     logits = predict_logits(model, labelled.images, hardware, workers).numpy()
     check_finite(logits, labelled.images.names, "the classifier's logits")
     labels = labelled.labels.numpy()
-    return {"auc": auc(labels, logits), "accuracy": accuracy(labels, logits, 0.0),
-            "sensitivity_at_90_specificity": sensitivity_at_specificity(labels, logits, 0.9), "patches": len(labels)}
+    return {
+        "auc": auc(labels, logits),
+        "accuracy": accuracy(labels, logits, 0.0),
+        "sensitivity_at_90_specificity": sensitivity_at_specificity(labels, logits, 0.9),
+        "patches": len(labels),
+    }
 
 
 def train_epoch(learner: TrainStep, train: LabelledImages, config: Config, epoch: int) -> float:
@@ -70,17 +76,23 @@ def train_epoch(learner: TrainStep, train: LabelledImages, config: Config, epoch
     names = train.images.names
     batches = shuffled_batches(len(names), settings.batch, settings.seed, "order", epoch)
     total = 0.0
-    bar = progress(train.images.batches(batches, config.worker_count), total=len(batches),
-                   desc=f"classifier, epoch {epoch}", unit="batch")
+    bar = progress(
+        train.images.batches(batches, config.worker_count),
+        total=len(batches),
+        desc=f"classifier, epoch {epoch}",
+        unit="batch",
+    )
     for indices, images in bar:
         batch_names = [names[index] for index in indices]
         inputs = as_float(images, learner.hardware.device)
         inputs = augment(inputs, batch_names, settings.augment, settings.seed, epoch)
         loss = learner.step(inputs, train.labels[indices])
         if not math.isfinite(loss):
-            raise EpsamError(f"classifier, epoch {epoch}: the loss is {loss} on the batch {_shown(batch_names)}; the "
-                             "state of the last whole epoch is kept. Look at these patches, or lower classifier.lr "
-                             "with --from train-classifier")
+            raise EpsamError(
+                f"classifier, epoch {epoch}: the loss is {loss} on the batch {_shown(batch_names)}; the "
+                "state of the last whole epoch is kept. Look at these patches, or lower classifier.lr "
+                "with --from train-classifier"
+            )
         total += loss * len(indices)
     return total / len(names)
 

@@ -17,8 +17,10 @@ def map_error(model: Backbone, config: Config, workspace: Workspace, hardware: H
     patches = patches_for_sam(workspace, "val")
     missing = sum(not patch.mask.is_file() for patch in patches)
     if missing or not patches:
-        raise DataError(f"{workspace.split('val')}/mask: {missing or 'all'} of {len(patches)} masks are missing to choose "
-                        "an epoch by; set classifier.select_on=labels")
+        raise DataError(
+            f"{workspace.split('val')}/mask: {missing or 'all'} of {len(patches)} masks are missing to choose "
+            "an epoch by; set classifier.select_on=labels"
+        )
     model.eval()
     images, curve = PatchImages(patches, config.worker_count), MapCurve()
     for indices, batch in images.batches(split_batches(len(patches), hardware.cam_batch), config.worker_count):

@@ -68,7 +68,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such settings file; give the path of a YAML file or one of {_shipped_names()}") from None
+        raise ConfigError(
+            f"{path}: no such settings file; give the path of a YAML file or one of {_shipped_names()}"
+        ) from None
     except (OSError, *NOT_YAML) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
     if not isinstance(settings, dict):
@@ -97,8 +99,10 @@ def config_from(
     """
     nested = _nested(settings)
     if not with_paths and (dropped := drop_paths(nested)):
-        logger.warning(f"{source}: paths are not taken from settings that came with weights; give {', '.join(dropped)} "
-                       "yourself where needed")
+        logger.warning(
+            f"{source}: paths are not taken from settings that came with weights; give {', '.join(dropped)} "
+            "yourself where needed"
+        )
     for override in overrides:
         _apply(nested, override)
     try:
@@ -151,7 +155,9 @@ def _explain(error: ValidationError | RecursionError) -> str:
         return "settings are nested too deeply"
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-", "constrained-")))
+        where = ".".join(
+            str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-", "constrained-"))
+        )
         if item["type"] == "extra_forbidden":
             keys = _keys_beside(item["loc"])
             close = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1, cutoff=0.5)

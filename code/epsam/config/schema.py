@@ -1,4 +1,4 @@
-"""Typed settings of a run, one class per stage; epsam/config_file.py fills them.
+"""Typed settings of a run, one class per stage; epsam/config/loading.py fills them.
 
 The defaults are the published figures (Camelyon17, where the two datasets differ).
 """
@@ -309,6 +309,8 @@ class Config(Section):
             if low >= high:
                 raise ValueError(f"{section}.positive_share must rise, not {low} to {high}")
         if self.classifier.backbone != "resnet" and self.cam.layer != "layer4":
-            raise ValueError(f"classifier.backbone: {self.classifier.backbone} has maps after its last layer alone; set "
-                             "cam.layer: layer4")
+            raise ValueError(
+                f"classifier.backbone: {self.classifier.backbone} has maps after its last layer alone; set "
+                "cam.layer: layer4"
+            )
         return self

@@ -58,7 +58,7 @@ def draw_nuclei(kind: Kind, count: int, rng: np.random.Generator, angle: np.ndar
     cover = np.clip(inside + 0.5, 0, 1)
     grain = np.stack([cv2.GaussianBlur(g, (0, 0), 1.1) for g in rng.normal(0, 1, (count, side, side))]) * 3.6
     haematoxylin = rng.uniform(*kind.body, column) + kind.clumps * grain
-    haematoxylin += kind.rim * np.exp(-((inside - 1) / 1.3) ** 2)
+    haematoxylin += kind.rim * np.exp(-(((inside - 1) / 1.3) ** 2))
     eosin = np.full_like(haematoxylin, 0.15)
     for number in range(kind.nucleoli[1]):
         shown = number < rng.integers(kind.nucleoli[0], kind.nucleoli[1] + 1, column)

@@ -29,8 +29,9 @@ MARKER = "DEMO.txt"
 MARKER_TEXT = "This folder was made by EP-SAM's demo: it draws its slides here and may draw them again.\n"
 
 
-def make_demo(dataset: Path, seed: int = 0, *, tumour: int = 10, normal: int = 4, size_px: int = 2560,
-              workers: int | None = None) -> None:
+def make_demo(
+    dataset: Path, seed: int = 0, *, tumour: int = 10, normal: int = 4, size_px: int = 2560, workers: int | None = None
+) -> None:
     """Draw images/{tumor,normal}_NNN.tif and annotations/tumor_NNN.xml under `dataset`.
 
     Slides are about `size_px` wide and high at 0.5 um/px. The same arguments give the same pixels, whatever
@@ -81,10 +82,19 @@ def write_slide(path: Path, picture: np.ndarray, description: str) -> None:
     with atomic(path) as temporary, tifffile.TiffWriter(temporary) as tif:
         for number, level in enumerate(levels):
             per_cm = 1e4 / (MPP * picture.shape[1] / level.shape[1])
-            tif.write(level, tile=(TILE, TILE), photometric="rgb", compression="jpeg",
-                      compressionargs={"level": 88}, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
-                      subfiletype=1 if number else 0, description=None if number else description,
-                      metadata=None, software=False)
+            tif.write(
+                level,
+                tile=(TILE, TILE),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 88},
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                subfiletype=1 if number else 0,
+                description=None if number else description,
+                metadata=None,
+                software=False,
+            )
 
 
 def write_annotation(path: Path, mask: np.ndarray) -> None:
@@ -101,8 +111,13 @@ def write_annotation(path: Path, mask: np.ndarray) -> None:
         hole = tree[0][k][3] >= 0
         outline = cv2.approxPolyDP(contours[k], 0.8, closed=True)[:, 0]
         node = ElementTree.SubElement(
-            annotations, "Annotation", Name=f"Annotation {number}", Type="Polygon",
-            PartOfGroup="Exclusion" if hole else "Tumor", Color="#64FE2E" if hole else "#F4FA58")
+            annotations,
+            "Annotation",
+            Name=f"Annotation {number}",
+            Type="Polygon",
+            PartOfGroup="Exclusion" if hole else "Tumor",
+            Color="#64FE2E" if hole else "#F4FA58",
+        )
         coordinates = ElementTree.SubElement(node, "Coordinates")
         for position, (x, y) in enumerate(outline):
             ElementTree.SubElement(coordinates, "Coordinate", Order=str(position), X=str(x), Y=str(y))
@@ -131,8 +146,10 @@ def _claim_folder(dataset: Path) -> None:
     if marker.is_file() and marker.read_bytes() == MARKER_TEXT.encode():
         return
     if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
-        raise DataError(f"{dataset} was not made by the demo, which draws only into a folder of its own; move what lies "
-                        f"there, e.g. to another name in {dataset.parent}")
+        raise DataError(
+            f"{dataset} was not made by the demo, which draws only into a folder of its own; move what lies "
+            f"there, e.g. to another name in {dataset.parent}"
+        )
     write_text(marker, MARKER_TEXT)
 
 

@@ -42,8 +42,9 @@ def draw_stain(rng: np.random.Generator) -> Stain:
 def noise(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise (H, W) float32, about standard normal, with features of about `scale` px."""
     small = [max(4, int(np.ceil(n / scale)) + 3) for n in shape]
-    field = cv2.resize(rng.normal(0, 1, small).astype(np.float32), None, fx=scale, fy=scale,
-                       interpolation=cv2.INTER_CUBIC)
+    field = cv2.resize(
+        rng.normal(0, 1, small).astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC
+    )
     top, left = rng.integers(0, int(scale) + 1, 2)
     field = field[top : top + shape[0], left : left + shape[1]]
     return field / 0.75
@@ -134,8 +135,9 @@ def _large(mask: np.ndarray, least_px: float) -> np.ndarray:
     return keep[labels]
 
 
-def draw_tissue(shape: tuple[int, int], tumour: bool, stain: Stain, rng: np.random.Generator
-                ) -> tuple[np.ndarray, np.ndarray]:
+def draw_tissue(
+    shape: tuple[int, int], tumour: bool, stain: Stain, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """RGB (H, W, 3) uint8 of a slide and its tumour mask (H, W) bool (empty when `tumour` is false)."""
     tissue = outline(shape, rng)
     depth = tumour_depth(tissue, rng) if tumour else np.full(shape, -1e4, np.float32)
@@ -168,8 +170,12 @@ def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: 
     strands, direction = fibres(shape, rng)
     grain = 0.5 * noise(shape, 4, rng) + 0.5 * noise(shape, 11, rng)
     haematoxylin, eosin = stains
-    for region, h, e, roughness in ((packed, 0.20, 0.25, 0.10), (centres, 0.17, 0.28, 0.08),
-                                    (sinus, 0.07, 0.20, 0.13), (nests, 0.24, 0.40, 0.09)):
+    for region, h, e, roughness in (
+        (packed, 0.20, 0.25, 0.10),
+        (centres, 0.17, 0.28, 0.08),
+        (sinus, 0.07, 0.20, 0.13),
+        (nests, 0.24, 0.40, 0.09),
+    ):
         haematoxylin += region * (h + 0.3 * roughness * grain)
         eosin += region * (e + roughness * grain)
     haematoxylin += stroma * 0.05
@@ -183,16 +189,22 @@ def _draw_cells(stains: np.ndarray, tissue: np.ndarray, depth: np.ndarray, rng: 
     near = np.clip(1 - np.abs(depth) / 90, 0, 1)
     cells = [
         (nuclei.HISTIOCYTE, 0.75 * sinus + 0.12 * packed + 0.1 * centres),
-        (nuclei.LYMPHOCYTE, 0.95 * packed + 0.12 * sinus + 0.10 * centres + 0.08 * stroma
-         + (0.02 + 0.05 * near) * nests),
+        (
+            nuclei.LYMPHOCYTE,
+            0.95 * packed + 0.12 * sinus + 0.10 * centres + 0.08 * stroma + (0.02 + 0.05 * near) * nests,
+        ),
         (nuclei.CENTROBLAST, 0.93 * centres + 0.10 * packed),
     ]
     for kind, density in cells:
         points = _grow(kind, density, rng)
         nuclei.stamp(stains, nuclei.draw_nuclei(kind, PICTURES, rng), points, _picks(points, rng))
     _draw_spindles(stains, stroma, direction, rng)
-    nuclei.stamp(stains, nuclei.draw_nuclei(nuclei.TUMOUR, 2 * PICTURES, rng), tumour_points,
-                 rng.integers(0, 2 * PICTURES, len(tumour_points)))
+    nuclei.stamp(
+        stains,
+        nuclei.draw_nuclei(nuclei.TUMOUR, 2 * PICTURES, rng),
+        tumour_points,
+        rng.integers(0, 2 * PICTURES, len(tumour_points)),
+    )
     mitoses = tumour_points[rng.random(len(tumour_points)) < 0.012]
     nuclei.stamp(stains, nuclei.draw_nuclei(nuclei.MITOSIS, PICTURES, rng), mitoses, _picks(mitoses, rng))
     for stain in stains:

@@ -17,9 +17,9 @@ from epsam.workspace import SPLITS, Workspace
 BUCKET = "s3://camelyon-dataset"
 COMMANDS = {
     "camelyon16": f"aws s3 cp --no-sign-request --recursive {BUCKET}/CAMELYON16/images/ {{images}} and "
-                  f"{BUCKET}/CAMELYON16/annotations/ {{annotations}}",
+    f"{BUCKET}/CAMELYON16/annotations/ {{annotations}}",
     "camelyon17": f"aws s3 cp --no-sign-request --recursive {BUCKET}/CAMELYON17/images/ {{images}} and "
-                  f"{BUCKET}/CAMELYON17/annotations/ {{annotations}}",
+    f"{BUCKET}/CAMELYON17/annotations/ {{annotations}}",
     "own": "put the slides into {images} and their ASAP XML files, by the same names, into {annotations}",
 }
 
@@ -34,8 +34,9 @@ def check_slides(config: Config, workspace: Workspace) -> Check:
         return _check_patches_alone(workspace, get)
     if not annotations:
         return Check("slides", "error", f"{workspace.annotations} holds no XML, so nothing says where tumour is", get)
-    message = (f"{len(slides)} slides ({size_text(_bytes(slides))}), {len(annotations)} annotations in "
-               f"{workspace.dataset}")
+    message = (
+        f"{len(slides)} slides ({size_text(_bytes(slides))}), {len(annotations)} annotations in {workspace.dataset}"
+    )
     doubts = {what: names for what, names in _doubts(config, files, slides, annotations).items() if names}
     if doubts:
         found = "; ".join(f"{what}: {_some(names)}" for what, names in doubts.items())
@@ -49,14 +50,16 @@ def _doubts(config: Config, files: list[Path], slides: list[Path], annotations: 
     bare = [path.name for path in slides if path.stem.casefold() not in outlined]
     return {
         "empty files": [path.name for path in slides + annotations if path.exists() and not path.stat().st_size],
-        "names that are not UTF-8, to be renamed": [path.name for path in files + annotations
-                                                    if path.name != printable(path.name)],
+        "names that are not UTF-8, to be renamed": [
+            path.name for path in files + annotations if path.name != printable(path.name)
+        ],
         "links that lead nowhere": [path.name for path in files if not path.exists()],
         "not slides by their names (downloads that broke off?)": [path.name for path in files if path not in slides],
         "annotations without a slide": [path.name for path in annotations if path.stem.casefold() not in here],
         "tumour slides without an annotation": [name for name in bare if kind_of(name) == "tumour"],
-        "slides without an annotation, taken as normal ones":
-            [name for name in bare if not kind_of(name)] if config.slides.collection == "own" else [],
+        "slides without an annotation, taken as normal ones": [name for name in bare if not kind_of(name)]
+        if config.slides.collection == "own"
+        else [],
     }
 
 
@@ -120,11 +123,19 @@ def _check_packaged() -> Check:
 def _check_published(name: str, folder: Path) -> Check:
     path = folder / WEIGHTS[name].file
     if not path.is_file():
-        return Check("weights", "warning", f"{path} is missing and will be fetched",
-                     f"without a network: .venv/bin/python -m epsam fetch {name} elsewhere, and copy it here")
+        return Check(
+            "weights",
+            "warning",
+            f"{path} is missing and will be fetched",
+            f"without a network: .venv/bin/python -m epsam fetch {name} elsewhere, and copy it here",
+        )
     if not sha256(path).startswith(WEIGHTS[name].sha256):
-        return Check("weights", "error", f"{path} is not the published file (other SHA-256)",
-                     "delete it and fetch it again, or name your own weights in the settings")
+        return Check(
+            "weights",
+            "error",
+            f"{path} is not the published file (other SHA-256)",
+            "delete it and fetch it again, or name your own weights in the settings",
+        )
     return Check("weights", "ok", f"{path}, SHA-256 as published")
 
 

@@ -36,8 +36,10 @@ def stage_bytes(config: Config, views: int) -> dict[str, int]:
 
 def bytes_still_needed(config: Config, workspace: Workspace, views: int) -> dict[str, int]:
     """The same without stages that are done and without patches and embeddings that are there."""
-    there = {"preprocess": [workspace.split(split) for split in SPLITS],
-             "embed": [workspace.embeddings(split) for split in SPLITS]}
+    there = {
+        "preprocess": [workspace.split(split) for split in SPLITS],
+        "embed": [workspace.embeddings(split) for split in SPLITS],
+    }
     needed = {}
     for stage, count in stage_bytes(config, views).items():
         record = read_state(workspace.state, stage)
@@ -59,9 +61,11 @@ def flop(config: Config) -> float:
     epochs = config.finetune.epochs * (config.retrain.rounds + 1)
     again = epochs if config.sam.embeddings == "off" else 1
     decoded = DECODER_FLOP / 16 if config.sam.model_type == "demo" else DECODER_FLOP
-    return (classified * (config.classifier.epochs * (3 * train + val) + 4 * sum(positives.values()) + test)
-            + ENCODER_FLOP[config.sam.model_type] * views * again
-            + decoded * epochs * (3 * positives["train"] + positives["val"]))
+    return (
+        classified * (config.classifier.epochs * (3 * train + val) + 4 * sum(positives.values()) + test)
+        + ENCODER_FLOP[config.sam.model_type] * views * again
+        + decoded * epochs * (3 * positives["train"] + positives["val"])
+    )
 
 
 def _network(config: Config) -> int | str:

@@ -43,8 +43,12 @@ def check_torch() -> Check:
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         found = ", ".join(f"{name} {_version(name)}" for name in ("torch", "torchvision"))
-        return Check("torch", "error", f"{found} do not work together ({reason})",
-                     "delete .venv and start again, so that a matching pair is installed")
+        return Check(
+            "torch",
+            "error",
+            f"{found} do not work together ({reason})",
+            "delete .venv and start again, so that a matching pair is installed",
+        )
     return Check("torch", "ok", f"torch {torch.__version__}, torchvision {torchvision.__version__}")
 
 
@@ -67,14 +71,23 @@ def check_gpu(config: Config, work: float = 0) -> Check:
         built_for = torch.cuda.get_arch_list()
         oldest = min((int(re.sub(r"\D", "", name)) for name in built_for), default=0)
         dropped = properties.major * 10 + properties.minor < oldest
-        return Check("GPU", "error", f"{properties.name} ({capability}) cannot run this torch, which is built for "
-                     f"{', '.join(built_for)} ({' '.join(str(error).split())[:80]})", OLD_CARD if dropped else NEW_CARD)
+        return Check(
+            "GPU",
+            "error",
+            f"{properties.name} ({capability}) cannot run this torch, which is built for "
+            f"{', '.join(built_for)} ({' '.join(str(error).split())[:80]})",
+            OLD_CARD if dropped else NEW_CARD,
+        )
     free, total = (n / GIB for n in torch.cuda.mem_get_info())
     profile = profile_for(properties.total_memory) if config.profile == "auto" else config.profile
     message = f"{properties.name} ({capability}), {free:.1f} of {total:.1f} GiB free, profile {profile}"
     if free < NEEDED_GIB[profile]:
-        return Check("GPU", "warning", f"{message}, which wants {NEEDED_GIB[profile]:.0f} GiB",
-                     "stop what else uses the card (nvidia-smi lists it), or set a smaller profile, e.g. profile=8gb")
+        return Check(
+            "GPU",
+            "warning",
+            f"{message}, which wants {NEEDED_GIB[profile]:.0f} GiB",
+            "stop what else uses the card (nvidia-smi lists it), or set a smaller profile, e.g. profile=8gb",
+        )
     return Check("GPU", "ok", message)
 
 
@@ -86,8 +99,12 @@ def _without_gpu(config: Config, work: float) -> Check:
     if config.profile == "cpu":
         return Check("GPU", "ok", f"not wanted (profile: cpu); {message}")
     if DRIVER.is_file():
-        return Check("GPU", "warning", f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it; {message}",
-                     f"update the driver, or install wheels for it (see https://pytorch.org); {OLD_CARD}")
+        return Check(
+            "GPU",
+            "warning",
+            f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it; {message}",
+            f"update the driver, or install wheels for it (see https://pytorch.org); {OLD_CARD}",
+        )
     if "day" in takes:
         return Check("GPU", "warning", f"none; {message}", "run on a machine with a GPU")
     return Check("GPU", "ok", f"none; {message}")
@@ -120,8 +137,11 @@ def check_folders(*folders: Path) -> Check:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(b"0")
         except OSError as error:
-            mend = ("make room on that disk" if error.errno == errno.ENOSPC
-                    else "give yourself the right to write there (chown, chmod), or mount it for writing")
+            mend = (
+                "make room on that disk"
+                if error.errno == errno.ENOSPC
+                else "give yourself the right to write there (chown, chmod), or mount it for writing"
+            )
             return Check("folders", "error", f"nothing can be written into {place} ({error.strerror})", mend)
     return Check("folders", "ok", f"{', '.join(str(folder) for folder in folders)} can be written")
 
@@ -136,10 +156,13 @@ def check_disk(most: Mapping[Path, int], least: Mapping[Path, int]) -> Check:
         disks.setdefault(_existing(folder).stat().st_dev, []).append(folder)
     places = [_existing(folders[0]) for folders in disks.values()]
     free = [shutil.disk_usage(place).free for place in places]
-    needed, at_least = ([sum(bytes_of[folder] for folder in folders) for folders in disks.values()]
-                        for bytes_of in (most, least))
-    message = "; ".join(f"{size_text(room)} free on the disk of {place.resolve()}, about {size_text(count)} more will be "
-                        "used" for place, room, count in zip(places, free, needed, strict=True))
+    needed, at_least = (
+        [sum(bytes_of[folder] for folder in folders) for folders in disks.values()] for bytes_of in (most, least)
+    )
+    message = "; ".join(
+        f"{size_text(room)} free on the disk of {place.resolve()}, about {size_text(count)} more will be used"
+        for place, room, count in zip(places, free, needed, strict=True)
+    )
     if _spare(free, at_least) < 0:
         return Check("disk", "error", message, "make room, or set sam.embeddings=off (slow: nothing is kept then)")
     if _spare(free, needed) < 0:
@@ -166,9 +189,13 @@ def check_readers(config: Config) -> Check:
     message = f"OpenSlide {openslide.__library_version__}"
     asap = find_asap(config.slides.asap_path)
     if asap is None and config.slides.reader == "asap":
-        return Check("readers", "error", f"{message}; ASAP's multiresolutionimageinterface cannot be imported under "
-                     f"Python {platform.python_version()}",
-                     "set slides.reader=openslide, or slides.asap_path to ASAP's bin folder and use its Python")
+        return Check(
+            "readers",
+            "error",
+            f"{message}; ASAP's multiresolutionimageinterface cannot be imported under "
+            f"Python {platform.python_version()}",
+            "set slides.reader=openslide, or slides.asap_path to ASAP's bin folder and use its Python",
+        )
     found = f"found at {Path(asap.__file__).parent}" if asap else "not found (not needed)"
     return Check("readers", "ok", f"{message}, ASAP {found}")
 

@@ -26,8 +26,10 @@ def overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
     Raises DataError when the masks differ in size.
     """
     if prediction.shape != truth.shape:
-        raise DataError(f"a predicted mask of {_size(prediction)} px was compared with a true one of "
-                        f"{_size(truth)} px; cut both at the same size")
+        raise DataError(
+            f"a predicted mask of {_size(prediction)} px was compared with a true one of "
+            f"{_size(truth)} px; cut both at the same size"
+        )
     return int(np.count_nonzero(prediction & truth)), int(prediction.sum()), int(truth.sum())
 
 
@@ -137,8 +139,9 @@ def mean_with_interval(values: np.ndarray, resamples: int, *seed: object) -> tup
     return with_interval(rows, lambda sums: sums[:, 0] / sums[:, 1], resamples, *seed)
 
 
-def with_interval(rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int,
-                  *seed: object) -> tuple[float, float, float]:
+def with_interval(
+    rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int, *seed: object
+) -> tuple[float, float, float]:
     """A statistic of sums over patches and its 95 % percentile bootstrap interval: value, low, high.
 
     `rows` (N, K) holds one row per patch; `statistic` takes sums of rows, (R, K) -> (R,). Patches are resampled
@@ -156,9 +159,10 @@ def with_interval(rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray
     drawn = np.empty(resamples)
     for start in range(0, resamples, 100):
         part = min(100, resamples - start)
-        counts = np.stack([np.bincount(rng.integers(len(rows), size=len(rows)), minlength=len(rows))
-                           for _ in range(part)])
-        drawn[start:start + part] = statistic(counts @ rows)
+        counts = np.stack(
+            [np.bincount(rng.integers(len(rows), size=len(rows)), minlength=len(rows)) for _ in range(part)]
+        )
+        drawn[start : start + part] = statistic(counts @ rows)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return value, float(low), float(high)
 

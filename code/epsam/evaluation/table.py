@@ -45,13 +45,17 @@ def map_figures(config: Config, curve: metrics.MapCurve) -> dict[str, float]:
     """Figures of the CAM that need no threshold, or choose it on true masks."""
     resamples, seed = config.evaluate.bootstrap, metrics.BOOTSTRAP_SEED
     found = {"pxap": curve.average_precision(resamples, seed), "best_threshold_dice": curve.best_dice(resamples, seed)}
-    figures = {key + end: value for key, values in found.items()
-               for end, value in zip(("", "_low", "_high"), values, strict=True)}
+    figures = {
+        key + end: value
+        for key, values in found.items()
+        for end, value in zip(("", "_low", "_high"), values, strict=True)
+    }
     return figures | {"whole_patch_dice": curve.whole_patch_dice()}
 
 
 def log_table(methods: Sequence[Method], rows: Sequence[dict[str, Value]]) -> None:
     """The table as aligned lines."""
+
     def cell(row: dict[str, Value], key: str) -> str:
         return f"{row[key]:.3f} [{row[key + '_low']:.3f}, {row[key + '_high']:.3f}]"
 
@@ -59,8 +63,10 @@ def log_table(methods: Sequence[Method], rows: Sequence[dict[str, Value]]) -> No
     lines = [["method", *columns]]
     lines += [[m.title, *(cell(row, key) for key in columns.values())] for m, row in zip(methods, rows, strict=True)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    logger.info(f"Test split, {rows[0]['patches']} patches with tumour of {rows[0]['all_patches']}; "
-                "95 % bootstrap intervals over patches. Masks of whole patches have a Dice of "
-                f"{rows[0]['whole_patch_dice']:.3f}")
+    logger.info(
+        f"Test split, {rows[0]['patches']} patches with tumour of {rows[0]['all_patches']}; "
+        "95 % bootstrap intervals over patches. Masks of whole patches have a Dice of "
+        f"{rows[0]['whole_patch_dice']:.3f}"
+    )
     for line in lines:
         logger.info("  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

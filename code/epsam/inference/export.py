@@ -31,16 +31,18 @@ def write_geojson(
         measurements = {"Tumor probability": round(focus.probability, 4), "Area px^2": area}
         if mpp is not None:
             measurements["Area mm^2"] = round(area * mpp[0] * mpp[1] * 1e-6, 6)
-        features.append({
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [_positions(ring, origin) for ring in _rings(focus)]},
-            "properties": {
-                "objectType": "annotation",
-                "name": f"Focus {number}",
-                "classification": {"name": "Tumor", "color": TUMOUR_COLOUR},
-                "measurements": measurements,
-            },
-        })
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [_positions(ring, origin) for ring in _rings(focus)]},
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"Focus {number}",
+                    "classification": {"name": "Tumor", "color": TUMOUR_COLOUR},
+                    "measurements": measurements,
+                },
+            }
+        )
     # A feature a line: short, and still readable in an editor.
     lines = ",\n".join(json.dumps(feature, separators=(",", ":")) for feature in features)
     write_text(path, f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n')
@@ -63,23 +65,30 @@ def write_asap_xml(path: Path, foci: list[Focus]) -> None:
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.write('<?xml version="1.0" encoding="utf-8"?>\n<ASAP_Annotations>\n\t<Annotations>\n')
         number = 0
-        for group, colour, rings in (("Tumor", TUMOUR_COLOUR, (f.polygon.exterior for f in foci)),
-                                     ("Exclusion", HOLE_COLOUR, exclusions(foci))):
+        for group, colour, rings in (
+            ("Tumor", TUMOUR_COLOUR, (f.polygon.exterior for f in foci)),
+            ("Exclusion", HOLE_COLOUR, exclusions(foci)),
+        ):
             for ring in rings:
                 stream.write(_annotation(number, group, colour, ring))
                 number += 1
         stream.write("\t</Annotations>\n\t<AnnotationGroups>\n")
         for group, colour in (("Tumor", TUMOUR_COLOUR), ("Exclusion", HOLE_COLOUR)):
-            stream.write(f'\t\t<Group Name="{group}" PartOfGroup="None" Color="{_hex(colour)}">\n'
-                         "\t\t\t<Attributes />\n\t\t</Group>\n")
+            stream.write(
+                f'\t\t<Group Name="{group}" PartOfGroup="None" Color="{_hex(colour)}">\n'
+                "\t\t\t<Attributes />\n\t\t</Group>\n"
+            )
         stream.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
 
 
 def _annotation(number: int, group: str, colour: tuple[int, int, int], ring: shapely.LinearRing) -> str:
-    corners = "".join(f'\t\t\t\t<Coordinate Order="{i}" X="{x:.12g}" Y="{y:.12g}" />\n'
-                      for i, (x, y) in enumerate(ring.coords[:-1]))
-    return (f'\t\t<Annotation Name={quoteattr(f"{group} {number}")} Type="Polygon" PartOfGroup="{group}" '
-            f'Color="{_hex(colour)}">\n\t\t\t<Coordinates>\n{corners}\t\t\t</Coordinates>\n\t\t</Annotation>\n')
+    corners = "".join(
+        f'\t\t\t\t<Coordinate Order="{i}" X="{x:.12g}" Y="{y:.12g}" />\n' for i, (x, y) in enumerate(ring.coords[:-1])
+    )
+    return (
+        f'\t\t<Annotation Name={quoteattr(f"{group} {number}")} Type="Polygon" PartOfGroup="{group}" '
+        f'Color="{_hex(colour)}">\n\t\t\t<Coordinates>\n{corners}\t\t\t</Coordinates>\n\t\t</Annotation>\n'
+    )
 
 
 def _hex(colour: tuple[int, int, int]) -> str:

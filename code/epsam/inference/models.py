@@ -47,10 +47,13 @@ class Models:
 
         Raises DataError with the name of the first patch whose logit is not finite.
         """
+
         def step(size: int) -> np.ndarray:
             with self.hardware.autocast():
-                logits = [self.classifier(self._as_input(batch)).float().reshape(-1).cpu()
-                          for batch in self._batches(images, size, images[0, ..., 0].size)]
+                logits = [
+                    self.classifier(self._as_input(batch)).float().reshape(-1).cpu()
+                    for batch in self._batches(images, size, images[0, ..., 0].size)
+                ]
             # Logits, not probabilities: the sigmoid makes a plain 0 or 1 of an infinite one.
             check_finite(torch.cat(logits), names, "the classifier's logits")
             return torch.sigmoid(torch.cat(logits)).numpy()
@@ -65,16 +68,25 @@ class Models:
         no prompt is 0 everywhere, and so are islands that the CAM mask does not touch, where the settings drop them.
         Raises DataError with the name of the first patch whose map or logits are not finite.
         """
+
         def step(size: int) -> np.ndarray:
-            return np.concatenate([self._segment_batch(images[start : start + size], names[start : start + size])
-                                   for start in range(0, len(images), size)])
+            return np.concatenate(
+                [
+                    self._segment_batch(images[start : start + size], names[start : start + size])
+                    for start in range(0, len(images), size)
+                ]
+            )
 
         return self._segmented.run(step)
 
     def masks(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Masks bool (N, H, W) of patches, from `segment`, tidied as in training and evaluation."""
-        return np.stack([without_small_regions(probability > 0.5, self.config.sam.min_region_px)
-                         for probability in self.segment(images, names)])
+        return np.stack(
+            [
+                without_small_regions(probability > 0.5, self.config.sam.min_region_px)
+                for probability in self.segment(images, names)
+            ]
+        )
 
     @torch.inference_mode()
     def cam_masks(self, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
@@ -87,8 +99,10 @@ class Models:
         found = self._cams(images, names, embeddings)
         cams = [resize_map(cam.values, size) for cam in found]
         masks = [cam_mask(cam, self.config.cam, size) for cam in found]
-        prompts = [prompts_for(mask, cam, self.config.prompts, generator(self.config.finetune.seed, name, "predict", 0))
-                   for name, cam, mask in zip(names, cams, masks, strict=True)]
+        prompts = [
+            prompts_for(mask, cam, self.config.prompts, generator(self.config.finetune.seed, name, "predict", 0))
+            for name, cam, mask in zip(names, cams, masks, strict=True)
+        ]
         logits = predict_masks(self.sam, embeddings, prompts, size)
         check_finite(logits, names, "SAM's logits")
         probabilities = torch.sigmoid(logits.float()).cpu().numpy()
@@ -102,23 +116,32 @@ class Models:
         """SAM's embeddings (N, C, h, w) float32 on the device, rounded as the store rounds them."""
         side = self.sam.image_encoder.img_size
         inputs = [to_input(image, side) for image in images]
-        return torch.cat([encode(self.sam, batch, self.hardware)
-                          for batch in self._batches(inputs, self.hardware.encoder_batch, side**2)]).float()
+        return torch.cat(
+            [
+                encode(self.sam, batch, self.hardware)
+                for batch in self._batches(inputs, self.hardware.encoder_batch, side**2)
+            ]
+        ).float()
 
-    def _cams(
-        self, images: np.ndarray, names: Sequence[str], embeddings: torch.Tensor | None
-    ) -> list[ActivationMap]:
+    def _cams(self, images: np.ndarray, names: Sequence[str], embeddings: torch.Tensor | None) -> list[ActivationMap]:
         """The map of each patch with its limit; `embeddings` are needed where `cam.threshold` is auto."""
         size, settings = images.shape[1:3], self.config.cam
         turned_px = size[0] * size[1] * len(settings.rotations)
         with self.hardware.autocast():
-            maps = [m for batch in self._batches(images, self.hardware.cam_batch, turned_px)
-                    for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
-                    .float().cpu().numpy()]
+            maps = [
+                m
+                for batch in self._batches(images, self.hardware.cam_batch, turned_px)
+                for m in compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
+                .float()
+                .cpu()
+                .numpy()
+            ]
         check_finite(np.stack(maps), names, "the classifier's maps")
         if settings.threshold == "auto":
-            limits = [otsu_threshold(values, embedding, image, settings)
-                      for values, embedding, image in zip(maps, embeddings.cpu().numpy(), images, strict=True)]
+            limits = [
+                otsu_threshold(values, embedding, image, settings)
+                for values, embedding, image in zip(maps, embeddings.cpu().numpy(), images, strict=True)
+            ]
         else:
             limits = [fixed_threshold(values, settings) for values in maps]
         return [ActivationMap(values, limit) for values, limit in zip(maps, limits, strict=True)]
@@ -160,8 +183,10 @@ def _load(wanted: str, path: Path | None, load: Callable[[], Model]) -> Model:
         found = kind_of(load_tensors(path))
         if found in (None, wanted):
             raise
-        raise CheckpointError(f"{BELONGS[wanted]}={path} holds {found}, not {wanted}; set {BELONGS[found]} to it "
-                              f"and {BELONGS[wanted]} to the other file") from error
+        raise CheckpointError(
+            f"{BELONGS[wanted]}={path} holds {found}, not {wanted}; set {BELONGS[found]} to it "
+            f"and {BELONGS[wanted]} to the other file"
+        ) from error
 
 
 def kind_of(weights: Mapping) -> str | None:

@@ -97,8 +97,10 @@ def _mean_inside(source: ProbabilityMap, polygon: Polygon) -> float:
         part = shapely.clip_by_rect(polygon, *(np.array([column0, row0, column1, row1]) * source.step))
         inside = np.zeros((row1 - row0, column1 - column0), np.uint8)
         for piece in _parts(part):
-            rings = [np.asarray(ring.coords) / source.step - (column0 + 0.5, row0 + 0.5)
-                     for ring in (piece.exterior, *piece.interiors)]
+            rings = [
+                np.asarray(ring.coords) / source.step - (column0 + 0.5, row0 + 0.5)
+                for ring in (piece.exterior, *piece.interiors)
+            ]
             cv2.fillPoly(inside, [np.rint(ring).astype(np.int32) for ring in rings], 1)
         total += int(source.read(row0, row1, column0, column1)[inside > 0].sum(dtype=np.int64))
         count += int(inside.sum())

@@ -20,7 +20,15 @@ WORK_FILES = ("classified.f32", "tiles.u8", "map.u8")
 """What a slide under way has in state/work/<name>/."""
 TABLES = ("slides.csv", "predictions.csv")
 """Written anew by every call, so that another hash does not mean that somebody else wrote them."""
-LINKS_REFUSED = ("mask", "overlay", "state", "state/slides", "state/work", "state/inference.json", "state/patches.jsonl")
+LINKS_REFUSED = (
+    "mask",
+    "overlay",
+    "state",
+    "state/slides",
+    "state/work",
+    "state/inference.json",
+    "state/patches.jsonl",
+)
 ADVICE = "move it away, or choose another OUTPUT_DIR"
 
 
@@ -40,14 +48,17 @@ def check_place(data: Path, output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise DataError(f"OUTPUT_DIR={output} is a file; give a folder, it is made when missing")
     if (output / "image").is_dir():
-        raise DataError(f"OUTPUT_DIR={output} is a patch folder (image/ lies in it): its masks would be replaced; choose "
-                        "another")
+        raise DataError(
+            f"OUTPUT_DIR={output} is a patch folder (image/ lies in it): its masks would be replaced; choose another"
+        )
     inside, outer = output.resolve(), data.resolve()
     if data.is_file() and inside == outer.parent:
         raise DataError(f"OUTPUT_DIR={output} is the folder of the slide; choose another, masks would lie among slides")
     if data.is_dir() and (inside == outer or outer in inside.parents):
-        raise DataError(f"OUTPUT_DIR={output} lies inside TEST_DATASET_DIR={data}; choose a folder outside, or the "
-                        "next call would take its own outputs for data")
+        raise DataError(
+            f"OUTPUT_DIR={output} lies inside TEST_DATASET_DIR={data}; choose a folder outside, or the "
+            "next call would take its own outputs for data"
+        )
     for name in LINKS_REFUSED:
         if (path := output / name).is_symlink():
             raise DataError(f"{path} is a link: what lies behind it is not this program's to write or delete; {ADVICE}")
@@ -65,18 +76,25 @@ class OutputFolder:
         self.path, self._file = folder, folder / "state" / "inference.json"
         signature = as_plain_values(signature)
         if self._file.is_file():
-            self._record = read_record(self._file, OutputRecord, "what was made here is then not known: choose another "
-                                                                 "OUTPUT_DIR, or move this one away")
+            self._record = read_record(
+                self._file,
+                OutputRecord,
+                "what was made here is then not known: choose another OUTPUT_DIR, or move this one away",
+            )
         else:
             self._record = OutputRecord(signature=signature, files={}, slides=[])
         self._check_folders()
         if fresh:
             self._delete_recorded()
-            self._record = OutputRecord(signature=signature, files={place: {} for place in self._record.files}, slides=[])
+            self._record = OutputRecord(
+                signature=signature, files={place: {} for place in self._record.files}, slides=[]
+            )
         saved = self._record.signature
         if changed := [key for key in signature if saved.get(key) != signature[key]]:
-            raise StateError(f"OUTPUT_DIR={folder} holds predictions made with another {', '.join(changed)}; choose "
-                             "another OUTPUT_DIR, or replace them with --fresh")
+            raise StateError(
+                f"OUTPUT_DIR={folder} holds predictions made with another {', '.join(changed)}; choose "
+                "another OUTPUT_DIR, or replace them with --fresh"
+            )
         if any(self._record.files.values()):
             logger.info(f"{folder}: going on with what is there; --fresh would replace it")
         self._save()

@@ -81,10 +81,25 @@ def _draw_scale_bar(axes: Axes, width: int, height: int, mpp: float) -> None:
     label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     bar, pad = length / mpp, 0.012 * max(width, height)
     pixels = axes.get_window_extent().width / width
-    axes.add_patch(Rectangle((pad, height - pad - 52 / pixels), bar + 2 * pad, 52 / pixels,
-                             facecolor="white", edgecolor="none", alpha=0.85, zorder=3))
-    axes.plot([2 * pad, 2 * pad + bar], [height - pad - 12 / pixels] * 2, color="black", linewidth=4,
-              solid_capstyle="butt", zorder=4)
+    axes.add_patch(
+        Rectangle(
+            (pad, height - pad - 52 / pixels),
+            bar + 2 * pad,
+            52 / pixels,
+            facecolor="white",
+            edgecolor="none",
+            alpha=0.85,
+            zorder=3,
+        )
+    )
+    axes.plot(
+        [2 * pad, 2 * pad + bar],
+        [height - pad - 12 / pixels] * 2,
+        color="black",
+        linewidth=4,
+        solid_capstyle="butt",
+        zorder=4,
+    )
     axes.text(2 * pad + bar / 2, height - pad - 18 / pixels, label, ha="center", va="bottom", fontsize=15, zorder=4)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -100,12 +115,18 @@ def _add_text(figure: Figure, axes: Axes, title: str, caption: str) -> None:
     box = axes.get_position()
     height = figure.get_figheight() * DPI
     left = 40 / (figure.get_figwidth() * DPI)
-    figure.text(left, 1 - 40 / height, title, fontsize=20, weight="bold", ha="left", va="center",
-                parse_math=False)  # a slide may be named $\x$
+    figure.text(
+        left, 1 - 40 / height, title, fontsize=20, weight="bold", ha="left", va="center", parse_math=False
+    )  # a slide may be named $\x$
     figure.text(left, 1 - 72 / height, caption, fontsize=14, color="0.3", ha="left", va="center", parse_math=False)
     bar = figure.add_axes((left, box.y0 - 40 / height, 300 / (figure.get_figwidth() * DPI), 16 / height))
     colour_bar = figure.colorbar(ScalarMappable(cmap=COLOURS), cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
     colour_bar.outline.set_visible(False)
     colour_bar.ax.tick_params(labelsize=12, length=0)
-    figure.text(left + 320 / (figure.get_figwidth() * DPI), box.y0 - 32 / height,
-                "probability of tumour; lines: outline of the foci", fontsize=13, va="center")
+    figure.text(
+        left + 320 / (figure.get_figwidth() * DPI),
+        box.y0 - 32 / height,
+        "probability of tumour; lines: outline of the foci",
+        fontsize=13,
+        va="center",
+    )

@@ -61,14 +61,18 @@ def find_inputs(folder: Path) -> list[Input]:
     masks = {p.name: p for p in (folder / "mask").glob("*.png") if not p.name.startswith(".")}
     inputs = [Input(p.stem, p, p.stem.endswith("_1"), masks.pop(p.name, None)) for p in images]
     if masks and all(patch.mask is None for patch in inputs):
-        raise DataError(f"{folder / 'mask'}: none of its {len(masks)} masks has the name of a patch (e.g. mask "
-                        f"{min(masks)}, patch {images[0].name}); give them the same names, or take mask/ away")
+        raise DataError(
+            f"{folder / 'mask'}: none of its {len(masks)} masks has the name of a patch (e.g. mask "
+            f"{min(masks)}, patch {images[0].name}); give them the same names, or take mask/ away"
+        )
     if masks:
         logger.warning(f"{folder / 'mask'}: {len(masks)} masks have no patch of their name, e.g. {min(masks)}")
     without = [p.name for p in inputs if p.known_positive and p.mask is None]
     if without and len(without) < len(inputs) and any(p.mask for p in inputs):
-        logger.warning(f"{folder / 'mask'}: {len(without)} patches named _1 have no mask, e.g. {without[0]}; they are "
-                       "predicted and left out of the figures")
+        logger.warning(
+            f"{folder / 'mask'}: {len(without)} patches named _1 have no mask, e.g. {without[0]}; they are "
+            "predicted and left out of the figures"
+        )
     return inputs
 
 
@@ -77,8 +81,10 @@ def check_masks(inputs: list[Input]) -> None:
     for patch in inputs:
         mask, image = _size(patch.mask), _size(patch.image)
         if mask and image and mask != image:
-            raise DataError(f"{patch.mask}: {mask[0]} x {mask[1]} px, but its patch has {image[0]} x {image[1]} px; cut "
-                            "both at the same size")
+            raise DataError(
+                f"{patch.mask}: {mask[0]} x {mask[1]} px, but its patch has {image[0]} x {image[1]} px; cut "
+                "both at the same size"
+            )
 
 
 def _size(path: Path | None) -> tuple[int, int] | None:
@@ -101,8 +107,12 @@ def predict_patches(folder: Path, outputs: OutputFolder, models: Models) -> None
     output = outputs.path
     inputs, done = find_inputs(folder), Notes(output / "state" / "patches.jsonl")
     failed: Failed = {}
-    left = [patch for patch in inputs if patch.name not in done.rows
-            or not all((output / kind / f"{patch.name}.png").is_file() for kind in ("mask", "overlay"))]
+    left = [
+        patch
+        for patch in inputs
+        if patch.name not in done.rows
+        or not all((output / kind / f"{patch.name}.png").is_file() for kind in ("mask", "overlay"))
+    ]
     outputs.claim(["predictions.csv"], "")
     outputs.claim([f"{patch.name}.png" for patch in left], "mask", "overlay")
     with progress(total=len(inputs), initial=len(inputs) - len(left), desc=folder.name, unit="patch") as bar:
@@ -117,8 +127,10 @@ def predict_patches(folder: Path, outputs: OutputFolder, models: Models) -> None
         means = {key: float(np.mean([row[key] for row in scored])) for key in ("dice", "iou")}
         logger.info(result_line({"split": folder.name, "method": "final"} | means | {"patches": len(scored)}))
     if failed:
-        raise DataError(f"{len(failed)} of {len(rows)} patches failed ({short(sorted(failed))}): see the reasons in "
-                        f"{output / 'predictions.csv'}; the others are done")
+        raise DataError(
+            f"{len(failed)} of {len(rows)} patches failed ({short(sorted(failed))}): see the reasons in "
+            f"{output / 'predictions.csv'}; the others are done"
+        )
 
 
 def _row(patch: Input, done: "Notes", failed: Failed, output: Path) -> dict[str, Any]:
@@ -165,8 +177,10 @@ class Notes:
         try:
             return parse_record(line.decode(), PatchRow)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.path}, line {number}: is not the record of a patch ({explain(error)}); delete the "
-                            "file, and the patches are predicted again") from None
+            raise DataError(
+                f"{self.path}, line {number}: is not the record of a patch ({explain(error)}); delete the "
+                "file, and the patches are predicted again"
+            ) from None
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Note patches whose files are written."""
@@ -197,7 +211,9 @@ def _predict_guarded(batch: Batch, output: Path, models: Models, failed: Failed)
     """Rows of a batch; where it cannot be predicted each patch is tried alone, and the guilty ones join `failed`."""
     try:
         with guard(batch[0][0].image, *(patch.mask for patch, _ in batch)):
-            return _predict_batch([patch for patch, _ in batch], np.stack([image for _, image in batch]), output, models)
+            return _predict_batch(
+                [patch for patch, _ in batch], np.stack([image for _, image in batch]), output, models
+            )
     except OF_THE_ITEM as error:
         if len(batch) > 1:
             return [row for one in batch for row in _predict_guarded([one], output, models, failed)]
@@ -218,8 +234,14 @@ def _predict_batch(batch: list[Input], images: np.ndarray, output: Path, models:
         truth = None if patch.mask is None else read_mask(patch.mask)
         write_png(output / "mask" / f"{patch.name}.png", mask)
         write_png(output / "overlay" / f"{patch.name}.png", draw_overlay(image, mask, truth))
-        rows.append({"patch": patch.name, "classifier_probability": round(float(probability), 4),
-                     "segmented": int(seen), "tumour_fraction": round(float(mask.mean()), 4)})
+        rows.append(
+            {
+                "patch": patch.name,
+                "classifier_probability": round(float(probability), 4),
+                "segmented": int(seen),
+                "tumour_fraction": round(float(mask.mean()), 4),
+            }
+        )
     return rows
 
 

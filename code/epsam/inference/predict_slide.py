@@ -76,13 +76,21 @@ def describe(slide: Slide, name: str, foci: list[Focus], tissue_px2: float) -> d
     longest = max((diameter(focus.polygon) for focus in foci), default=0.0)
     mm2, mm = (None, None) if slide.mpp is None else (slide.mpp[0] * slide.mpp[1] * 1e-6, sum(slide.mpp) / 2e3)
     return {
-        "slide": name, "path": str(slide.path), "reader": slide.reader, "vendor": slide.vendor,
-        "width": slide.size[0], "height": slide.size[1],
-        "mpp_x": slide.mpp and slide.mpp[0], "mpp_y": slide.mpp and slide.mpp[1],
-        "tumour_mm2": mm2 and area * mm2, "tissue_mm2": mm2 and tissue_px2 * mm2,
+        "slide": name,
+        "path": str(slide.path),
+        "reader": slide.reader,
+        "vendor": slide.vendor,
+        "width": slide.size[0],
+        "height": slide.size[1],
+        "mpp_x": slide.mpp and slide.mpp[0],
+        "mpp_y": slide.mpp and slide.mpp[1],
+        "tumour_mm2": mm2 and area * mm2,
+        "tissue_mm2": mm2 and tissue_px2 * mm2,
         "tumour_fraction": area / tissue_px2 if tissue_px2 else 0.0,
-        "foci": len(foci), "largest_focus_mm": mm and longest * mm,
-        "tumour_px2": area, "largest_focus_px": longest,
+        "foci": len(foci),
+        "largest_focus_mm": mm and longest * mm,
+        "tumour_px2": area,
+        "largest_focus_px": longest,
     }
 
 
@@ -132,6 +140,7 @@ def _read_ahead(
     slide: Slide, frame: Frame, grid: TileGrid, chunks: list[np.ndarray], size_px: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each chunk with its tiles, RGB uint8 (n, size_px, size_px, 3)."""
+
     def read(chunk: np.ndarray) -> np.ndarray:
         return np.stack([read_window(slide, x, y, frame.read_px, size_px) for x, y in _corners(frame, grid, chunk)])
 

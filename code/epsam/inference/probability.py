@@ -36,7 +36,7 @@ class ProbabilityMap:
         """Copy of the window [row0:row1, column0:column1], uint8; cut at the border of the map."""
         # Mapped anew for each read, so that the pages do not add up in this process.
         rows = np.memmap(self.path, np.uint8, "r", shape=self.shape)
-        return np.array(rows[max(row0, 0):row1, max(column0, 0):column1])
+        return np.array(rows[max(row0, 0) : row1, max(column0, 0) : column1])
 
     def blocks(self, side: int = 1024) -> Iterator[tuple[int, int, int, int]]:
         """Windows row0, row1, column0, column1 that tile the map, row by row."""
@@ -83,5 +83,10 @@ class ProbabilityMap:
         # Centre of output pixel i, in pixels of the window.
         shift = [(v + downsample / 2) / step - 0.5 - first for v, first in ((x, column0), (y, row0))]
         affine = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-        return cv2.warpAffine(window, affine, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                              borderMode=cv2.BORDER_REPLICATE)
+        return cv2.warpAffine(
+            window,
+            affine,
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )

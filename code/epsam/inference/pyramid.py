@@ -58,9 +58,7 @@ def all_levels(levels: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return levels
 
 
-def write_pyramid(
-    path: Path, draw: DrawTile, levels: list[tuple[int, int]], mpp: tuple[float, float] | None
-) -> None:
+def write_pyramid(path: Path, draw: DrawTile, levels: list[tuple[int, int]], mpp: tuple[float, float] | None) -> None:
     """Write a one-channel uint8 BigTIFF, LZW, one top-level directory a level; memory holds a few tiles.
 
     `levels`: sizes (width, height), level 0 first; `mpp`: um/px of level 0, None leaves the resolution out.
@@ -69,14 +67,25 @@ def write_pyramid(
     with atomic(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
         for number, (level_width, level_height) in enumerate(all_levels(levels)):
             downsample = (width / level_width, height / level_height)
-            resolution = {} if mpp is None else {
-                "resolution": tuple(1e4 / (m * d) for m, d in zip(mpp, downsample, strict=True)),
-                "resolutionunit": "CENTIMETER",
-            }
+            resolution = (
+                {}
+                if mpp is None
+                else {
+                    "resolution": tuple(1e4 / (m * d) for m, d in zip(mpp, downsample, strict=True)),
+                    "resolutionunit": "CENTIMETER",
+                }
+            )
             tiff.write(
                 _encoded_tiles(draw, level_width, level_height, sum(downsample) / 2),
-                shape=(level_height, level_width), dtype=np.uint8, tile=(TILE, TILE), photometric="minisblack",
-                compression="lzw", subfiletype=min(number, 1), metadata=None, software="epsam", **resolution,
+                shape=(level_height, level_width),
+                dtype=np.uint8,
+                tile=(TILE, TILE),
+                photometric="minisblack",
+                compression="lzw",
+                subfiletype=min(number, 1),
+                metadata=None,
+                software="epsam",
+                **resolution,
             )
 
 

@@ -22,9 +22,25 @@ from epsam.runtime.records import PlainName, Record, is_plain, read_record, writ
 
 SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
 """Of files that are taken for slides in a folder."""
-COLUMNS = ["slide", "status", "reason", "path", "reader", "vendor", "width", "height", "mpp_x", "mpp_y",
-           "tumour_mm2", "tissue_mm2", "tumour_fraction", "foci", "largest_focus_mm", "tumour_px2",
-           "largest_focus_px"]
+COLUMNS = [
+    "slide",
+    "status",
+    "reason",
+    "path",
+    "reader",
+    "vendor",
+    "width",
+    "height",
+    "mpp_x",
+    "mpp_y",
+    "tumour_mm2",
+    "tissue_mm2",
+    "tumour_fraction",
+    "foci",
+    "largest_focus_mm",
+    "tumour_px2",
+    "largest_focus_px",
+]
 
 
 class SlideRow(Record):
@@ -95,13 +111,21 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     config = settings.config.model_copy(
         update={"sam": settings.config.sam.model_copy(update={"model_type": settings.sam_model_type})}
     )
-    models = load_models(config, hardware, resnet=settings.resnet_checkpoint, sam=settings.sam_checkpoint,
-                         decoder=settings.sam_decoder_checkpoint, weights_dir=settings.weights_dir)
+    models = load_models(
+        config,
+        hardware,
+        resnet=settings.resnet_checkpoint,
+        sam=settings.sam_checkpoint,
+        decoder=settings.sam_decoder_checkpoint,
+        weights_dir=settings.weights_dir,
+    )
     with lock(output / "state"), OutputFolder(output, signature_of(settings, config), fresh=settings.fresh) as folder:
         if slides is None:
             predict_patches(data, folder, models)
         else:
-            folder.check_free(name + suffix for name, path in slides.items() if has_usable_name(path) for suffix in OUTPUTS)
+            folder.check_free(
+                name + suffix for name, path in slides.items() if has_usable_name(path) for suffix in OUTPUTS
+            )
             _predict_slides(slides, folder, models, alone=data.is_file())
 
 
@@ -111,11 +135,14 @@ def find_slides(data: Path) -> dict[str, Path]:
         return output_names([data])
     if not data.is_dir():
         raise DataError(f"{data}: no such file or folder; give a patch folder, a slide or a folder of slides")
-    paths = sorted(p for p in data.iterdir()
-                   if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+    paths = sorted(
+        p for p in data.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+    )
     if not paths:
-        raise DataError(f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file ending in "
-                        f"{', '.join(SUFFIXES)})")
+        raise DataError(
+            f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file ending in "
+            f"{', '.join(SUFFIXES)})"
+        )
     return output_names(paths)
 
 
@@ -167,8 +194,10 @@ def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Model
             figures = {key: row[key] for key in ("slide", "tumour_mm2", "tumour_fraction", "foci", "largest_focus_mm")}
             logger.info(result_line({key: value for key, value in figures.items() if value is not None}))
     if failed := [name for name in slides if rows[printable(name)]["status"] != "ok"]:
-        raise DataError(f"{len(failed)} of {len(slides)} slides failed ({short(failed)}): see the reasons in {table}; "
-                        "the others are done")
+        raise DataError(
+            f"{len(failed)} of {len(slides)} slides failed ({short(failed)}): see the reasons in {table}; "
+            "the others are done"
+        )
 
 
 def _predict_once(name: str, path: Path, folder: OutputFolder, models: Models) -> dict[str, Any]:
@@ -180,9 +209,11 @@ def _predict_once(name: str, path: Path, folder: OutputFolder, models: Models) -
     if record.is_file():
         saved = read_record(record, SlideState, "delete it, and the slide is predicted again")
     if saved.of != identity:
-        raise StateError(f"{output}: its {name} was made from {saved.of.path} ({saved.of.bytes} bytes), "
-                         f"now it is {path} ({identity.bytes} bytes); start over with --fresh, or choose another "
-                         "OUTPUT_DIR")
+        raise StateError(
+            f"{output}: its {name} was made from {saved.of.path} ({saved.of.bytes} bytes), "
+            f"now it is {path} ({identity.bytes} bytes); start over with --fresh, or choose another "
+            "OUTPUT_DIR"
+        )
     if saved.row is None or any(not (output / (name + suffix)).is_file() for suffix in OUTPUTS):
         folder.claim_slide(name)
         write_record(record, SlideState(of=identity, row=None))

@@ -39,8 +39,10 @@ def lay_grid(tissue: np.ndarray, shape: tuple[int, int], side: int, overlap: flo
     with its neighbours, so that the parts tile the slide.
     """
     rows, columns = (_starts(length, side, overlap) for length in shape)
-    row_edges, column_edges = (_edges(starts, side, length, size) for starts, length, size in
-                               zip((rows, columns), shape, tissue.shape, strict=True))
+    row_edges, column_edges = (
+        _edges(starts, side, length, size)
+        for starts, length, size in zip((rows, columns), shape, tissue.shape, strict=True)
+    )
     chosen = []
     for row, (y0, y1) in zip(rows, row_edges, strict=True):
         band = tissue[y0:y1].any(axis=0)

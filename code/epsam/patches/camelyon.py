@@ -15,16 +15,24 @@ def _camelyon17(split: str, codes: str) -> dict[str, str]:
 
 PUBLISHED_SPLITS: dict[str, dict[str, str]] = {
     "camelyon16": (
-        _camelyon16("train", "061 018 039 031 035 051 064 040 030 007 025 041 054 065 005 046 023 004 022 008 006 068 "
-                             "001 009 015 042 016 056 027 057 038 063 019 045 037 062 058 033 010 002 060 055 069 052 "
-                             "066 011 024")
+        _camelyon16(
+            "train",
+            "061 018 039 031 035 051 064 040 030 007 025 041 054 065 005 046 023 004 022 008 006 068 "
+            "001 009 015 042 016 056 027 057 038 063 019 045 037 062 058 033 010 002 060 055 069 052 "
+            "066 011 024",
+        )
         | _camelyon16("val", "048 013 067 044 043 036")
-        | _camelyon16("test", "032 047 049 028 050 053 034 012 059 014 020 003 026 029 017")),
+        | _camelyon16("test", "032 047 049 028 050 053 034 012 059 014 020 003 026 029 017")
+    ),
     "camelyon17": (
-        _camelyon17("train", "241 512 204 224 444 481 423 603 674 213 161 363 451 151 174 720 202 410 171 640 382 120 "
-                             "662 681 402 464 731")
+        _camelyon17(
+            "train",
+            "241 512 204 224 444 481 423 603 674 213 161 363 451 151 174 720 202 410 171 640 382 120 "
+            "662 681 402 464 731",
+        )
         | _camelyon17("val", "343 521 152")
-        | _camelyon17("test", "622 391 044 614 104 091 754 463 172")),
+        | _camelyon17("test", "622 391 044 614 104 091 754 463 172")
+    ),
 }
 """Slide name to split, as published with the method."""
 
@@ -38,8 +46,9 @@ class Issue:
     """False: only its negatives are left out."""
 
 
-_PARTLY = Issue("holds mirrored sections that are not all annotated: outside the outlines there is tumour",
-                  exclude=False)
+_PARTLY = Issue(
+    "holds mirrored sections that are not all annotated: outside the outlines there is tumour", exclude=False
+)
 
 
 KNOWN_ISSUES: dict[str, dict[str, Issue]] = {

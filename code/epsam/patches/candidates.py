@@ -99,19 +99,25 @@ def _signature(record: SlideRecord, config: Config) -> str:
         try:
             stat = path.stat()
         except OSError as error:
-            raise SlideError(f"{path}: cannot be reached ({error.strerror}); is it a link to a place that is "
-                             "not mounted?") from None
+            raise SlideError(
+                f"{path}: cannot be reached ({error.strerror}); is it a link to a place that is not mounted?"
+            ) from None
         files[path.name] = [stat.st_size, stat.st_mtime_ns]
-    settings = [config.slides.model_dump(mode="json", include={"reader", "asap_path", "groups"}),
-                config.patches.model_dump(mode="json", include={"size_px", "target_mpp", "centre", "border", "tissue"})]
+    settings = [
+        config.slides.model_dump(mode="json", include={"reader", "asap_path", "groups"}),
+        config.patches.model_dump(mode="json", include={"size_px", "target_mpp", "centre", "border", "tissue"}),
+    ]
     return json.dumps([files, settings, record.override.mpp, record.override.tissue_threshold], sort_keys=True)
 
 
 def _find_candidates(record: SlideRecord, config: Config, signature: str) -> SlideCandidates:
     settings = config.patches
     with open_slide(record.path, config.slides.reader, config.slides.asap_path) as slide:
-        annotation = (read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path), slide.size)
-                      if record.annotation else None)
+        annotation = (
+            read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path), slide.size)
+            if record.annotation
+            else None
+        )
         mpp = (record.override.mpp,) * 2 if record.override.mpp else slide.mpp
         read_px = window_px(settings, mpp)
         notes = _check_place(annotation, slide.size) if annotation else []
@@ -124,8 +130,20 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> Sli
         if annotation:
             annotated = (fraction > 0) | annotation.in_regions(x, y, read_px, read_px)
             x, y, fraction = x[annotated], y[annotated], fraction[annotated]
-        return SlideCandidates(signature, slide.reader, slide.reader_version, slide.vendor, slide.size, mpp, read_px,
-                    tuple(notes), x, y, fraction, *_for_sheet(slide, rgb, tissue))
+        return SlideCandidates(
+            signature,
+            slide.reader,
+            slide.reader_version,
+            slide.vendor,
+            slide.size,
+            mpp,
+            read_px,
+            tuple(notes),
+            x,
+            y,
+            fraction,
+            *_for_sheet(slide, rgb, tissue),
+        )
 
 
 def _check_place(annotation: Annotation, size: tuple[int, int]) -> list[str]:
@@ -134,8 +152,10 @@ def _check_place(annotation: Annotation, size: tuple[int, int]) -> list[str]:
     width, height = size
     where = f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}; the slide is {width} x {height} px"
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise AnnotationError(f"{annotation.path}: all tumour outlines lie outside the slide ({where}); is it the "
-                              "annotation of another slide?")
+        raise AnnotationError(
+            f"{annotation.path}: all tumour outlines lie outside the slide ({where}); is it the "
+            "annotation of another slide?"
+        )
     warnings = list(annotation.warnings)
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         warnings.append(f"tumour outlines reach beyond the slide ({where})")
@@ -161,7 +181,9 @@ def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> tuple[np.nd
     scale = min(1, SHEET_PX / max(rgb.shape))
     size = tuple(max(1, round(side * scale)) for side in rgb.shape[1::-1])
     coarser = tissue.shape[1] < size[0]
-    small = cv2.resize(tissue.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR if coarser else cv2.INTER_AREA)
+    small = cv2.resize(
+        tissue.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR if coarser else cv2.INTER_AREA
+    )
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), small >= 128
 
 
@@ -217,9 +239,16 @@ def _load(file: Path, signature: str) -> SlideCandidates | None:
 def _is_whole(scan: SlideCandidates) -> bool:
     """Whether arrays read from a file are those of a scan: types, shapes and ranges."""
     x, y, fraction, tissue = scan.x, scan.y, scan.fraction, scan.tissue
-    return (x.ndim == 1 and len(x) > 0 and x.shape == y.shape == fraction.shape
-            and x.dtype == y.dtype == np.int64 and fraction.dtype == np.float64 and tissue.dtype == bool
-            and tissue.shape == scan.thumbnail.shape[:2]
-            and all(bool((corner >= 0).all() and (corner < side).all())
-                    for corner, side in zip((x, y), scan.size, strict=True))
-            and bool(((fraction >= 0) & (fraction <= 1)).all()))
+    return (
+        x.ndim == 1
+        and len(x) > 0
+        and x.shape == y.shape == fraction.shape
+        and x.dtype == y.dtype == np.int64
+        and fraction.dtype == np.float64
+        and tissue.dtype == bool
+        and tissue.shape == scan.thumbnail.shape[:2]
+        and all(
+            bool((corner >= 0).all() and (corner < side).all()) for corner, side in zip((x, y), scan.size, strict=True)
+        )
+        and bool(((fraction >= 0) & (fraction <= 1)).all())
+    )

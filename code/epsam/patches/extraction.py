@@ -60,14 +60,22 @@ class ExtractionTask:
     windows: tuple[Window, ...]
 
 
-def extract(records: list[SlideRecord], scans: Mapping[str, SlideCandidates], purposes: Mapping[str, np.ndarray], config: Config,
-        workspace: Workspace) -> None:
+def extract(
+    records: list[SlideRecord],
+    scans: Mapping[str, SlideCandidates],
+    purposes: Mapping[str, np.ndarray],
+    config: Config,
+    workspace: Workspace,
+) -> None:
     """Cut the chosen windows; what is on disk already stays.
 
     Windows that cannot be read are struck from `purposes`; a slide of which none can be read fails.
     """
-    tasks = [task for record in usable(records)
-             for task in _tasks(record, scans[record.slide], purposes[record.slide], config, workspace)]
+    tasks = [
+        task
+        for record in usable(records)
+        for task in _tasks(record, scans[record.slide], purposes[record.slide], config, workspace)
+    ]
     total = sum(len(task.windows) for task in tasks)
     _check_room(total, config, workspace)
     failed: dict[str, dict[str, EpsamError]] = {}
@@ -83,17 +91,27 @@ def extract(records: list[SlideRecord], scans: Mapping[str, SlideCandidates], pu
             _leave_out(record, scans[record.slide], purposes[record.slide], failed[record.slide])
 
 
-def _tasks(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config,
-           workspace: Workspace) -> Iterator[ExtractionTask]:
+def _tasks(
+    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace
+) -> Iterator[ExtractionTask]:
     names = patch_names(record, scan)
     chosen = np.flatnonzero(purpose != "")
     order = chosen[reading_order(scan.x[chosen], scan.y[chosen], scan.read_px)]
     windows = [Window(names[i], int(scan.x[i]), int(scan.y[i]), bool(scan.fraction[i] > 0)) for i in order]
     groups = tuple((kind, tuple(found)) for kind, found in config.slides.groups.items())
     for first in range(0, len(windows), CHUNK):
-        yield ExtractionTask(record.slide, record.path, scan.reader, config.slides.asap_path, record.annotation, groups,
-                      scan.read_px, config.patches.size_px, workspace.split(record.split),
-                      tuple(windows[first:first + CHUNK]))
+        yield ExtractionTask(
+            record.slide,
+            record.path,
+            scan.reader,
+            config.slides.asap_path,
+            record.annotation,
+            groups,
+            scan.read_px,
+            config.patches.size_px,
+            workspace.split(record.split),
+            tuple(windows[first : first + CHUNK]),
+        )
 
 
 def reading_order(x: np.ndarray, y: np.ndarray, read_px: int) -> np.ndarray:
@@ -106,11 +124,15 @@ def _check_room(patches: int, config: Config, workspace: Workspace) -> None:
     needed = patches * config.patches.size_px**2 * 3
     free = shutil.disk_usage(workspace.dataset).free
     if free < needed:
-        logger.warning(f"{workspace.dataset}: {patches} patches take up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
-                       "are free; when the disk is full the stage stops, and goes on when it is called again")
+        logger.warning(
+            f"{workspace.dataset}: {patches} patches take up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
+            "are free; when the disk is full the stage stops, and goes on when it is called again"
+        )
 
 
-def _leave_out(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, failed: Mapping[str, EpsamError]) -> None:
+def _leave_out(
+    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, failed: Mapping[str, EpsamError]
+) -> None:
     purpose[np.isin(patch_names(record, scan), list(failed))] = ""
     why = next(iter(failed.values()))
     if purpose.any():
@@ -141,12 +163,14 @@ def _cut_window(task: ExtractionTask, window: Window) -> None:
     image, mask = (task.folder / kind / f"{window.name}.png" for kind in ("image", "mask"))
     pixels = tumour = None  # both are there before either is written
     if not image.is_file():
-        pixels = read_window(_slide(task.path, task.backend, task.asap_path), window.x, window.y, task.read_px,
-                             task.size_px)
+        pixels = read_window(
+            _slide(task.path, task.backend, task.asap_path), window.x, window.y, task.read_px, task.size_px
+        )
     if window.has_tumour and not mask.is_file():
         slide = _slide(task.path, task.backend, task.asap_path)
         tumour = _annotation(task.annotation, task.groups, task.path, slide.size).mask(
-            window.x, window.y, task.size_px, task.size_px, task.read_px / task.size_px)
+            window.x, window.y, task.size_px, task.size_px, task.read_px / task.size_px
+        )
     if pixels is not None:
         write_stored_png(image, pixels)
     if tumour is not None:
@@ -176,6 +200,7 @@ def _slide(path: Path, backend: str, asap_path: Path | None) -> Slide:
 
 
 @lru_cache(maxsize=2)
-def _annotation(path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...], slide: Path,
-                size: tuple[int, int]) -> Annotation:
+def _annotation(
+    path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...], slide: Path, size: tuple[int, int]
+) -> Annotation:
     return read_annotation(path, dict(groups), bounds_origin(slide), size)

@@ -17,13 +17,16 @@ def window_px(settings: Patches, mpp: tuple[float, float] | None) -> int:
     if settings.target_mpp is None:
         return settings.size_px
     if mpp is None:
-        raise SlideError("the slide does not say its resolution, which patches.target_mpp needs; "
-                         "give it in the column mpp of slides.overrides")
+        raise SlideError(
+            "the slide does not say its resolution, which patches.target_mpp needs; "
+            "give it in the column mpp of slides.overrides"
+        )
     return max(1, round(settings.size_px * settings.target_mpp / (sum(mpp) / 2)))
 
 
-def candidate_windows(tissue: np.ndarray, size: tuple[int, int], read_px: int,
-                      settings: Patches) -> tuple[np.ndarray, np.ndarray]:
+def candidate_windows(
+    tissue: np.ndarray, size: tuple[int, int], read_px: int, settings: Patches
+) -> tuple[np.ndarray, np.ndarray]:
     """Level-0 x and y, each (n,) int64, of the windows whose central part holds tissue.
 
     tissue: (h, w) bool at `settings.tissue.downsample`; size: (width, height) of level 0.
@@ -33,8 +36,14 @@ def candidate_windows(tissue: np.ndarray, size: tuple[int, int], read_px: int,
     width, height = size
     xs, ys = [], []
     for shift in (0, read_px // 2):
-        x, y = (np.arange(math.ceil(settings.border * side) + shift,
-                          side - math.ceil(settings.border * side) - read_px + 1, read_px) for side in (width, height))
+        x, y = (
+            np.arange(
+                math.ceil(settings.border * side) + shift,
+                side - math.ceil(settings.border * side) - read_px + 1,
+                read_px,
+            )
+            for side in (width, height)
+        )
         grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
         xs.append(grid_x.ravel())
         ys.append(grid_y.ravel())

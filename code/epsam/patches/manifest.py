@@ -100,8 +100,9 @@ def find_slides(workspace: Workspace, settings: Slides) -> list[SlideRecord]:
     files = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
     slides = [p for p in files if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     if not slides:
-        raise DataError(f"{folder}: no slides; put them there (or a link to them), and their XML into "
-                        f"{workspace.annotations}")
+        raise DataError(
+            f"{folder}: no slides; put them there (or a link to them), and their XML into {workspace.annotations}"
+        )
     left = [p.name for p in files if p not in slides and p.suffix.lower() != ".xml" and p.is_file()]
     if left:
         logger.warning(f"{folder}: {len(left)} files are no slides by their names and are left alone: {short(left)}")
@@ -122,8 +123,15 @@ def find_slides(workspace: Workspace, settings: Slides) -> list[SlideRecord]:
         records.append(record)
     for key, xml in annotations.items():
         if key not in names:
-            records.append(SlideRecord(xml.stem, xml, annotation=xml, status="failed",
-                                       reason=f"annotation without a slide: no {xml.stem}.* in {folder.name}/"))
+            records.append(
+                SlideRecord(
+                    xml.stem,
+                    xml,
+                    annotation=xml,
+                    status="failed",
+                    reason=f"annotation without a slide: no {xml.stem}.* in {folder.name}/",
+                )
+            )
     if unknown := sorted(set(overrides) - set(names)):
         logger.warning(f"{settings.overrides}: no such slides: {short(unknown)}")
     return records

@@ -75,8 +75,10 @@ def _draw(among: np.ndarray, count: int, config: Config, *purpose: object) -> np
 
 def _report(split: str, wanted: Selection, positives: np.ndarray, negatives: np.ndarray, extra: np.ndarray) -> None:
     asked = f"{wanted.per_bin} a bin" if wanted.per_bin is not None else str(wanted.at_random)
-    logger.info(f"{split}: {len(positives)} positives ({asked} asked), {min(len(negatives), wanted.negatives)} "
-                f"negatives ({wanted.negatives} asked, {len(negatives)} there), "
-                f"{min(len(extra), wanted.classifier_extra)} more positives for the classifier alone")
+    logger.info(
+        f"{split}: {len(positives)} positives ({asked} asked), {min(len(negatives), wanted.negatives)} "
+        f"negatives ({wanted.negatives} asked, {len(negatives)} there), "
+        f"{min(len(extra), wanted.classifier_extra)} more positives for the classifier alone"
+    )
     if not len(negatives) and wanted.negatives:
         logger.warning(f"{split}: no window without tumour may be chosen, so there are no negatives")

@@ -25,8 +25,10 @@ def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
     if settings.split == "random":
         return
     if settings.collection not in PUBLISHED_SPLITS:
-        raise ConfigError(f"slides.split: {settings.split} needs slides.collection: camelyon16 or camelyon17; use "
-                          "split: random, which keeps patients whole where slides.overrides names them")
+        raise ConfigError(
+            f"slides.split: {settings.split} needs slides.collection: camelyon16 or camelyon17; use "
+            "split: random, which keeps patients whole where slides.overrides names them"
+        )
     published = PUBLISHED_SPLITS[settings.collection]
     for record in records:
         record.split = record.split or published.get(record.name, "")
@@ -48,9 +50,11 @@ def _warn_missing(records: Iterable[SlideRecord], published: Mapping[str, str], 
         logger.warning(f"slides of the published split of {collection} that are not here: {'; '.join(lines)}")
     found = {record.split for record in records if record.is_slide}
     if empty := [split for split in SPLITS if split not in found]:
-        raise DataError(f"none of the slides that the published split of {collection} names for {', '.join(empty)} is "
-                        f"here: {'; '.join(lines)}. Download them, name a split in slides.overrides, or use "
-                        "slides.split=random")
+        raise DataError(
+            f"none of the slides that the published split of {collection} names for {', '.join(empty)} is "
+            f"here: {'; '.join(lines)}. Download them, name a split in slides.overrides, or use "
+            "slides.split=random"
+        )
 
 
 def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:
@@ -62,8 +66,10 @@ def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:
     for patient, found in shared.items():
         where = " and ".join(split for split in SPLITS if split in found)
         if not disjoint:
-            logger.warning(f"{patient} has slides in {where} in the published split, so its figures flatter; "
-                           "slides.split=patient-disjoint avoids this")
+            logger.warning(
+                f"{patient} has slides in {where} in the published split, so its figures flatter; "
+                "slides.split=patient-disjoint avoids this"
+            )
             continue
         keep = next(split for split in reversed(SPLITS) if split in found)
         for record in records:
@@ -92,7 +98,8 @@ def assign_random(records: Sequence[SlideRecord], usable: Callable[[SlideRecord]
         raise DataError(
             f"{len(positive)} slides or patients have windows with a tumour share that may be chosen, but the splits "
             f"{', '.join(wanting)} need one each; add annotated slides, widen patches.positive_share, or see why slides "
-            "failed or are excluded in slides.csv")
+            "failed or are excluded in slides.csv"
+        )
     for stratum in (positive, [p for p in patients if p not in set(positive)]):
         order = sorted(stratum, key=lambda patient: seed_of(config.patches.seed, "split", patient))
         least = {split: int(stratum is positive and split in wanting) for split in SPLITS}

@@ -14,8 +14,21 @@ from epsam.runtime.log import logger
 from epsam.runtime.records import Row, read_rows
 from epsam.workspace import SPLITS, Workspace
 
-PATCH_COLUMNS = ["name", "slide", "x", "y", "read_px", "tumour_fraction", "split", "label", "chosen", "purpose",
-                 "reader", "reader_version", "vendor"]
+PATCH_COLUMNS = [
+    "name",
+    "slide",
+    "x",
+    "y",
+    "read_px",
+    "tumour_fraction",
+    "split",
+    "label",
+    "chosen",
+    "purpose",
+    "reader",
+    "reader_version",
+    "vendor",
+]
 
 
 class SlideRow(Row):
@@ -45,23 +58,45 @@ def read_summary(workspace: Workspace) -> list[SlideRow]:
 def patch_names(record: SlideRecord, scan: SlideCandidates) -> list[str]:
     """`<slide>_x<X>_y<Y>_<label>` of each candidate window: level-0 corner; label 1 when it holds tumour."""
     labels = (scan.fraction > 0).astype(int)
-    return [f"{record.slide}_x{x}_y{y}_{label}" for x, y, label in
-            zip(scan.x.tolist(), scan.y.tolist(), labels.tolist(), strict=True)]
+    return [
+        f"{record.slide}_x{x}_y{y}_{label}"
+        for x, y, label in zip(scan.x.tolist(), scan.y.tolist(), labels.tolist(), strict=True)
+    ]
 
 
-def write_patches(records: list[SlideRecord], scans: Mapping[str, SlideCandidates], purposes: Mapping[str, np.ndarray],
-                  workspace: Workspace) -> None:
+def write_patches(
+    records: list[SlideRecord],
+    scans: Mapping[str, SlideCandidates],
+    purposes: Mapping[str, np.ndarray],
+    workspace: Workspace,
+) -> None:
     """Write patches.csv: every candidate window of the slides in use."""
-    write_csv(workspace.patches_csv, (row for record in usable(records) for row in
-                                      _rows(record, scans[record.slide], purposes[record.slide])), PATCH_COLUMNS)
+    write_csv(
+        workspace.patches_csv,
+        (row for record in usable(records) for row in _rows(record, scans[record.slide], purposes[record.slide])),
+        PATCH_COLUMNS,
+    )
 
 
 def _rows(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray) -> Iterator[dict[str, object]]:
-    common = {"slide": record.slide, "read_px": scan.read_px, "split": record.split, "reader": scan.reader,
-              "reader_version": scan.reader_version, "vendor": scan.vendor}
+    common = {
+        "slide": record.slide,
+        "read_px": scan.read_px,
+        "split": record.split,
+        "reader": scan.reader,
+        "reader_version": scan.reader_version,
+        "vendor": scan.vendor,
+    }
     for i, name in enumerate(patch_names(record, scan)):
-        yield common | {"name": name, "x": scan.x[i], "y": scan.y[i], "tumour_fraction": f"{scan.fraction[i]:.6g}",
-                        "label": name[-1], "chosen": int(purpose[i] != ""), "purpose": purpose[i]}
+        yield common | {
+            "name": name,
+            "x": scan.x[i],
+            "y": scan.y[i],
+            "tumour_fraction": f"{scan.fraction[i]:.6g}",
+            "label": name[-1],
+            "chosen": int(purpose[i] != ""),
+            "purpose": purpose[i],
+        }
 
 
 def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
@@ -69,8 +104,10 @@ def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
     write_csv(workspace.slides_csv, (record.row() for record in records), SLIDE_COLUMNS)
     for split in SPLITS:
         slides = [record for record in usable(records) if record.split == split]
-        logger.info(f"{split}: {len(slides)} slides, {sum(r.patches_positive for r in slides)} positive and "
-                    f"{sum(r.patches_negative for r in slides)} negative patches")
+        logger.info(
+            f"{split}: {len(slides)} slides, {sum(r.patches_positive for r in slides)} positive and "
+            f"{sum(r.patches_negative for r in slides)} negative patches"
+        )
     reasons: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.status != "ok":
@@ -79,11 +116,17 @@ def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
         shown = ", ".join(slides[:6]) + (f" and {len(slides) - 6} more" if len(slides) > 6 else "")
         logger.info(f"{status}: {shown}: {reason}")
     if failed := [record.slide for record in records if record.status == "failed"]:
-        logger.warning(f"{len(failed)} of {len(records)} slides failed, the others are done: see {workspace.slides_csv}")
+        logger.warning(
+            f"{len(failed)} of {len(records)} slides failed, the others are done: see {workspace.slides_csv}"
+        )
 
 
-def remove_stale(records: list[SlideRecord], scans: Mapping[str, SlideCandidates], purposes: Mapping[str, np.ndarray],
-                 workspace: Workspace) -> None:
+def remove_stale(
+    records: list[SlideRecord],
+    scans: Mapping[str, SlideCandidates],
+    purposes: Mapping[str, np.ndarray],
+    workspace: Workspace,
+) -> None:
     """Remove patches of these slides that earlier runs cut and that are not chosen now."""
     keep: set[tuple[str, str]] = set()
     for record in usable(records):

@@ -41,11 +41,16 @@ def _explanation(config: Config, slides: list[SlideRow]) -> str:
     if not slides:
         return "The patches were brought as they are; there is no record of slides."
     counts = Counter(slide.status for slide in slides)
-    tally = ", ".join(f"{counts[status]} {name}" for status, name in (
-        ("ok", "used"), ("failed", "failed"), ("excluded", "excluded")) if counts[status])
+    tally = ", ".join(
+        f"{counts[status]} {name}"
+        for status, name in (("ok", "used"), ("failed", "failed"), ("excluded", "excluded"))
+        if counts[status]
+    )
     at = f"at {cut.target_mpp} um/px" if cut.target_mpp else "at level 0"
-    return (f"{len(slides)} slides ({tally}). Patches of {cut.size_px} px {at}; SAM works on patches whose tumour "
-            f"share lies between {low:.0%} and {high:.0%}. Split of the slides: {config.slides.split}.")
+    return (
+        f"{len(slides)} slides ({tally}). Patches of {cut.size_px} px {at}; SAM works on patches whose tumour "
+        f"share lies between {low:.0%} and {high:.0%}. Split of the slides: {config.slides.split}."
+    )
 
 
 def _split(workspace: Workspace, split: str, slides: list[SlideRow]) -> tuple[str, ...]:
@@ -63,10 +68,21 @@ def _slide(slide: SlideRow) -> tuple[str, ...]:
     size = f"{slide.width:,} × {slide.height:,}" if slide.width and slide.height else "–"
     mpp = f"{slide.mpp_x:.3f}" if slide.mpp_x else "unknown"
     read_by = ", ".join(part for part in (slide.reader, slide.vendor) if part) or "–"
-    return (slide.slide, slide.split or "–", slide.status, read_by, size, mpp,
-            str(slide.patches_positive), str(slide.patches_negative))
+    return (
+        slide.slide,
+        slide.split or "–",
+        slide.status,
+        read_by,
+        size,
+        mpp,
+        str(slide.patches_positive),
+        str(slide.patches_negative),
+    )
 
 
 def _thumbnail(path: Path) -> dict[str, str]:
-    return {"title": path.stem, "uri": as_jpeg(read_image(path), THUMBNAIL_PX),
-            "alt": f"Slide {path.stem} with tissue, annotation and the chosen patches"}
+    return {
+        "title": path.stem,
+        "uri": as_jpeg(read_image(path), THUMBNAIL_PX),
+        "alt": f"Slide {path.stem} with tissue, annotation and the chosen patches",
+    }

@@ -31,15 +31,24 @@ def example_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     patches = {patch.name: patch for patch in patches_for_sam(workspace, "test")}
     cams = load_cams(workspace.cams("test"))
     groups = [
-        {"title": title,
-         "cases": [_case(config, workspace, patches[figures.names[i]], cams[figures.names[i]], figures, first, i)
-                   for i in chosen]}
+        {
+            "title": title,
+            "cases": [
+                _case(config, workspace, patches[figures.names[i]], cams[figures.names[i]], figures, first, i)
+                for i in chosen
+            ],
+        }
         for title, chosen in _choose(figures.dice).items()
     ]
-    return {"groups": groups, "missing": missing, "explanation": (
-        f"Ordered by the Dice of {final.title.lower()}, best first; chosen by rank alone. Each row reads from "
-        "patch to prediction: the map that the classifier gives, the prompts drawn from it, the mask cut from it, what "
-        "SAM's decoder makes of the prompts, and the annotation.")}
+    return {
+        "groups": groups,
+        "missing": missing,
+        "explanation": (
+            f"Ordered by the Dice of {final.title.lower()}, best first; chosen by rank alone. Each row reads from "
+            "patch to prediction: the map that the classifier gives, the prompts drawn from it, the mask cut from it, what "
+            "SAM's decoder makes of the prompts, and the annotation."
+        ),
+    }
 
 
 def _choose(dice: np.ndarray) -> dict[str, np.ndarray]:
@@ -47,9 +56,9 @@ def _choose(dice: np.ndarray) -> dict[str, np.ndarray]:
     order = np.argsort(-dice, kind="stable")
     count = min(CASES, -(-len(order) // 3))
     best, rest = order[:count], order[count:]
-    worst, middle = rest[len(rest) - min(count, len(rest)):], rest[:max(0, len(rest) - count)]
+    worst, middle = rest[len(rest) - min(count, len(rest)) :], rest[: max(0, len(rest) - count)]
     start = max(0, (len(middle) - count) // 2)
-    chosen = {"Best": best, "Median": middle[start:start + count], "Worst": worst}
+    chosen = {"Best": best, "Median": middle[start : start + count], "Worst": worst}
     return {title: ranks for title, ranks in chosen.items() if len(ranks)}
 
 
@@ -59,8 +68,9 @@ def prompts_of(config: Config, patch: Patch, cam: ActivationMap, size: tuple[int
     return prompts_for(cam_mask(cam, config.cam, size), resize_map(cam.values, size), config.prompts, rng)
 
 
-def _case(config: Config, workspace: Workspace, patch: Patch, cam: ActivationMap, figures: Figures, first: Figures,
-          row: int) -> dict[str, Any]:
+def _case(
+    config: Config, workspace: Workspace, patch: Patch, cam: ActivationMap, figures: Figures, first: Figures, row: int
+) -> dict[str, Any]:
     image, truth = read_image(patch.path), read_mask(patch.mask)
     size = truth.shape
     prediction = read_mask(predictions(workspace, final_method(config)) / f"{patch.name}.png")
@@ -69,17 +79,23 @@ def _case(config: Config, workspace: Workspace, patch: Patch, cam: ActivationMap
     heat = draw_prompts(draw_map(image, resize_map(cam.values, size)), prompts.points, prompts.boxes, size)
     shown = {
         "Patch": (photo(image), "as cut from the slide"),
-        "CAM and prompts": (heat, f"class activation map with {len(prompts.points)} points and "
-                            f"{len(prompts.boxes)} boxes"),
+        "CAM and prompts": (
+            heat,
+            f"class activation map with {len(prompts.points)} points and {len(prompts.boxes)} boxes",
+        ),
         "CAM mask": (draw_mask(image, mask), f"covers {mask.mean():.0%} of the patch"),
-        "Prediction": (draw_errors(image, prediction, truth),
-                       f"covers {prediction.mean():.0%} of the patch, Dice {figures.dice[row]:.2f}"),
+        "Prediction": (
+            draw_errors(image, prediction, truth),
+            f"covers {prediction.mean():.0%} of the patch, Dice {figures.dice[row]:.2f}",
+        ),
         "Annotation": (draw_mask(image, truth), f"covers {truth.mean():.0%} of the patch"),
     }
     return {
         "name": patch.name,
         "dice": f"{figures.dice[row]:.2f}",
         "note": f"IoU {figures.iou[row]:.2f}; CAM mask alone: Dice {first.dice[row]:.2f}",
-        "images": [{"title": title, "uri": as_jpeg(panel), "size": PANEL_PX, "alt": f"{title} of {patch.name}: {what}"}
-                   for title, (panel, what) in shown.items()],
+        "images": [
+            {"title": title, "uri": as_jpeg(panel), "size": PANEL_PX, "alt": f"{title} of {patch.name}: {what}"}
+            for title, (panel, what) in shown.items()
+        ],
     }

@@ -33,14 +33,20 @@ def draw_overview(config: Config, workspace: Workspace, hardware: Hardware, path
     """
     context = SamSession(config, workspace, hardware)
     labels = workspace.pseudo_labels(config.retrain.rounds)
-    kept = [example for example in context.examples("train")
-            if example.patch.has_mask and (labels / f"{example.patch.name}.png").is_file()]
+    kept = [
+        example
+        for example in context.examples("train")
+        if example.patch.has_mask and (labels / f"{example.patch.name}.png").is_file()
+    ]
     if not kept:
         raise DataError(f"{labels}: no pseudo-label of a patch that has a true mask; run the stages up to retrain")
     context.use_decoder(workspace.decoder(config.retrain.rounds))
-    lines = [_panels(config, labels, sample, mask) for sample, mask in predict(context, "train", evenly_spaced(kept, rows))]
-    figure, grid = plt.subplots(len(lines), len(TITLES), figsize=(12, 2.16 * len(lines) + 0.3), dpi=120, squeeze=False,
-                                layout="constrained")
+    lines = [
+        _panels(config, labels, sample, mask) for sample, mask in predict(context, "train", evenly_spaced(kept, rows))
+    ]
+    figure, grid = plt.subplots(
+        len(lines), len(TITLES), figsize=(12, 2.16 * len(lines) + 0.3), dpi=120, squeeze=False, layout="constrained"
+    )
     for row, line in zip(grid, lines, strict=True):
         for axes, (image, note) in zip(row, line, strict=True):
             axes.imshow(image)
@@ -64,9 +70,13 @@ def _panels(config: Config, labels: Path, sample: Sample, prediction: np.ndarray
     return [
         (photo(image, PANEL_PX), ""),
         (draw_map(image, resize_map(example.cam.values, truth.shape), PANEL_PX), ""),
-        *((picture, f"Dice {dice(mask, truth):.2f}") for picture, mask in (
-            (prompted, first),
-            (draw_mask(image, label, PANEL_PX), label),
-            (draw_mask(image, prediction, PANEL_PX), prediction))),
+        *(
+            (picture, f"Dice {dice(mask, truth):.2f}")
+            for picture, mask in (
+                (prompted, first),
+                (draw_mask(image, label, PANEL_PX), label),
+                (draw_mask(image, prediction, PANEL_PX), prediction),
+            )
+        ),
         (draw_mask(image, truth, PANEL_PX), ""),
     ]

@@ -17,8 +17,10 @@ from epsam.workspace import Workspace
 def _run_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     stages = [(stage, read_state(workspace.state, stage.name)) for stage in STAGES]
     done = [(stage, record) for stage, record in stages if record and record["done"]]
-    rows = [(stage.name, stage.does, duration(record["seconds"]), f"{record['peak_memory_mib']:,} MiB",
-             record["device"]) for stage, record in done]
+    rows = [
+        (stage.name, stage.does, duration(record["seconds"]), f"{record['peak_memory_mib']:,} MiB", record["device"])
+        for stage, record in done
+    ]
     seconds = sum(record["seconds"] for _, record in done)
     peak = max((record["peak_memory_mib"] for _, record in done), default=0)
     if rows:
@@ -49,8 +51,9 @@ def _environment(workspace: Workspace) -> list[tuple[str, str]]:
 def _settings_section(config: Config) -> dict[str, Any]:
     here = flatten(config.model_dump(mode="json"))
     published = flatten(Config(name=config.name).model_dump(mode="json"))
-    changed = [(key, _shown(value), _shown(published.get(key))) for key, value in here.items()
-               if value != published.get(key)]
+    changed = [
+        (key, _shown(value), _shown(published.get(key))) for key, value in here.items() if value != published.get(key)
+    ]
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return {"changed": changed, "yaml": text}
 

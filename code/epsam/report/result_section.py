@@ -11,8 +11,13 @@ from epsam.results import HOW_TO_MAKE_IT_ANEW, read_results
 from epsam.visualization.charts import methods_chart
 from epsam.workspace import Workspace
 
-COLUMNS = (("Dice", "dice"), ("IoU", "iou"), ("Pooled Dice", "pooled_dice"), ("Dice, all patches", "all_dice"),
-           ("Pooled Dice, all", "all_pooled_dice"))
+COLUMNS = (
+    ("Dice", "dice"),
+    ("IoU", "iou"),
+    ("Pooled Dice", "pooled_dice"),
+    ("Dice, all patches", "all_dice"),
+    ("Pooled Dice, all", "all_pooled_dice"),
+)
 
 
 class Required(dict):
@@ -27,7 +32,9 @@ Row = dict[str, str]
 
 def method_rows(workspace: Workspace) -> dict[str, Row]:
     """Rows of metrics.csv by method, as the evaluation wrote them."""
-    return Required((row.get("method", ""), Required(row)) for row in read_results(workspace) if row["stage"] == "evaluate")
+    return Required(
+        (row.get("method", ""), Required(row)) for row in read_results(workspace) if row["stage"] == "evaluate"
+    )
 
 
 def headline(config: Config, workspace: Workspace) -> str:
@@ -37,9 +44,11 @@ def headline(config: Config, workspace: Workspace) -> str:
     if not last:
         return "No figures on the test split: it has no true masks, or was not evaluated yet."
     rounds = f"round {config.retrain.rounds}" if config.retrain.rounds else "the preliminary round"
-    text = (f"On {last['patches']} test patches that hold tumour, the decoder of {rounds} reaches a mean Dice of "
-            f"{_two(last, 'dice')} (95 % interval {_two(last, 'dice_low')} to {_two(last, 'dice_high')}), "
-            f"against {_two(rows['cam'], 'dice')} for the CAM mask and {_two(rows['sam'], 'dice')} for SAM untuned.")
+    text = (
+        f"On {last['patches']} test patches that hold tumour, the decoder of {rounds} reaches a mean Dice of "
+        f"{_two(last, 'dice')} (95 % interval {_two(last, 'dice_low')} to {_two(last, 'dice_high')}), "
+        f"against {_two(rows['cam'], 'dice')} for the CAM mask and {_two(rows['sam'], 'dice')} for SAM untuned."
+    )
     if "supervised" not in rows:
         return text
     text += f" Trained on true masks, the same decoder reaches {_two(rows['supervised'], 'dice')}"
@@ -60,11 +69,16 @@ def tiles(config: Config, workspace: Workspace) -> list[dict[str, str]]:
     rows = method_rows(workspace)
     shown = []
     if last := rows.get(final_method(config)):
-        shown += [("Dice", _two(last, "dice"), f"on {last['patches']} patches with tumour"),
-                  ("Gain over the CAM", _signed(last, rows["cam"]), _gain(config, workspace)),
-                  ("PxAP of the CAM", _two(rows["cam"], "pxap"), "over all thresholds")]
-    shown += [("Classifier AUC", f"{float(row['auc']):.3f}", "on test patches") for row in read_results(workspace)
-              if row["stage"] == "train-classifier" and row.get("split") == "test" and "auc" in row]
+        shown += [
+            ("Dice", _two(last, "dice"), f"on {last['patches']} patches with tumour"),
+            ("Gain over the CAM", _signed(last, rows["cam"]), _gain(config, workspace)),
+            ("PxAP of the CAM", _two(rows["cam"], "pxap"), "over all thresholds"),
+        ]
+    shown += [
+        ("Classifier AUC", f"{float(row['auc']):.3f}", "on test patches")
+        for row in read_results(workspace)
+        if row["stage"] == "train-classifier" and row.get("split") == "test" and "auc" in row
+    ]
     return [{"title": title, "value": value, "note": note} for title, value, note in shown]
 
 
@@ -88,10 +102,11 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "methods": [_method(method, rows[method.name], final_method(config)) for method in methods],
         "columns": [title for title, _ in COLUMNS],
         "missing": "The test split has no true masks, so nothing could be measured. Put them into test/mask/ under "
-                   "the names of their patches and run ./train.sh again with --from evaluate.",
+        "the names of their patches and run ./train.sh again with --from evaluate.",
         "classifier_columns": ("Split", "AUC", "Accuracy", "Sensitivity at 90 % specificity", "Patches"),
         "classifier": [_classifier(row) for row in read_results(workspace) if row["stage"] == "train-classifier"],
-        "slides": {"rows": []}, "charts": [],
+        "slides": {"rows": []},
+        "charts": [],
     }
     if methods:
         last = rows[methods[-1].name]
@@ -104,24 +119,38 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
                 "slides would change."
             ),
             "map_note": _map_note(rows["cam"]),
-            "charts": [_chart(methods, rows, final_method(config), *chart) for chart in (
-                ("dice", "Mean Dice, patches with tumour"), ("all_pooled_dice", "Pooled Dice, all patches"))],
+            "charts": [
+                _chart(methods, rows, final_method(config), *chart)
+                for chart in (
+                    ("dice", "Mean Dice, patches with tumour"),
+                    ("all_pooled_dice", "Pooled Dice, all patches"),
+                )
+            ],
             "slides": slide_section(config, workspace),
         }
     return section
 
 
 def _map_note(cam: Row) -> str:
-    pxap, best = (f"{float(cam[key]):.3f} ({float(cam[key + '_low']):.3f} to {float(cam[key + '_high']):.3f})"
-                  for key in ("pxap", "best_threshold_dice"))
-    return (f"The maps without a threshold: pixel-level average precision (PxAP) {pxap}. The best single threshold "
-            f"would give a Dice of {best}; it is chosen on test masks, so it is a bound and not a result. "
-            f"Masks of whole patches have a Dice of {float(cam['whole_patch_dice']):.3f}.")
+    pxap, best = (
+        f"{float(cam[key]):.3f} ({float(cam[key + '_low']):.3f} to {float(cam[key + '_high']):.3f})"
+        for key in ("pxap", "best_threshold_dice")
+    )
+    return (
+        f"The maps without a threshold: pixel-level average precision (PxAP) {pxap}. The best single threshold "
+        f"would give a Dice of {best}; it is chosen on test masks, so it is a bound and not a result. "
+        f"Masks of whole patches have a Dice of {float(cam['whole_patch_dice']):.3f}."
+    )
 
 
 def _method(method: Method, row: Row, final: str) -> dict[str, Any]:
-    cells = [{"value": f"{float(row[key]):.3f}", "interval": f"{float(row[key + '_low']):.3f}–"
-              f"{float(row[key + '_high']):.3f}"} for _, key in COLUMNS]
+    cells = [
+        {
+            "value": f"{float(row[key]):.3f}",
+            "interval": f"{float(row[key + '_low']):.3f}–{float(row[key + '_high']):.3f}",
+        }
+        for _, key in COLUMNS
+    ]
     return {"title": method.title, "note": method.note, "cells": cells, "emphasis": method.name == final}
 
 

@@ -71,18 +71,34 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     rows = {slide: _row(slide, owners == slide, figures, gate) for slide in slides}
     # Slides with tumour first: there is more to see on them.
     order = sorted(slides, key=lambda slide: (rows[slide][1] == "0", slide))
-    pictures = [picture for slide in order[:PICTURES] if (picture := _picture(
-        config, workspace, slide, {name: place for name, place in zip(names, places, strict=True)
-                                   if place.slide == slide}, rows[slide]))]
+    pictures = [
+        picture
+        for slide in order[:PICTURES]
+        if (
+            picture := _picture(
+                config,
+                workspace,
+                slide,
+                {name: place for name, place in zip(names, places, strict=True) if place.slide == slide},
+                rows[slide],
+            )
+        )
+    ]
     return {
-        "columns": ("Slide", "Tumour patches", *(Method(name).title for name in figures), "Normal patches",
-                    "Taken for tumour"),
+        "columns": (
+            "Slide",
+            "Tumour patches",
+            *(Method(name).title for name in figures),
+            "Normal patches",
+            "Taken for tumour",
+        ),
         "rows": [rows[slide] for slide in slides],
         "pictures": pictures,
         "explanation": (
             "Test patches in their places. Those with tumour are predicted as in the table above; normal ones only "
             f"where the classifier takes them for tumour (from {gate:g}). Dice is the mean over the patches with "
-            "tumour. What is pale was not predicted here; ./infer.sh predicts whole slides."),
+            "tumour. What is pale was not predicted here; ./infer.sh predicts whole slides."
+        ),
         "more": f"{len(order) - PICTURES} more slides are in the table alone." if len(order) > PICTURES else "",
     }
 
@@ -95,8 +111,9 @@ def _row(slide: str, own: np.ndarray, figures: dict[str, Figures], gate: float) 
     return (slide, str(tumour.sum()), *dice, str(normal.sum()), str(alarms))
 
 
-def _picture(config: Config, workspace: Workspace, slide: str, places: dict[str, Location],
-             row: Sequence[str]) -> dict[str, str] | None:
+def _picture(
+    config: Config, workspace: Workspace, slide: str, places: dict[str, Location], row: Sequence[str]
+) -> dict[str, str] | None:
     """The part of the slide where its test patches lie; None when the slide cannot be read any more."""
     record = next((row for row in read_summary(workspace) if row.slide == slide), None)
     file = record.path.rpartition("/")[2] if record else ""
@@ -112,22 +129,33 @@ def _picture(config: Config, workspace: Workspace, slide: str, places: dict[str,
             image = overview(source, downsample, window=(*low.tolist(), *(high - low).tolist()))
     except SlideError:
         return None
-    squares = {name: np.rint((np.array([place.x, place.y, place.x + side, place.y + side]) - np.tile(low, 2))
-                             / downsample).astype(int) for name, place in places.items()}
+    squares = {
+        name: np.rint(
+            (np.array([place.x, place.y, place.x + side, place.y + side]) - np.tile(low, 2)) / downsample
+        ).astype(int)
+        for name, place in places.items()
+    }
     patches = {patch.name: patch for patch in list_patches(workspace.split("test"))}
     masks = predictions(workspace, final_method(config))
-    drawn = draw_patches(image, [(square, *_masks(masks / f"{name}.png", patches[name]))
-                                 for name, square in squares.items()])
+    drawn = draw_patches(
+        image, [(square, *_masks(masks / f"{name}.png", patches[name])) for name, square in squares.items()]
+    )
     dice = f"Dice {row[4]} on {row[1]} patches with tumour; " if row[1] != "0" else ""
     caption = f"{dice}{row[5]} normal patches, {row[6]} of them taken for tumour"
-    return {"title": slide, "caption": caption, "uri": as_jpeg(drawn),
-            "alt": f"Slide {slide} with the predicted test patches in their places. {caption}."}
+    return {
+        "title": slide,
+        "caption": caption,
+        "uri": as_jpeg(drawn),
+        "alt": f"Slide {slide} with the predicted test patches in their places. {caption}.",
+    }
 
 
 def _masks(prediction: Any, patch: Patch) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Predicted and true mask of a patch; None for one that was not predicted, or has no tumour."""
-    return (read_mask(prediction) if prediction.is_file() else None,
-            read_mask(patch.mask) if patch.label and patch.has_mask else None)
+    return (
+        read_mask(prediction) if prediction.is_file() else None,
+        read_mask(patch.mask) if patch.label and patch.has_mask else None,
+    )
 
 
 def draw_patches(
@@ -157,5 +185,5 @@ def _add(canvas: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
     resized = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
     height, width = canvas.shape
     left, top = max(x0, 0), max(y0, 0)
-    part = canvas[top:min(y1, height), left:min(x1, width)]
-    part += resized[top - y0:top - y0 + part.shape[0], left - x0:left - x0 + part.shape[1]]
+    part = canvas[top : min(y1, height), left : min(x1, width)]
+    part += resized[top - y0 : top - y0 + part.shape[0], left - x0 : left - x0 + part.shape[1]]

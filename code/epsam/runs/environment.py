@@ -9,8 +9,18 @@ from epsam import __version__
 from epsam.runtime.device import Hardware
 from epsam.runtime.records import Record, read_record, write_record
 
-PACKAGES = ("torch", "torchvision", "segment-anything", "numpy", "opencv-python", "scikit-image", "openslide-python",
-            "openslide-bin", "tifffile", "pydantic")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "segment-anything",
+    "numpy",
+    "opencv-python",
+    "scikit-image",
+    "openslide-python",
+    "openslide-bin",
+    "tifffile",
+    "pydantic",
+)
 
 
 class Environment(Record):
@@ -42,10 +52,17 @@ def commit() -> str:
     """Git commit of the program, with a + when files were changed; empty outside a repository."""
     here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True,
-                              timeout=10, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=here,
-                                 capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
     return head + ("+" if changed else "")
@@ -56,16 +73,19 @@ def write_environment(path: Path, hardware: "Hardware") -> None:
     import torch
 
     gpu = torch.cuda.get_device_name(hardware.device) if hardware.device.type == "cuda" else ""
-    write_record(path, Environment(
-        epsam=__version__,
-        commit=commit(),
-        python=platform.python_version(),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        device=gpu or f"CPU, {torch.get_num_threads()} threads",
-        profile=hardware.profile,
-        precision=str(hardware.precision).removeprefix("torch."),
-        packages=package_versions(),
-    ))
+    write_record(
+        path,
+        Environment(
+            epsam=__version__,
+            commit=commit(),
+            python=platform.python_version(),
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            device=gpu or f"CPU, {torch.get_num_threads()} threads",
+            profile=hardware.profile,
+            precision=str(hardware.precision).removeprefix("torch."),
+            packages=package_versions(),
+        ),
+    )
 
 
 def read_environment(path: Path) -> Environment:

@@ -30,10 +30,18 @@ WRITTEN: dict[str, Callable[[Workspace], Iterable[Path]]] = {
     "initial-masks": lambda w: [*map(w.cams, SPLITS), *w.pseudo_labels(0).glob("*.png")],
     "embed": lambda w: (w.run / "embeddings").glob("*/shard_*.npy"),
     "finetune": lambda w: [w.decoder(0), w.run / "round0_curves.csv", *w.split("val").glob("initial_mask/*.png")],
-    "retrain": lambda w: [*w.checkpoints.glob(f"{w.name}_decoder_iter*.pth"), w.run / "pseudo_labels.csv",
-                          *w.run.glob("round[1-9]*_curves.csv"), *_masks(w, "iter_*")],
-    "evaluate": lambda w: [w.decoder("supervised"), w.results("evaluate"), *w.state.glob("predictions/*.csv"),
-                           *w.state.glob("predictions/*/*.png")],
+    "retrain": lambda w: [
+        *w.checkpoints.glob(f"{w.name}_decoder_iter*.pth"),
+        w.run / "pseudo_labels.csv",
+        *w.run.glob("round[1-9]*_curves.csv"),
+        *_masks(w, "iter_*"),
+    ],
+    "evaluate": lambda w: [
+        w.decoder("supervised"),
+        w.results("evaluate"),
+        *w.state.glob("predictions/*.csv"),
+        *w.state.glob("predictions/*/*.png"),
+    ],
 }
 """Files of each stage that stages after it read; hidden ones (temporary files) do not count."""
 
@@ -87,8 +95,9 @@ def difference(workspace: Workspace, stage: str) -> Difference:
         record_files(workspace, stage)
     if stage not in WRITTEN:
         return Difference([], [], 0)
-    saved = read_record(path, FilesRecord, f"delete it to take the files of {stage} as they are, or make them anew with "
-                                           f"--from {stage}").files
+    saved = read_record(
+        path, FilesRecord, f"delete it to take the files of {stage} as they are, or make them anew with --from {stage}"
+    ).files
     recorded = {workspace.root / name: digest for name, digest in saved.items()}
     hashes = hashes_of(workspace, recorded)
     # Those that differ are read again: a wrong entry of the cache must not refuse a file that is whole.
@@ -110,8 +119,10 @@ def check_files(workspace: Workspace, stage: str, following: str, *, measures: b
     if stage == PREPROCESS:
         following = "evaluate" if first.parent in masks else "train-classifier"
     anew = f"or make it anew (--from {stage}), " if stage != PREPROCESS or workspace.patches_csv.is_file() else ""
-    raise StateError(f"{first} has changed since the stage {stage} was done ({len(changed)} of {found.recorded} files). Put "
-                     f"it back as it was, {anew}or, where the change is meant, take it as it is (--from {following})")
+    raise StateError(
+        f"{first} has changed since the stage {stage} was done ({len(changed)} of {found.recorded} files). Put "
+        f"it back as it was, {anew}or, where the change is meant, take it as it is (--from {following})"
+    )
 
 
 def _record(workspace: Workspace, stage: str) -> Path:

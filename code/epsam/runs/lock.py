@@ -49,7 +49,11 @@ class LockRecord(Record):
 
     def shares_processes_with(self, other: "LockRecord") -> bool:
         """Whether process numbers of both mean the same."""
-        return (self.boot, self.namespace, self.boot or self.host) == (other.boot, other.namespace, other.boot or other.host)
+        return (self.boot, self.namespace, self.boot or self.host) == (
+            other.boot,
+            other.namespace,
+            other.boot or other.host,
+        )
 
 
 @contextlib.contextmanager
@@ -83,8 +87,12 @@ def release(run: Path) -> None:
     guard = _open_guard(path)
     try:
         holder = _holder(path)
-        if _try_flock(guard) and holder is not None and owner in holder.processes and not _others(
-                holder, _record_of(int(owner), os.getpid())):
+        if (
+            _try_flock(guard)
+            and holder is not None
+            and owner in holder.processes
+            and not _others(holder, _record_of(int(owner), os.getpid()))
+        ):
             path.unlink()
     finally:
         _close_guard(guard)
@@ -93,9 +101,11 @@ def release(run: Path) -> None:
 def _record_of(*pids: int) -> LockRecord:
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return LockRecord(
-        host=socket.gethostname(), boot=boot.read_text().strip() if boot.is_file() else "",
+        host=socket.gethostname(),
+        boot=boot.read_text().strip() if boot.is_file() else "",
         namespace=str(namespace.readlink()) if namespace.is_symlink() else "",
-        processes={str(pid): start_of(pid) for pid in pids})
+        processes={str(pid): start_of(pid) for pid in pids},
+    )
 
 
 def _take(path: Path, mine: LockRecord) -> int:
@@ -156,7 +166,9 @@ def _wait_for_guard(guard: int, path: Path, mine: LockRecord) -> None:
 
 
 def _in_use(path: Path, who: str) -> StateError:
-    return StateError(f"{path.parent} is in use by {who}. Wait for it or stop it; if it is gone for good, delete {path}")
+    return StateError(
+        f"{path.parent} is in use by {who}. Wait for it or stop it; if it is gone for good, delete {path}"
+    )
 
 
 def _living(holder: LockRecord, mine: LockRecord, path: Path) -> str:
@@ -177,8 +189,11 @@ def _elsewhere(holder: LockRecord) -> str:
 
 def _others(holder: LockRecord, mine: LockRecord) -> list[int]:
     """Processes of a lock of this machine that live and are not ours."""
-    return sorted(int(pid) for pid, start in holder.processes.items() - mine.processes.items()
-                  if start and start_of(int(pid)) == start)
+    return sorted(
+        int(pid)
+        for pid, start in holder.processes.items() - mine.processes.items()
+        if start and start_of(int(pid)) == start
+    )
 
 
 def _has_heartbeat(path: Path) -> bool:

@@ -28,7 +28,7 @@ def reset(config: Config, workspace: Workspace, first: str) -> None:
         for stage in reversed(stages):
             remove([workspace.state / f"{stage.name}.json", workspace.results(stage.name)])
             clear(stage, config, workspace)
-        forget_files(workspace, [PREPROCESS, *(stage.name for stage in STAGES[max(place - 1, 0):])])
+        forget_files(workspace, [PREPROCESS, *(stage.name for stage in STAGES[max(place - 1, 0) :])])
         if stages[0] is STAGES[0]:
             _remove_patches(workspace)
     logger.info(f"{workspace.name}: {', '.join(stage.name for stage in stages)} will run anew")

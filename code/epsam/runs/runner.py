@@ -48,30 +48,73 @@ class Stage:
 def _decoders(config: Config, workspace: Workspace) -> list[Path]:
     """Decoders of rounds 1 to N, and of rounds beyond that an earlier run with a larger N left behind."""
     wanted = [workspace.decoder(n) for n in range(1, config.retrain.rounds + 1)]
-    name = re.compile(re.escape(workspace.name) + r"_decoder_iter\d+\.pth")  # not iter1.1.pth, which an earlier run made
+    name = re.compile(
+        re.escape(workspace.name) + r"_decoder_iter\d+\.pth"
+    )  # not iter1.1.pth, which an earlier run made
     found = {path for path in workspace.checkpoints.glob("*.pth") if name.fullmatch(path.name)}
     return wanted + sorted(found - set(wanted))
 
 
 STAGES = (
-    Stage("preprocess", "cut patches from the slides", "epsam.stages.preprocess:preprocess",
-          ("slides", "patches", "classifier.positive_share"), lambda c, w: [w.split(s) / "image" for s in SPLITS],
-          needs_device=False),
-    Stage("train-classifier", "learn the patch labels", "epsam.stages.train_classifier:train_classifier",
-          ("classifier",), lambda c, w: [w.classifier], scratch=("state/classifier*.pth",)),
-    Stage("initial-masks", "class activation maps and the masks cut from them", "epsam.stages.initial_masks:make_initial_masks",
-          ("cam", "sam.model_type", "sam.checkpoint"), lambda c, w: [w.cams(s) for s in SPLITS], resumes_from=("cams/*",)),
-    Stage("embed", "run SAM's image encoder once over all patches", "epsam.stages.embed:embed",
-          ("sam",), lambda c, w: [], remakes=True),
-    Stage("finetune", "round 0: SAM's decoder on the initial masks", "epsam.stages.finetune:finetune",
-          ("prompts", "finetune"), lambda c, w: [w.decoder(0)], scratch=("state/round0*",)),
-    Stage("retrain", "rounds 1 to N: pseudo-labels, then the decoder anew", "epsam.stages.retrain:retrain",
-          ("retrain",), _decoders, scratch=("state/round[1-9]*",)),
-    Stage("evaluate", "the table on the test split", "epsam.stages.evaluate:evaluate",
-          ("evaluate", "inference.classifier_probability"), lambda c, w: [w.metrics_csv],
-          resumes_from=("state/predictions*",), scratch=("state/supervised*",), measures=True),
-    Stage("report", "one page to look at", "epsam.stages.report:report", (), lambda c, w: [w.report],
-          measures=True),
+    Stage(
+        "preprocess",
+        "cut patches from the slides",
+        "epsam.stages.preprocess:preprocess",
+        ("slides", "patches", "classifier.positive_share"),
+        lambda c, w: [w.split(s) / "image" for s in SPLITS],
+        needs_device=False,
+    ),
+    Stage(
+        "train-classifier",
+        "learn the patch labels",
+        "epsam.stages.train_classifier:train_classifier",
+        ("classifier",),
+        lambda c, w: [w.classifier],
+        scratch=("state/classifier*.pth",),
+    ),
+    Stage(
+        "initial-masks",
+        "class activation maps and the masks cut from them",
+        "epsam.stages.initial_masks:make_initial_masks",
+        ("cam", "sam.model_type", "sam.checkpoint"),
+        lambda c, w: [w.cams(s) for s in SPLITS],
+        resumes_from=("cams/*",),
+    ),
+    Stage(
+        "embed",
+        "run SAM's image encoder once over all patches",
+        "epsam.stages.embed:embed",
+        ("sam",),
+        lambda c, w: [],
+        remakes=True,
+    ),
+    Stage(
+        "finetune",
+        "round 0: SAM's decoder on the initial masks",
+        "epsam.stages.finetune:finetune",
+        ("prompts", "finetune"),
+        lambda c, w: [w.decoder(0)],
+        scratch=("state/round0*",),
+    ),
+    Stage(
+        "retrain",
+        "rounds 1 to N: pseudo-labels, then the decoder anew",
+        "epsam.stages.retrain:retrain",
+        ("retrain",),
+        _decoders,
+        scratch=("state/round[1-9]*",),
+    ),
+    Stage(
+        "evaluate",
+        "the table on the test split",
+        "epsam.stages.evaluate:evaluate",
+        ("evaluate", "inference.classifier_probability"),
+        lambda c, w: [w.metrics_csv],
+        resumes_from=("state/predictions*",),
+        scratch=("state/supervised*",),
+        measures=True,
+    ),
+    Stage("report", "one page to look at", "epsam.stages.report:report", (), lambda c, w: [w.report], measures=True),
 )
 
 
@@ -162,7 +205,9 @@ def _check_earlier(stage: Stage, config: Config, workspace: Workspace, data: dic
     for earlier in STAGES[: STAGES.index(stage)]:
         record = read_state(workspace.state, earlier.name)
         if not record or not record["done"]:
-            raise StateError(f"{stage.name} needs {earlier.name}, which is not done; run ./train.sh, or that stage first")
+            raise StateError(
+                f"{stage.name} needs {earlier.name}, which is not done; run ./train.sh, or that stage first"
+            )
         _check_files(earlier, workspace, measures=stage.measures)
         _check(earlier, config, workspace, data, record)
 
@@ -173,8 +218,9 @@ def _check_files(stage: Stage, workspace: Workspace, *, measures: bool) -> None:
         following = STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)]
         check_files(workspace, stage.name, following.name, measures=measures)
     elif bad := _damaged(stage, workspace):
-        raise StateError(f"{bad[0]} is missing or damaged; run ./train.sh, or the stage {stage.name} first: it makes that "
-                         "file anew")
+        raise StateError(
+            f"{bad[0]} is missing or damaged; run ./train.sh, or the stage {stage.name} first: it makes that file anew"
+        )
 
 
 def _damaged(stage: Stage, workspace: Workspace) -> list[Path]:

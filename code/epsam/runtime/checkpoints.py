@@ -14,7 +14,9 @@ from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.sidecar import flatten, read_metadata, sidecar_path
 
 
-def save_weights(path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], encoder: str = "") -> None:
+def save_weights(
+    path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], encoder: str = ""
+) -> None:
     """Write `weights` to `path` and `settings` (nested or flat; with the weights' hash) beside it, atomically.
 
     The settings are those of the whole run, `settings_for_weights(config)`, so that inference finds them all.
@@ -39,14 +41,21 @@ def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[
     weights = load_tensors(path)
     note = read_metadata(path)
     if "sha256" in note and note["sha256"] != sha256(path):
-        raise CheckpointError(f"{path} is not the file that {sidecar_path(path).name} was written for (its SHA-256 is "
-                              "another). Copy both files again; or, if these weights are meant, delete the .json")
+        raise CheckpointError(
+            f"{path} is not the file that {sidecar_path(path).name} was written for (its SHA-256 is "
+            "another). Copy both files again; or, if these weights are meant, delete the .json"
+        )
     saved = note.get("settings", {})
-    wrong = [f"{key} is {saved[key]!r} there, {value!r} here" for key, value in flatten(expected or {}).items()
-             if key in saved and saved[key] != value]
+    wrong = [
+        f"{key} is {saved[key]!r} there, {value!r} here"
+        for key, value in flatten(expected or {}).items()
+        if key in saved and saved[key] != value
+    ]
     if wrong:
-        raise CheckpointError(f"{path} was trained with other settings: {'; '.join(wrong)}. "
-                              "Use the settings it was trained with, or train again")
+        raise CheckpointError(
+            f"{path} was trained with other settings: {'; '.join(wrong)}. "
+            "Use the settings it was trained with, or train again"
+        )
     return weights
 
 
@@ -76,6 +85,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of weights")
     if bad is not None:
-        raise CheckpointError(f"{path}: the entry {bad} holds values that are not finite (NaN or infinite); these weights "
-                              "are damaged or come from a training that failed. Copy or fetch them again, or train again")
+        raise CheckpointError(
+            f"{path}: the entry {bad} holds values that are not finite (NaN or infinite); these weights "
+            "are damaged or come from a training that failed. Copy or fetch them again, or train again"
+        )
     return value

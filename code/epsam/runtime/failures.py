@@ -96,5 +96,8 @@ def _name_trouble(name: str) -> str:
     if not is_plain(name):
         return "holds a backslash"
     count = len(name.encode())
-    return "" if count <= MAX_NAME_BYTES else (f"has {count} bytes, at most {MAX_NAME_BYTES} leave room for those of its "
-                                               "patches and outputs")
+    return (
+        ""
+        if count <= MAX_NAME_BYTES
+        else (f"has {count} bytes, at most {MAX_NAME_BYTES} leave room for those of its patches and outputs")
+    )

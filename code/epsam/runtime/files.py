@@ -46,7 +46,9 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         # NumPy says how many bytes went missing, but neither why nor where.
-        number, why = (error.errno, error.strerror) if error.errno else (errno.EIO, f"not all could be written, {error}")
+        number, why = (
+            (error.errno, error.strerror) if error.errno else (errno.EIO, f"not all could be written, {error}")
+        )
         other = error.filename if error.filename and ".tmp" not in Path(error.filename).name else None
         raise OSError(number, why, other or str(path)) from error
     finally:
@@ -129,8 +131,10 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str])
 
     Names of files that are no text are escaped.
     """
-    with atomic(path) as temporary, temporary.open(
-            "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+    with (
+        atomic(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _neutralise(cell) for key, cell in row.items()} for row in rows)
@@ -141,8 +145,13 @@ def read_csv(path: Path, columns: list[str]) -> list[dict[str, str]]:
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            rows = [{key: cell[1:] if isinstance(cell, str) and cell.startswith("'") and FORMULA.match(cell) else cell
-                     for key, cell in row.items()} for row in reader]
+            rows = [
+                {
+                    key: cell[1:] if isinstance(cell, str) and cell.startswith("'") and FORMULA.match(cell) else cell
+                    for key, cell in row.items()
+                }
+                for row in reader
+            ]
             header = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from None
@@ -192,8 +201,10 @@ def read_mask(path: Path) -> np.ndarray:
         values = np.unique(array)
         what = "classes" if len(values) <= MAX_CLASSES else "a soft border or a picture"
         listed = ", ".join(map(str, values[:MAX_CLASSES])) + (", ..." if len(values) > MAX_CLASSES else "")
-        raise DataError(f"{path}: a mask holds two values, this one {len(values)} ({listed}), {what}; write 0 for no "
-                        "tumour and 255 for tumour")
+        raise DataError(
+            f"{path}: a mask holds two values, this one {len(values)} ({listed}), {what}; write 0 for no "
+            "tumour and 255 for tumour"
+        )
     return tumour
 
 

@@ -29,6 +29,8 @@ def check_finite(values: np.ndarray | torch.Tensor, names: Sequence[str], what: 
     """
     finite = torch.isfinite(torch.as_tensor(values)).reshape(len(names), -1).all(1).cpu().numpy()
     if not finite.all():
-        raise DataError(f"{names[int(np.argmin(finite))]}: {what} are not finite (NaN or infinite), for "
-                        f"{int((~finite).sum())} of {len(names)} patches of its batch. Try profile=cpu, which computes in "
-                        "float32; if that changes nothing, the weights are damaged: train again or copy them again")
+        raise DataError(
+            f"{names[int(np.argmin(finite))]}: {what} are not finite (NaN or infinite), for "
+            f"{int((~finite).sum())} of {len(names)} patches of its batch. Try profile=cpu, which computes in "
+            "float32; if that changes nothing, the weights are damaged: train again or copy them again"
+        )

@@ -39,8 +39,11 @@ class LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.broken:
             self.broken = True
-            BesideBars().emit(logging.makeLogRecord({"msg": f"{self.baseFilename}: lines are missing from here on "
-                                                            f"({sys.exc_info()[1]})"}))
+            BesideBars().emit(
+                logging.makeLogRecord(
+                    {"msg": f"{self.baseFilename}: lines are missing from here on ({sys.exc_info()[1]})"}
+                )
+            )
 
 
 def set_up_logging(file: Path | None = None) -> None:
@@ -67,6 +70,14 @@ def set_up_logging(file: Path | None = None) -> None:
 
 def progress(iterable=None, *, total: int | None = None, desc: str, unit: str = "it", initial: int = 0) -> tqdm:
     """A tqdm bar on stderr, the same everywhere."""
-    return tqdm(iterable, total=total, desc=one_line(desc), unit=unit, initial=initial, file=sys.stderr,
-                dynamic_ncols=True, smoothing=0.05, mininterval=0.5)
-
+    return tqdm(
+        iterable,
+        total=total,
+        desc=one_line(desc),
+        unit=unit,
+        initial=initial,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        mininterval=0.5,
+    )

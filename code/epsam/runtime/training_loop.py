@@ -50,18 +50,29 @@ def run(
             break
         figures = {"epoch": epoch, **run_epoch(epoch)}
         if not math.isfinite(figures[score]):
-            raise EpsamError(f"{what}, epoch {epoch}: {score} is {figures[score]}; the state of epoch {epoch - 1} is "
-                             "kept. Lower classifier.lr (with --from train-classifier) or finetune.lr (with --from finetune)")
+            raise EpsamError(
+                f"{what}, epoch {epoch}: {score} is {figures[score]}; the state of epoch {epoch - 1} is "
+                "kept. Lower classifier.lr (with --from train-classifier) or finetune.lr (with --from finetune)"
+            )
         done.history.append(figures)
         if figures[score] < done.best_score:
             done.best_epoch, done.best_score = epoch, figures[score]
             save_tensors(best, best_weights())
         write_csv(curves, done.history, list(done.history[0]))
-        save_tensors(state, {"parts": {name: part.state_dict() for name, part in parts.items()},
-                             "history": done.history, "best_epoch": done.best_epoch,
-                             "best_score": done.best_score})
-        shown = " ".join(f"{key}={value:g}" if key == "lr" else f"{key}={value:.4f}"
-                         for key, value in figures.items() if key != "epoch")
+        save_tensors(
+            state,
+            {
+                "parts": {name: part.state_dict() for name, part in parts.items()},
+                "history": done.history,
+                "best_epoch": done.best_epoch,
+                "best_score": done.best_score,
+            },
+        )
+        shown = " ".join(
+            f"{key}={value:g}" if key == "lr" else f"{key}={value:.4f}"
+            for key, value in figures.items()
+            if key != "epoch"
+        )
         mark = " *" if done.best_epoch == epoch else ""
         logger.info(f"{what}: epoch {epoch}/{epochs} {shown}{mark}")
     logger.info(f"{what}: best epoch {done.best_epoch}, {score} {done.best_score:.4f}")

@@ -16,8 +16,10 @@ from epsam.errors import DataError, SlideError
 from epsam.runtime.allocator import keep_windows
 from epsam.runtime.failures import reason_of
 
-DIED = ("the process that read it died: a crash of the reader, or no memory left; download it again, or try another "
-        "slides.reader")
+DIED = (
+    "the process that read it died: a crash of the reader, or no memory left; download it again, or try another "
+    "slides.reader"
+)
 
 
 Task = TypeVar("Task")
@@ -26,8 +28,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
-              workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Iterator[tuple[Task, Result | SlideError]]:
     """Yield (task, function(task)) as they are done; `function` is defined at the top of a module.
 
     With no workers it runs in this process. A task whose process dies (a crash in a reader's C code, no memory) gives
@@ -42,8 +45,9 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
         yield from _run_halves(function, tasks, workers)
 
 
-def _run_halves(function: Callable[[Task], Result], tasks: list[Task],
-                workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+def _run_halves(
+    function: Callable[[Task], Result], tasks: list[Task], workers: int
+) -> Iterator[tuple[Task, Result | SlideError]]:
     """Run a pool; if one of its processes dies, halve what was not done until the guilty task is alone."""
     lost = yield from _run_pool(function, tasks, workers)
     if lost and len(tasks) == 1:
@@ -54,8 +58,9 @@ def _run_halves(function: Callable[[Task], Result], tasks: list[Task],
             yield from _run_halves(function, half, workers)
 
 
-def _run_pool(function: Callable[[Task], Result], tasks: list[Task],
-              workers: int) -> Iterator[tuple[Task, Result | SlideError]]:
+def _run_pool(
+    function: Callable[[Task], Result], tasks: list[Task], workers: int
+) -> Iterator[tuple[Task, Result | SlideError]]:
     """Yield results; return the tasks that were not done when a process of the pool died."""
     # Spawned, not forked: readers keep open files and threads that do not survive a fork.
     pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), prepare)
@@ -92,8 +97,10 @@ def _check_start(pool: ProcessPoolExecutor) -> None:
 
 def cannot_start() -> DataError:
     """The error of a process that ends before it has begun."""
-    return DataError("worker processes cannot be started: a script of one's own must call this under `if __name__ == "
-                     '"__main__":`, or there is no memory left; change that (preprocess does without with workers=0)')
+    return DataError(
+        "worker processes cannot be started: a script of one's own must call this under `if __name__ == "
+        '"__main__":`, or there is no memory left; change that (preprocess does without with workers=0)'
+    )
 
 
 def prepare() -> None:

@@ -5,5 +5,12 @@ from epsam.sam.decoder import decode_batch, predict_masks
 from epsam.sam.postprocessing import components_touching, without_small_regions
 from epsam.sam.prediction import predict_split
 
-__all__ = ["decode_batch", "load_decoder", "load_sam", "predict_masks", "predict_split", "components_touching",
-           "without_small_regions"]
+__all__ = [
+    "components_touching",
+    "decode_batch",
+    "load_decoder",
+    "load_sam",
+    "predict_masks",
+    "predict_split",
+    "without_small_regions",
+]

@@ -65,13 +65,17 @@ def find_weights(model_type: ModelType, folder: Path) -> Path:
     if model_type != "demo":
         path = fetch(model_type, Path(folder))
         if sha256(path) != WEIGHTS[model_type].sha256:
-            raise CheckpointError(f"{path}: the SHA-256 is not that of the published {model_type}; delete the file to "
-                                  "fetch it anew, or name it in sam.checkpoint if it is meant to be another SAM")
+            raise CheckpointError(
+                f"{path}: the SHA-256 is not that of the published {model_type}; delete the file to "
+                "fetch it anew, or name it in sam.checkpoint if it is meant to be another SAM"
+            )
         return path
     path = Path(folder) / DEMO_FILE
     if not path.is_file():
-        raise CheckpointError(f"{path}: the demo's SAM is missing; it is part of the repository, so bring it back with "
-                              f"`git checkout checkpoints/{DEMO_FILE}`")
+        raise CheckpointError(
+            f"{path}: the demo's SAM is missing; it is part of the repository, so bring it back with "
+            f"`git checkout checkpoints/{DEMO_FILE}`"
+        )
     return path
 
 
@@ -85,8 +89,10 @@ def load_decoder(sam: Sam, path: Path) -> Sam:
     _check_fit(path, weights, decoder_weights(sam), "this SAM's mask decoder")
     trained_on = read_metadata(path).get("encoder")
     if trained_on and trained_on != (here := encoder_hash(sam)):
-        raise CheckpointError(f"{path} was trained on another SAM (encoder {trained_on[:12]} there, {here[:12]} here); "
-                              "give the SAM weights it was trained with (SAM_CHECKPOINT, sam.checkpoint)")
+        raise CheckpointError(
+            f"{path} was trained on another SAM (encoder {trained_on[:12]} there, {here[:12]} here); "
+            "give the SAM weights it was trained with (SAM_CHECKPOINT, sam.checkpoint)"
+        )
     sam.load_state_dict(weights, strict=False)
     return sam
 
@@ -110,11 +116,18 @@ def _unwrap(weights: Mapping) -> dict[str, torch.Tensor]:
 def _check_fit(path: Path, weights: Mapping, expected: Mapping[str, torch.Tensor], model: str) -> None:
     missing = sorted(expected.keys() - weights.keys())
     unknown = sorted(str(name) for name in weights.keys() - expected.keys())
-    shapes = [f"{name} is {tuple(getattr(weights[name], 'shape', ()))} there, {tuple(tensor.shape)} here"
-              for name, tensor in expected.items()
-              if name in weights and getattr(weights[name], "shape", None) != tensor.shape]
-    complaints = [f"{what}: {', '.join(names[:2])}" + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-                  for what, names in (("other shapes", shapes), ("missing", missing), ("unknown", unknown)) if names]
+    shapes = [
+        f"{name} is {tuple(getattr(weights[name], 'shape', ()))} there, {tuple(tensor.shape)} here"
+        for name, tensor in expected.items()
+        if name in weights and getattr(weights[name], "shape", None) != tensor.shape
+    ]
+    complaints = [
+        f"{what}: {', '.join(names[:2])}" + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        for what, names in (("other shapes", shapes), ("missing", missing), ("unknown", unknown))
+        if names
+    ]
     if complaints:
-        raise CheckpointError(f"{path} does not fit {model}: {'; '.join(complaints)}. Set sam.model_type (vit_b, "
-                              "vit_l, vit_h, demo) to the one these weights were made for")
+        raise CheckpointError(
+            f"{path} does not fit {model}: {'; '.join(complaints)}. Set sam.model_type (vit_b, "
+            "vit_l, vit_h, demo) to the one these weights were made for"
+        )

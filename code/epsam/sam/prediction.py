@@ -55,12 +55,17 @@ def predict(
                 check_finite(logits, [sample.example.patch.name for sample in group], "SAM's logits")
                 masks = (logits > context.sam.mask_threshold).cpu().numpy()
                 for sample, mask in zip(group, masks, strict=True):
-                    yield sample, postprocess(mask, cam_mask(sample.example.cam, context.config.cam, size), context.config.sam)
+                    yield (
+                        sample,
+                        postprocess(mask, cam_mask(sample.example.cam, context.config.cam, size), context.config.sam),
+                    )
             bar.update(len(batch))
 
 
 def warn_of_unprompted(split: str, names: Sequence[str]) -> None:
     """Warn of patches that are predicted empty because their CAM mask gives no prompt."""
     if names:
-        logger.warning(f"{split}: {len(names)} patches have no prompt, as their CAM mask is empty, and are predicted "
-                       f"empty: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+        logger.warning(
+            f"{split}: {len(names)} patches have no prompt, as their CAM mask is empty, and are predicted "
+            f"empty: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        )

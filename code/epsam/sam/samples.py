@@ -57,8 +57,10 @@ def examples_of(workspace: Workspace, split: str, patches: Sequence[Patch]) -> l
     cams = load_cams(workspace.cams(split))
     without = [patch.name for patch in patches if patch.name not in cams]
     if without:
-        raise DataError(f"{workspace.cams(split)}: no CAM of {without[0]} ({len(without)} of {len(patches)} patches); "
-                        "run the stage initial-masks again")
+        raise DataError(
+            f"{workspace.cams(split)}: no CAM of {without[0]} ({len(without)} of {len(patches)} patches); "
+            "run the stage initial-masks again"
+        )
     return [Example(patch, position, cams[patch.name]) for position, patch in enumerate(patches)]
 
 
@@ -78,8 +80,9 @@ class Samples:
     view, prompts from where the settings say. Without, the patch as it is, prompted by its CAM as in evaluation.
     """
 
-    def __init__(self, examples: Sequence[Example], embeddings: Embeddings, config: Config, purpose: str,
-                 varied: bool = False):
+    def __init__(
+        self, examples: Sequence[Example], embeddings: Embeddings, config: Config, purpose: str, varied: bool = False
+    ):
         self.examples, self.embeddings, self.config = examples, embeddings, config
         self.purpose, self.varied = purpose, varied
 
@@ -98,8 +101,9 @@ class Samples:
             prompts = some_points(prompts, rng)
         return Sample(example, self.embeddings.item(example.position, view), prompts, size, target)
 
-    def _prompts(self, example: Example, target: np.ndarray | None, view: int,
-                 rng: np.random.Generator) -> tuple[PromptSet, tuple[int, int]]:
+    def _prompts(
+        self, example: Example, target: np.ndarray | None, view: int, rng: np.random.Generator
+    ) -> tuple[PromptSet, tuple[int, int]]:
         if self.varied and self.config.finetune.prompts_from == "mask":
             return prompts_for(target, None, self.config.prompts, rng), target.shape
         size = patch_size(example.patch)
@@ -112,8 +116,10 @@ class Samples:
 def _read_target(example: Example) -> np.ndarray:
     mask, size = read_mask(example.target), patch_size(example.patch)
     if mask.shape != size:
-        raise DataError(f"{example.target} is {mask.shape[1]} x {mask.shape[0]} px, its patch {size[1]} x {size[0]}; "
-                        "masks have the size of their patch")
+        raise DataError(
+            f"{example.target} is {mask.shape[1]} x {mask.shape[0]} px, its patch {size[1]} x {size[0]}; "
+            "masks have the size of their patch"
+        )
     return mask
 
 

@@ -29,6 +29,7 @@ SHARD_PATCHES = 64
 _CHECKED: set[tuple[str, int, int, int, str]] = set()
 """Shards that this process has hashed and found whole (path, bytes, time, inode, SHA-256): a stage opens stores often."""
 
+
 class StoreRecord(Record):
     """store.json."""
 
@@ -105,13 +106,16 @@ class EmbeddingStore:
         """
         if not cls.exists(folder):
             raise StateError(f"{folder}: no embeddings there; run the stage embed, or set sam.embeddings=off")
-        saved = read_record(Path(folder) / "store.json", StoreRecord,
-                            "the stage embed makes it anew (./train.sh with --from embed)")
+        saved = read_record(
+            Path(folder) / "store.json", StoreRecord, "the stage embed makes it anew (./train.sh with --from embed)"
+        )
         differences = [f"store format: {saved.format} there, {FORMAT} here"] * (saved.format != FORMAT)
         differences += _differences(saved.signature, signature)
         if differences:
-            raise StateError(f"{folder} was made from something else ({'; '.join(differences)}); start again at "
-                             "the stage embed (--from embed), or go back to what it was made from")
+            raise StateError(
+                f"{folder} was made from something else ({'; '.join(differences)}); start again at "
+                "the stage embed (--from embed), or go back to what it was made from"
+            )
         channels, height, width = saved.shape
         return cls(folder, Layout(saved.signature, saved.views, (channels, height, width)), saved.shards)
 
@@ -130,8 +134,10 @@ class EmbeddingStore:
         """
         broken = self.missing()
         if broken:
-            raise StateError(f"{self._path(broken[0])} {self._complaint(broken[0])} ({len(broken)} of "
-                             f"{len(self.layout.shards)} shards); run the stage embed again, it makes that shard anew")
+            raise StateError(
+                f"{self._path(broken[0])} {self._complaint(broken[0])} ({len(broken)} of "
+                f"{len(self.layout.shards)} shards); run the stage embed again, it makes that shard anew"
+            )
 
     def write(self, shard: int, embeddings: np.ndarray) -> None:
         """Write one shard, (n, views, C, h, w) float16, and then its hash; without that it counts as missing."""
@@ -149,9 +155,16 @@ class EmbeddingStore:
         return self._open[shard][row, view]
 
     def _write_record(self) -> None:
-        write_record(self.folder / "store.json", StoreRecord(
-            format=FORMAT, signature=dict(self.layout.signature), views=self.layout.views, shape=list(self.layout.shape),
-            shards=self._hashes))
+        write_record(
+            self.folder / "store.json",
+            StoreRecord(
+                format=FORMAT,
+                signature=dict(self.layout.signature),
+                views=self.layout.views,
+                shape=list(self.layout.shape),
+                shards=self._hashes,
+            ),
+        )
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard_{shard:05d}.npy"
@@ -183,8 +196,11 @@ class EmbeddingStore:
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found = [f"{key}: {saved.get(key)} there, {now.get(key)} here"
-             for key in sorted((saved.keys() | now.keys()) - {"patches"}) if saved.get(key) != now.get(key)]
+    found = [
+        f"{key}: {saved.get(key)} there, {now.get(key)} here"
+        for key in sorted((saved.keys() | now.keys()) - {"patches"})
+        if saved.get(key) != now.get(key)
+    ]
     there, here = saved.get("patches"), now["patches"]
     there = there if isinstance(there, dict) else {}
     changed = {
@@ -192,5 +208,8 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         "no longer here": [name for name in there if name not in here],
         "with another image": [name for name in here if name in there and there[name] != here[name]],
     }
-    return found + [f"patches {what}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-                    for what, names in changed.items() if names]
+    return found + [
+        f"patches {what}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for what, names in changed.items()
+        if names
+    ]

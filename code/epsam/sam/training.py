@@ -51,13 +51,17 @@ def with_labels(examples: Sequence[Example], folder: Path) -> list[Example]:
     found = [replace(example, target=folder / f"{example.patch.name}.png") for example in examples]
     missing = [example.target for example in found if not example.target.is_file()]
     if missing:
-        raise DataError(f"{missing[0]} is missing ({len(missing)} of {len(found)} masks); initial masks are made by "
-                        "the stage initial-masks, true ones come with the patches")
+        raise DataError(
+            f"{missing[0]} is missing ({len(missing)} of {len(found)} masks); initial masks are made by "
+            "the stage initial-masks, true ones come with the patches"
+        )
     kept = [example for example in found if read_mask(example.target).any()]
     if not kept:
-        raise DataError(f"{folder}: all {len(found)} masks are empty, there is nothing to learn. If they come from the "
-                        "classifier's maps, look at its AUC, and lower cam.percentile, cam.threshold or "
-                        "cam.opening_px with --from initial-masks")
+        raise DataError(
+            f"{folder}: all {len(found)} masks are empty, there is nothing to learn. If they come from the "
+            "classifier's maps, look at its AUC, and lower cam.percentile, cam.threshold or "
+            "cam.opening_px with --from initial-masks"
+        )
     if len(kept) < len(found):
         logger.warning(f"{folder}: {len(found) - len(kept)} of {len(found)} masks are empty and are left out")
     return kept
@@ -76,32 +80,38 @@ def validation_examples(context: SamSession, round_: int) -> list[Example]:
     folder = labels_folder(context.workspace, "val", round_)
     labelled = [example for example in examples if (folder / f"{example.patch.name}.png").is_file()]
     if not labelled and round_:
-        logger.warning(f"{folder}: no pseudo-label of the val split passed the filter; the best epoch of round "
-                       f"{round_} is chosen by the CAM masks instead")
+        logger.warning(
+            f"{folder}: no pseudo-label of the val split passed the filter; the best epoch of round "
+            f"{round_} is chosen by the CAM masks instead"
+        )
         return validation_examples(context, 0)
     return with_labels(labelled, folder)
 
 
-def train_decoder(
-    context: SamSession, name: str, train: Sequence[Example], val: Sequence[Example], path: Path
-) -> None:
+def train_decoder(context: SamSession, name: str, train: Sequence[Example], val: Sequence[Example], path: Path) -> None:
     """Train SAM's original decoder on `train` and write the one that is best on `val` to `path`.
 
     `name` (`round0`, ...) names the training state to go on from, runs/<name>/state/<name>.pth, and the curves.
     """
     config, workspace = context.config, context.workspace
     settings = config.finetune
-    logger.info(f"{name}: {len(train)} training patches, {len(val)} validation patches; the best epoch is chosen by "
-                f"{'pseudo masks' if settings.select_on == 'pseudo' else 'true masks'} of the val split")
+    logger.info(
+        f"{name}: {len(train)} training patches, {len(val)} validation patches; the best epoch is chosen by "
+        f"{'pseudo masks' if settings.select_on == 'pseudo' else 'true masks'} of the val split"
+    )
     context.use_decoder(None)
     trainer = DecoderTraining(context, name, train, val)
     state, best = workspace.state / f"{name}.pth", workspace.state / f"{name}_best.pth"
     run(
-        name, trainer.run_epoch,
+        name,
+        trainer.run_epoch,
         {"decoder": context.sam.mask_decoder, "optimizer": trainer.optimizer, "schedule": trainer.schedule},
         lambda: decoder_weights(context.sam),
-        epochs=settings.epochs, early_stop=settings.early_stop,
-        state=state, best=best, curves=workspace.run / f"{name}_curves.csv",
+        epochs=settings.epochs,
+        early_stop=settings.early_stop,
+        state=state,
+        best=best,
+        curves=workspace.run / f"{name}_curves.csv",
     )
     context.sam.mask_decoder.requires_grad_(False)
     save_weights(path, load_tensors(best), settings_for_weights(config), encoder_hash(context.sam))
@@ -114,8 +124,9 @@ class DecoderTraining:
         config = context.config
         self.sam, self.hardware, self.settings, self.name = context.sam, context.hardware, config.finetune, name
         parameters = list(self.sam.mask_decoder.requires_grad_(True).parameters())
-        self.optimizer = torch.optim.AdamW(parameters, self.settings.lr, weight_decay=self.settings.weight_decay,
-                                           fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameters, self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
+        )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.settings.epochs)
         self.part = BatchSize(f"{name}, decoder", self.hardware.decoder_batch)
         self.threads = reading_threads(config, self.hardware)
@@ -136,9 +147,15 @@ class DecoderTraining:
     def train_epoch(self, epoch: int) -> float:
         """One step per batch of all training patches, at the schedule's present rate; the mean loss."""
         self.batches.draw = epoch
-        bar = progress(load_batches(self.train, self.batches, self.threads), total=len(self.batches),
-                       desc=f"{self.name} epoch {epoch}", unit="batch")
-        losses = [loss for batch in bar for loss in self._step([sample for sample in batch if not sample.prompts.is_empty])]
+        bar = progress(
+            load_batches(self.train, self.batches, self.threads),
+            total=len(self.batches),
+            desc=f"{self.name} epoch {epoch}",
+            unit="batch",
+        )
+        losses = [
+            loss for batch in bar for loss in self._step([sample for sample in batch if not sample.prompts.is_empty])
+        ]
         if not losses:
             raise DataError(f"{self.name}: no training patch gives a prompt; see prompts.kind and prompts.min_box_px")
         return float(np.mean(losses))

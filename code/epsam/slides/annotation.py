@@ -113,8 +113,12 @@ class MaskAnnotation(Annotation):
 
     def bounds(self) -> tuple[float, float, float, float]:
         x, y = self.tumour.scale
-        return (float(self.tumour.start.min() * x), float(self.tumour.row.min() * y),
-                float(self.tumour.end.max() * x), float((self.tumour.row.max() + 1) * y))
+        return (
+            float(self.tumour.start.min() * x),
+            float(self.tumour.row.min() * y),
+            float(self.tumour.end.max() * x),
+            float((self.tumour.row.max() + 1) * y),
+        )
 
 
 def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, height: int) -> float | np.ndarray:
@@ -124,8 +128,12 @@ def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, h
     return share.reshape(shape) if shape else float(share[0])
 
 
-def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0),
-                    slide_size: tuple[int, int] | None = None) -> Annotation:
+def load_annotation(
+    path: Path | str,
+    groups: Mapping[str, Sequence[str]],
+    origin: tuple[int, int] = (0, 0),
+    slide_size: tuple[int, int] | None = None,
+) -> Annotation:
     """Read ASAP XML, QuPath GeoJSON (plain or gzip) or a mask (TIFF, PNG); the content says which, not the name.
 
     `groups`: {"tumour": [...], "hole": [...], "ignore": [...], "roi": [...]}, names of groups (PartOfGroup in XML,
@@ -143,8 +151,12 @@ def load_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origi
     return annotation
 
 
-def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origin: tuple[int, int] = (0, 0),
-                    slide_size: tuple[int, int] | None = None) -> Annotation:
+def read_annotation(
+    path: Path | str,
+    groups: Mapping[str, Sequence[str]],
+    origin: tuple[int, int] = (0, 0),
+    slide_size: tuple[int, int] | None = None,
+) -> Annotation:
     """As load_annotation, but without a word in the log: what is odd lies in `warnings`."""
     path = Path(path)
     if _head(path).startswith(MASK_HEADS):
@@ -152,8 +164,10 @@ def read_annotation(path: Path | str, groups: Mapping[str, Sequence[str]], origi
     outlines, warnings = read_geojson(path, origin) if _is_json(path) else read_asap_xml(path)
     named = {name.strip() for names in groups.values() for name in names}
     if left := Counter(o.group for o in outlines if o.optional and o.group not in named):
-        warnings.append("objects that are no annotations are left out: "
-                        + _cut([f"{shown(group)} ({count})" for group, count in sorted(left.items())]))
+        warnings.append(
+            "objects that are no annotations are left out: "
+            + _cut([f"{shown(group)} ({count})" for group, count in sorted(left.items())])
+        )
         outlines = [o for o in outlines if o.group not in left]
     polygons, found = _by_rule(path, outlines, groups)
     empty = sum(not len(p.points) for p in polygons)
@@ -188,37 +202,47 @@ def _from_mask(path: Path, groups: Mapping[str, Sequence[str]], slide_size: tupl
     if len(values) == len(unnamed) == 1:
         kind_of[str(unnamed[0])] = "tumour"
     elif unnamed:
-        raise AnnotationError(f"{path}: no rule names the value {_cut([str(value) for value in unnamed])} of this mask; "
-                              f"values found: {found}; rules: {_rules(groups)}. Add it in quotes to slides.groups, under "
-                              "ignore where it is not tumour")
-    tumour, roi = ([runs for value, runs in values.items() if kind_of[str(value)] == kind] for kind in ("tumour", "roi"))
+        raise AnnotationError(
+            f"{path}: no rule names the value {_cut([str(value) for value in unnamed])} of this mask; "
+            f"values found: {found}; rules: {_rules(groups)}. Add it in quotes to slides.groups, under "
+            "ignore where it is not tumour"
+        )
+    tumour, roi = (
+        [runs for value, runs in values.items() if kind_of[str(value)] == kind] for kind in ("tumour", "roi")
+    )
     if not tumour:
         raise AnnotationError(f"{path}: nothing in it is tumour; values found: {found}; rules: {_rules(groups)}")
     return MaskAnnotation(path, (), tuple(groups), [], join(tumour), join(roi) if roi else None)
 
 
-def _by_rule(path: Path, outlines: Sequence[Outline],
-             groups: Mapping[str, Sequence[str]]) -> tuple[list[Polygon], str]:
+def _by_rule(path: Path, outlines: Sequence[Outline], groups: Mapping[str, Sequence[str]]) -> tuple[list[Polygon], str]:
     """The outlines that rules use, with the kind of each, and all groups found, in words."""
     kind_of = {name.strip(): kind for kind, names in groups.items() for name in names}
-    named = {(o.group, o.parents): next((kind_of[g] for g in (o.group, *o.parents) if g in kind_of), None)
-             for o in outlines}
+    named = {
+        (o.group, o.parents): next((kind_of[g] for g in (o.group, *o.parents) if g in kind_of), None) for o in outlines
+    }
     counts = Counter((o.group, o.parents) for o in outlines)
-    texts = [shown(group) + (f" in {shown(parents[0])}" if parents else "") + f" ({count})"
-             for (group, parents), count in sorted(counts.items())]
+    texts = [
+        shown(group) + (f" in {shown(parents[0])}" if parents else "") + f" ({count})"
+        for (group, parents), count in sorted(counts.items())
+    ]
     found = _cut(texts)
     if unknown := sorted({group for (group, _), kind in named.items() if kind is None}):
-        raise AnnotationError(f"{path}: no rule names the group {_cut([shown(name) for name in unknown])}; groups "
-                              f"found: {found}; rules: {_rules(groups)}. Add it to slides.groups, under ignore where "
-                              "it is neither tumour nor hole")
+        raise AnnotationError(
+            f"{path}: no rule names the group {_cut([shown(name) for name in unknown])}; groups "
+            f"found: {found}; rules: {_rules(groups)}. Add it to slides.groups, under ignore where "
+            "it is neither tumour nor hole"
+        )
     polygons = []
     for outline in outlines:
         kind = named[outline.group, outline.parents]
         if kind == "ignore":
             continue
         if not outline.rings:
-            raise AnnotationError(f"{path}: annotation `{shown(outline.name)}` is of type {shown(outline.shape)}, which "
-                                  "has no known shape; draw it as a polygon")
+            raise AnnotationError(
+                f"{path}: annotation `{shown(outline.name)}` is of type {shown(outline.shape)}, which "
+                "has no known shape; draw it as a polygon"
+            )
         polygons.append(Polygon(kind, outline.group, outline.rings[0], outline.rings[1:]))
     return polygons, found
 
@@ -240,8 +264,10 @@ def _odd_shapes(polygons: Sequence[Polygon]) -> list[str]:
     if thin:
         warnings.append(f"{thin} of {len(polygons)} outlines have fewer than 3 points and so no area")
     if crossed:
-        warnings.append(f"{crossed} of {len(polygons)} outlines cross themselves; all that they go round is filled, as "
-                        "in ASAP (non-zero winding)")
+        warnings.append(
+            f"{crossed} of {len(polygons)} outlines cross themselves; all that they go round is filled, as "
+            "in ASAP (non-zero winding)"
+        )
     return warnings
 
 
@@ -251,8 +277,11 @@ def _check_holes(annotation: Annotation) -> None:
     if not holes:
         return
     if not len(annotation.spans.row):
-        annotation.warnings.append(f"its {len(holes)} holes cover all tumour: no pixel of tumour is left; check their "
-                                   "groups")
+        annotation.warnings.append(
+            f"its {len(holes)} holes cover all tumour: no pixel of tumour is left; check their groups"
+        )
     if islands := sum(layer > 1 and layer % 2 == 0 for layer in annotation.layers):
-        annotation.warnings.append(f"{islands} tumour outlines lie in a hole of other tumour and are kept as islands, "
-                                   "which ASAP's own masks lose")
+        annotation.warnings.append(
+            f"{islands} tumour outlines lie in a hole of other tumour and are kept as islands, "
+            "which ASAP's own masks lose"
+        )

@@ -35,8 +35,10 @@ def find_asap(folder: Path | None = None) -> ModuleType | None:
             return importlib.import_module(MODULE)
         except ImportError as error:
             if getattr(error, "name", None) != MODULE:
-                _tell(f"ASAP's Python module is there but cannot be imported ({error}); it was built for another "
-                      "Python or NumPy. Reading with OpenSlide")
+                _tell(
+                    f"ASAP's Python module is there but cannot be imported ({error}); it was built for another "
+                    "Python or NumPy. Reading with OpenSlide"
+                )
         finally:
             for entry in extra:
                 sys.path.remove(entry)
@@ -72,16 +74,20 @@ class AsapSlide(Slide):
     def _module(self) -> ModuleType:
         module = find_asap(self._folder)
         if module is None:
-            raise SlideError(f"{self.path}: ASAP's Python module was not found; install ASAP, give its folder as "
-                             "slides.asap_path, or use slides.reader=openslide")
+            raise SlideError(
+                f"{self.path}: ASAP's Python module was not found; install ASAP, give its folder as "
+                "slides.asap_path, or use slides.reader=openslide"
+            )
         return module
 
     def _open(self) -> Any:
         _check_whole(self.path)
         image = self._module().MultiResolutionImageReader().open(str(self.path))
         if image is None:
-            raise SlideError(f"{self.path}: ASAP cannot open it (damaged, not tiled, or an extension it does not "
-                             "know, such as one in capitals); use slides.reader=openslide or download it again")
+            raise SlideError(
+                f"{self.path}: ASAP cannot open it (damaged, not tiled, or an extension it does not "
+                "know, such as one in capitals); use slides.reader=openslide or download it again"
+            )
         if hasattr(image, "setCacheSize"):
             image.setCacheSize(CACHE_BYTES)
         return image
@@ -100,8 +106,10 @@ class AsapSlide(Slide):
         try:
             other = OpenSlideSlide(self.path)
         except SlideError:
-            raise SlideError(f"{self.path}: ASAP gives black at x={x} y={y}, level {level}, and OpenSlide, which would "
-                             "tell whether the file holds that, cannot open it; download it again") from None
+            raise SlideError(
+                f"{self.path}: ASAP gives black at x={x} y={y}, level {level}, and OpenSlide, which would "
+                "tell whether the file holds that, cannot open it; download it again"
+            ) from None
         return other.read(x, y, width, height, level) if other.level_sizes == self.level_sizes else pixels
 
 
@@ -110,8 +118,14 @@ def _check_whole(path: Path) -> None:
     try:
         size = path.stat().st_size
         with tifffile.TiffFile(path) as tiff:
-            end = max((int((np.array(page.dataoffsets, np.uint64) + np.array(page.databytecounts, np.uint64)).max())
-                       for page in tiff.pages if len(page.dataoffsets)), default=0)
+            end = max(
+                (
+                    int((np.array(page.dataoffsets, np.uint64) + np.array(page.databytecounts, np.uint64)).max())
+                    for page in tiff.pages
+                    if len(page.dataoffsets)
+                ),
+                default=0,
+            )
     except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, struct.error):
         return  # no TIFF, or none that tifffile knows: its reader judges
     if end > size:

@@ -40,8 +40,11 @@ def read_asap_xml(path: Path) -> tuple[list[Outline], list[str]]:
     used = {outline.group for outline in outlines} - set(content.parent_of) - {"None"}
     if used:
         warnings.append(f"group {_listed(used)} is used but not declared under AnnotationGroups")
-    return [Outline(o.name, o.group, o.rings, content.parents(o.group), o.shape)
-            for o in outlines if o.shape not in NO_AREAS], warnings
+    return [
+        Outline(o.name, o.group, o.rings, content.parents(o.group), o.shape)
+        for o in outlines
+        if o.shape not in NO_AREAS
+    ], warnings
 
 
 def _listed(names: set[str], most: int = 10) -> str:
@@ -60,15 +63,19 @@ def _parse(path: Path, content: "_Content") -> None:
                 end = chunk.rfind(b">")
                 since_tag = since_tag + len(chunk) if end < 0 else len(chunk) - end
                 if since_tag > MAX_TAG_BYTES:
-                    raise AnnotationError(f"{path}: holds a tag or text of more than {MAX_TAG_BYTES >> 20} MiB, which "
-                                          "ASAP never writes; get the file from its source again")
+                    raise AnnotationError(
+                        f"{path}: holds a tag or text of more than {MAX_TAG_BYTES >> 20} MiB, which "
+                        "ASAP never writes; get the file from its source again"
+                    )
                 parser.feed(chunk)
         parser.close()
     except FileNotFoundError:
         raise AnnotationError(f"{path}: no such annotation file") from None
     except DefusedXmlException as error:
-        raise AnnotationError(f"{path}: refused, the XML defines entities ({type(error).__name__}), which ASAP never "
-                              "writes; get the file from its source again") from None
+        raise AnnotationError(
+            f"{path}: refused, the XML defines entities ({type(error).__name__}), which ASAP never "
+            "writes; get the file from its source again"
+        ) from None
     except (ParseError, OSError, ValueError, LookupError) as error:
         raise AnnotationError(f"{path}: not whole or not XML ({shown(error)}); download it again") from None
 
@@ -94,8 +101,10 @@ class _Content:
             raise AnnotationError(f"{self.path}: not an annotation of ASAP (its root is {shown(tag)}, not {ROOT})")
         self._open.append(tag)
         if self._open == ANNOTATION:
-            self._attributes = {key: attributes.get(key, default).strip() for key, default in
-                                (("Name", ""), ("Type", "Polygon"), ("PartOfGroup", "None"))}
+            self._attributes = {
+                key: attributes.get(key, default).strip()
+                for key, default in (("Name", ""), ("Type", "Polygon"), ("PartOfGroup", "None"))
+            }
             self._xy, self._order = array("d"), array("q")
         elif self._open == COORDINATE:
             self._add_point(attributes)
@@ -125,8 +134,10 @@ class _Content:
         points, order = np.array(self._xy).reshape(-1, 2), np.array(self._order)
         check_coordinates(self._where, points)
         if not np.array_equal(np.sort(order), np.arange(len(order))):
-            self.warnings.append(f"annotation `{shown(self._attributes['Name'])}`: Order does not count 0 to "
-                                 f"{len(order) - 1}; points are taken by rising Order")
+            self.warnings.append(
+                f"annotation `{shown(self._attributes['Name'])}`: Order does not count 0 to "
+                f"{len(order) - 1}; points are taken by rising Order"
+            )
         shape = self._attributes["Type"]
         rings = (points[np.argsort(order, kind="stable")],) if shape in AREAS else ()
         self.outlines.append(Outline(self._attributes["Name"], self._attributes["PartOfGroup"], rings, (), shape))

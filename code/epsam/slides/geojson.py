@@ -17,8 +17,12 @@ from epsam.slides.outline import Outline, check_coordinates, shown
 MAX_BYTES = 256 * 2**20
 MAX_COUNTS = {"[": 5_000_000, "{": 1_000_000, ",": 12_000_000}
 """Of characters in the file: each stands for a list, an object or a value that takes memory while it is read."""
-OLD_IDS = {"PathAnnotationObject": "annotation", "PathDetectionObject": "detection", "PathCellObject": "cell",
-           "PathTileObject": "tile"}
+OLD_IDS = {
+    "PathAnnotationObject": "annotation",
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+}
 """Feature ids of QuPath before 0.3, in place of objectType."""
 
 
@@ -35,12 +39,15 @@ def read_geojson(path: Path, origin: tuple[int, int] = (0, 0)) -> tuple[list[Out
         try:
             outlines += _outlines(path, number, feature, origin, flat)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-            raise AnnotationError(f"{path}: feature {number} is no GeoJSON as QuPath writes it ({shown(error)}); export "
-                                  "it again") from None
+            raise AnnotationError(
+                f"{path}: feature {number} is no GeoJSON as QuPath writes it ({shown(error)}); export it again"
+            ) from None
     warnings = []
     if flat:
-        warnings.append("annotations without an area are left out: "
-                        + ", ".join(f"{n} {shown(kind)}" for kind, n in sorted(flat.items())[:10]))
+        warnings.append(
+            "annotations without an area are left out: "
+            + ", ".join(f"{n} {shown(kind)}" for kind, n in sorted(flat.items())[:10])
+        )
     return outlines, warnings
 
 
@@ -125,8 +132,9 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def _outlines(path: Path, number: int, feature: dict[str, Any], origin: tuple[int, int],
-              flat: Counter[str]) -> Iterator[Outline]:
+def _outlines(
+    path: Path, number: int, feature: dict[str, Any], origin: tuple[int, int], flat: Counter[str]
+) -> Iterator[Outline]:
     """The polygons of one feature; kinds of geometry without an area are counted in `flat`."""
     about = feature.get("properties") or {}
     kind = about.get("objectType") or OLD_IDS.get(str(feature.get("id")), "annotation")

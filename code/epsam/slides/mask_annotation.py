@@ -31,15 +31,19 @@ def read_mask_file(path: Path, slide_size: tuple[int, int] | None) -> dict[int, 
             parts.append(_runs(tile, x, y))
             total += len(parts[-1])
             if total > MAX_RUNS:
-                raise AnnotationError(f"{path}: its values change more than {MAX_RUNS} times along its rows: a picture, "
-                                      "not a mask of regions")
+                raise AnnotationError(
+                    f"{path}: its values change more than {MAX_RUNS} times along its rows: a picture, "
+                    "not a mask of regions"
+                )
     except (tifffile.TiffFileError, ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
         raise AnnotationError(f"{path}: cannot be read as a mask ({error}); write it again") from None
     scale = _scale(path, size, slide_size)
     runs = np.concatenate([np.zeros((0, 4), np.int32), *parts])
     runs = runs[np.lexsort((runs[:, 1], runs[:, 0]))]
-    return {int(value): Spans(*np.ascontiguousarray(runs[runs[:, 3] == value, :3].T), scale)
-            for value in np.unique(runs[:, 3])}
+    return {
+        int(value): Spans(*np.ascontiguousarray(runs[runs[:, 3] == value, :3].T), scale)
+        for value in np.unique(runs[:, 3])
+    }
 
 
 def _open(path: Path) -> tuple[tuple[int, int], Iterator[tuple[int, int, np.ndarray]]]:
@@ -49,16 +53,22 @@ def _open(path: Path) -> tuple[tuple[int, int], Iterator[tuple[int, int, np.ndar
     if is_png:
         pixels = read_pixels(path)
         if pixels.ndim == 3:
-            raise AnnotationError(f"{path}: a mask in colour or with transparency; write one channel of values by group")
+            raise AnnotationError(
+                f"{path}: a mask in colour or with transparency; write one channel of values by group"
+            )
         return pixels.shape[::-1], iter([(0, 0, pixels)])
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         if page.samplesperpixel != 1 or page.dtype is None or page.dtype.kind not in "ub" or page.imagedepth > 1:
-            raise AnnotationError(f"{path}: no mask of one channel of whole numbers, but {page.samplesperpixel} channels "
-                                  f"of {page.dtype}; write values by group")
+            raise AnnotationError(
+                f"{path}: no mask of one channel of whole numbers, but {page.samplesperpixel} channels "
+                f"of {page.dtype}; write values by group"
+            )
         size = page.imagewidth, page.imagelength
         if min(page.chunks[0] * page.chunks[1], size[0] * size[1]) > MAX_TILE_PX:
-            raise AnnotationError(f"{path}: tiles or strips of {page.chunks[1]} x {page.chunks[0]} px; write tiles of 512")
+            raise AnnotationError(
+                f"{path}: tiles or strips of {page.chunks[1]} x {page.chunks[0]} px; write tiles of 512"
+            )
     return size, _tiles(path)
 
 
@@ -89,8 +99,10 @@ def _scale(path: Path, size: tuple[int, int], slide_size: tuple[int, int] | None
     scale = slide_size[0] / size[0], slide_size[1] / size[1]
     rounding = max(1 / min(size), MAX_STRETCH)
     if min(scale) < 1 - rounding or abs(scale[0] / scale[1] - 1) > rounding:
-        raise AnnotationError(f"{path}: a mask of {size[0]} x {size[1]} px does not fit a slide of {slide_size[0]} x "
-                              f"{slide_size[1]} px; is it the mask of another slide?")
+        raise AnnotationError(
+            f"{path}: a mask of {size[0]} x {size[1]} px does not fit a slide of {slide_size[0]} x "
+            f"{slide_size[1]} px; is it the mask of another slide?"
+        )
     return scale
 
 

@@ -44,8 +44,9 @@ def _outer(kinds: Sequence[str], outlines: Sequence[np.ndarray]) -> dict[int, li
         inner = inner[(kind[inner] != kind[number]) & (area[inner] < area[number])]
         pairs += len(inner)
         if pairs > MAX_PAIRS:
-            raise AnnotationError(f"more than {MAX_PAIRS} pairs of tumour and hole outlines lie in one another, too many "
-                                  "for a slide")
+            raise AnnotationError(
+                f"more than {MAX_PAIRS} pairs of tumour and hole outlines lie in one another, too many for a slide"
+            )
         for i in inner[shapely.covers(shape, shapes[inner])]:
             found[enough[i]].append(enough[number])
     return found

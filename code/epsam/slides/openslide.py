@@ -24,8 +24,9 @@ class OpenSlideSlide(Slide):
         self.reader_version = openslide.__library_version__
         self.vendor = handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "")
         self.level_sizes = tuple(handle.level_dimensions)
-        self.mpp = plausible_mpp(handle.properties.get(openslide.PROPERTY_NAME_MPP_X),
-                                 handle.properties.get(openslide.PROPERTY_NAME_MPP_Y))
+        self.mpp = plausible_mpp(
+            handle.properties.get(openslide.PROPERTY_NAME_MPP_X), handle.properties.get(openslide.PROPERTY_NAME_MPP_Y)
+        )
 
     def _open(self) -> openslide.OpenSlide:
         try:
@@ -33,8 +34,10 @@ class OpenSlideSlide(Slide):
             handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
             return handle
         except openslide.OpenSlideUnsupportedFormatError:
-            raise SlideError(f"{self.path}: OpenSlide does not know this format (a TIFF must be tiled); download it "
-                             "again, or convert it to a tiled pyramidal TIFF") from None
+            raise SlideError(
+                f"{self.path}: OpenSlide does not know this format (a TIFF must be tiled); download it "
+                "again, or convert it to a tiled pyramidal TIFF"
+            ) from None
         except (openslide.OpenSlideError, OSError) as error:
             raise SlideError(f"{self.path}: OpenSlide cannot open it ({error}); download it again") from None
 
@@ -43,8 +46,9 @@ class OpenSlideSlide(Slide):
             image = self.handle().read_region((x, y), level, (width, height))
         except openslide.OpenSlideError as error:
             self.close()  # OpenSlide answers nothing more on a handle that failed once
-            raise SlideError(f"{self.path}: cannot be decoded at x={x} y={y}, level {level} ({error}); "
-                             "download it again") from None
+            raise SlideError(
+                f"{self.path}: cannot be decoded at x={x} y={y}, level {level} ({error}); download it again"
+            ) from None
         return over_white(image)
 
 
@@ -52,8 +56,10 @@ def bounds_origin(path: Path) -> tuple[int, int]:
     """Level-0 position of the scanned region where OpenSlide reports one, else (0, 0); QuPath counts from there."""
     try:
         with openslide.OpenSlide(path) as handle:
-            x, y = (handle.properties.get(key) for key in (openslide.PROPERTY_NAME_BOUNDS_X,
-                                                           openslide.PROPERTY_NAME_BOUNDS_Y))
+            x, y = (
+                handle.properties.get(key)
+                for key in (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y)
+            )
     except openslide.OpenSlideError:
         return 0, 0  # a slide that only ASAP reads
     return (int(x), int(y)) if x and y else (0, 0)
@@ -62,8 +68,10 @@ def bounds_origin(path: Path) -> tuple[int, int]:
 def over_white(image: Image) -> np.ndarray:
     """RGBA on white ground, as (H, W, 3) uint8: tiles that a file leaves out are transparent."""
     # Pillow packs RGB and alpha apart several times faster than it gives them together.
-    alpha, rgb = (np.frombuffer(image.tobytes("raw", mode), np.uint8).reshape(image.height, image.width, -1)
-                  for mode in ("A", "RGB"))
+    alpha, rgb = (
+        np.frombuffer(image.tobytes("raw", mode), np.uint8).reshape(image.height, image.width, -1)
+        for mode in ("A", "RGB")
+    )
     if alpha.min() == 255:
         return rgb.copy()  # bytes are read-only
     share = alpha / 255

@@ -100,8 +100,10 @@ def rasterize(polygons: Sequence[Sequence[np.ndarray]], layer: Sequence[int], pa
     the outlines of a slide do.
     """
     edges = _Edges.of(polygons)
-    bands = [_merge(_cut_out_holes(edges.fill(first, last), edges.polygon, edges.is_hole), layer, painted)
-             for first, last in edges.bands()]
+    bands = [
+        _merge(_cut_out_holes(edges.fill(first, last), edges.polygon, edges.is_hole), layer, painted)
+        for first, last in edges.bands()
+    ]
     bands = bands or [tuple(np.zeros(0, np.int32) for _ in range(3))]
     return Spans(*(np.concatenate(part) for part in zip(*bands, strict=True)))
 
@@ -127,8 +129,12 @@ class _Edges:
 
     @classmethod
     def of(cls, polygons: Sequence[Sequence[np.ndarray]]) -> "_Edges":
-        rings = [(ring, number, place > 0) for number, parts in enumerate(polygons)
-                 for place, ring in enumerate(parts) if len(ring)]
+        rings = [
+            (ring, number, place > 0)
+            for number, parts in enumerate(polygons)
+            for place, ring in enumerate(parts)
+            if len(ring)
+        ]
         a = np.concatenate([np.zeros((0, 2)), *(ring for ring, *_ in rings)])
         b = np.concatenate([np.zeros((0, 2)), *(np.roll(ring, 1, axis=0) for ring, *_ in rings)])
         owner = np.repeat(np.arange(len(rings)), [len(ring) for ring, *_ in rings]).astype(np.int64)
@@ -138,8 +144,16 @@ class _Edges:
             raise AnnotationError(f"outlines cross {total} pixel rows, too many for a slide; check the coordinates")
         seen = low < high
         corners = np.array([(ring.min(axis=0), ring.max(axis=0)) for ring, *_ in rings]).reshape(-1, 2, 2)
-        return cls(a[seen], b[seen], owner[seen], low[seen], high[seen], corners,
-                   np.array([number for _, number, _ in rings], np.int64), np.array([hole for *_, hole in rings], bool))
+        return cls(
+            a[seen],
+            b[seen],
+            owner[seen],
+            low[seen],
+            high[seen],
+            corners,
+            np.array([number for _, number, _ in rings], np.int64),
+            np.array([hole for *_, hole in rings], bool),
+        )
 
     def bands(self) -> Iterator[tuple[int, int]]:
         """First row, and first row after, of bands that hold about BAND_CROSSINGS each."""
@@ -193,8 +207,9 @@ def _cut_out_holes(runs: Runs, polygon: np.ndarray, is_hole: np.ndarray) -> Runs
     if not cut.any():
         return owner, row, start, end
     change = np.where(hole[cut], -FAR, 1)
-    (rows, owners), starts, ends = _sweep((row[cut], owner[cut]), start[cut], end[cut], change,
-                                          lambda changes: np.cumsum(changes) > 0)
+    (rows, owners), starts, ends = _sweep(
+        (row[cut], owner[cut]), start[cut], end[cut], change, lambda changes: np.cumsum(changes) > 0
+    )
     whole = (owner[~cut], row[~cut], start[~cut], end[~cut])
     return tuple(np.concatenate(pair) for pair in zip(whole, (owners, rows, starts, ends), strict=True))
 
@@ -214,8 +229,13 @@ def _merge(runs: Runs, layer: Sequence[int], painted: Sequence[bool]) -> tuple[n
     return tuple(part.astype(np.int32) for part in (rows, starts, ends))
 
 
-def _sweep(keys: tuple[np.ndarray, ...], start: np.ndarray, end: np.ndarray, change: np.ndarray,
-           inside: Callable[[np.ndarray], np.ndarray]) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+def _sweep(
+    keys: tuple[np.ndarray, ...],
+    start: np.ndarray,
+    end: np.ndarray,
+    change: np.ndarray,
+    inside: Callable[[np.ndarray], np.ndarray],
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
     """Maximal runs (keys, starts, ends) of what is inside, along lines of equal keys, the first key slowest.
 
     Each run changes the state by `change` at its start and by -`change` at its end; `inside` turns all changes in

@@ -103,8 +103,11 @@ def _serve(connection: Connection, path: Path, backend: str, asap_path: Path | N
     try:
         with guard(path):
             slide = open_slide(path, backend, asap_path)
-            connection.send(_About(slide.reader, slide.reader_version, slide.vendor, slide.level_sizes, slide.mpp,
-                                   bounds_origin(path)))
+            connection.send(
+                _About(
+                    slide.reader, slide.reader_version, slide.vendor, slide.level_sizes, slide.mpp, bounds_origin(path)
+                )
+            )
     except Exception as error:  # noqa: BLE001 raised again by who asked
         connection.send(error)
         return

@@ -125,8 +125,7 @@ def read_window(slide: Slide, x: int, y: int, read_px: int, size_px: int) -> np.
     level = slide.level_for(read_px / size_px)
     side = max(1, round(read_px / slide.level_downsamples[level]))
     pixels = slide.read(x, y, side, side, level)
-    return cv2.resize(pixels, (size_px, size_px),
-                      interpolation=cv2.INTER_AREA if side >= size_px else cv2.INTER_LINEAR)
+    return cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_AREA if side >= size_px else cv2.INTER_LINEAR)
 
 
 def overview(
@@ -143,16 +142,23 @@ def overview(
     factor = downsample / slide.level_downsamples[level]
     width, height = (-int(-side // downsample) for side in size)
     if width * height > MAX_OVERVIEW_PX:
-        raise SlideError(f"{slide.path}: claims {size[0]} x {size[1]} px, too many to look at 1 in {downsample:g}; if that is "
-                         "its true size, raise patches.tissue.downsample, else get the file again")
+        raise SlideError(
+            f"{slide.path}: claims {size[0]} x {size[1]} px, too many to look at 1 in {downsample:g}; if that is "
+            "its true size, raise patches.tissue.downsample, else get the file again"
+        )
     out = np.empty((height, width, 3), np.uint8)
     step = max(1, int(block_px / factor))
     for top in range(0, height, step):
         for left in range(0, width, step):
             rows, columns = min(step, height - top), min(step, width - left)
-            block = slide.read(round(x + left * downsample), round(y + top * downsample),
-                               max(1, round(columns * factor)), max(1, round(rows * factor)), level)
+            block = slide.read(
+                round(x + left * downsample),
+                round(y + top * downsample),
+                max(1, round(columns * factor)),
+                max(1, round(rows * factor)),
+                level,
+            )
             if block.shape[:2] != (rows, columns):
                 block = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
-            out[top:top + rows, left:left + columns] = block
+            out[top : top + rows, left : left + columns] = block
     return out

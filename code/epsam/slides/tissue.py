@@ -44,7 +44,7 @@ def _smoothed(mask: np.ndarray, settings: Tissue) -> np.ndarray:
     if settings.close_iterations:
         kernel = np.ones((settings.close_px, settings.close_px), np.uint8)
         closed = cv2.morphologyEx(closed, cv2.MORPH_CLOSE, kernel, iterations=settings.close_iterations)
-    inside = np.ascontiguousarray(closed[margin:margin + height, margin:margin + width])
+    inside = np.ascontiguousarray(closed[margin : margin + height, margin : margin + width])
     return cv2.medianBlur(inside, settings.median_px | 1) > 0
 
 

@@ -67,11 +67,15 @@ def views_that_fit(wanted: int, need: Callable[[int], int], folder: Path) -> int
     fitting = next((views for views in range(wanted, 0, -1) if (1 + RESERVE) * need(views) <= free), 0)
     room = f"{size_text(free)} of the disk are free"
     if not fitting:
-        raise EpsamError(f"{folder}: the embeddings need {size_text((1 + RESERVE) * need(1))}, {room}; make room, or set "
-                         "sam.embeddings=off (slow: the encoder then runs again in every epoch)")
+        raise EpsamError(
+            f"{folder}: the embeddings need {size_text((1 + RESERVE) * need(1))}, {room}; make room, or set "
+            "sam.embeddings=off (slow: the encoder then runs again in every epoch)"
+        )
     if fitting < wanted:
-        logger.warning(f"embed: {wanted} views need {size_text((1 + RESERVE) * need(wanted))}, {room}; going on with "
-                       f"{fitting}, so there is less augmentation")
+        logger.warning(
+            f"embed: {wanted} views need {size_text((1 + RESERVE) * need(wanted))}, {room}; going on with "
+            f"{fitting}, so there is less augmentation"
+        )
     logger.info(f"embed: the embeddings take {size_text(need(fitting))}; {room}")
     return fitting
 
@@ -83,12 +87,15 @@ def _fill(
     todo = [patches[position] for shard in missing for position in layout.shards[shard]]
     logger.info(f"embed: {split}: {len(patches)} patches, {layout.views} view(s) each; {len(todo)} patches to do")
     inputs = [(patch, view) for patch in todo for view in range(layout.views)]
-    batches = [inputs[start : start + hardware.encoder_batch] for start in range(0, len(inputs), hardware.encoder_batch)]
+    batches = [
+        inputs[start : start + hardware.encoder_batch] for start in range(0, len(inputs), hardware.encoder_batch)
+    ]
     size = BatchSize("embed", hardware.encoder_batch)
     ready: list[np.ndarray] = []
     with progress(total=len(inputs), desc=f"embed {split}", unit="view") as bar:
-        for images in read_ahead(partial(_load_inputs, sam.image_encoder.img_size), batches,
-                                 reading_threads(config, hardware)):
+        for images in read_ahead(
+            partial(_load_inputs, sam.image_encoder.img_size), batches, reading_threads(config, hardware)
+        ):
             encoded = size.run(partial(_encode_in_parts, sam, images, hardware))
             for embedding in encoded.cpu().numpy():
                 ready.append(embedding)

@@ -58,8 +58,10 @@ def _warn_of_missing_masks(workspace: Workspace, known: Sequence[Patch]) -> None
         why = "the masks there match no patch by name" if found else "there are no masks"
         logger.warning(f"evaluate: {folder}: {why}; nothing is measured. A mask has the name of its patch")
     elif len(known) < len(positives):
-        logger.warning(f"evaluate: {len(positives) - len(known)} of {len(positives)} test patches with tumour have no "
-                       f"mask in {folder}; they are left out")
+        logger.warning(
+            f"evaluate: {len(positives) - len(known)} of {len(positives)} test patches with tumour have no "
+            f"mask in {folder}; they are left out"
+        )
 
 
 def _is_measured(workspace: Workspace, method: Method, patches: Sequence[Patch]) -> bool:
@@ -67,8 +69,14 @@ def _is_measured(workspace: Workspace, method: Method, patches: Sequence[Patch])
     return path.is_file() and read_figures(path).names == [patch.name for patch in patches]
 
 
-def _measure(config: Config, workspace: Workspace, hardware: Hardware, methods: Sequence[Method],
-             known: Sequence[Patch], negatives: Sequence[Patch]) -> None:
+def _measure(
+    config: Config,
+    workspace: Workspace,
+    hardware: Hardware,
+    methods: Sequence[Method],
+    known: Sequence[Patch],
+    negatives: Sequence[Patch],
+) -> None:
     """Predict the patches with each method and keep masks and figures."""
     sam = load_sam(config.sam.model_type, config.sam.checkpoint, workspace.checkpoints, hardware.device)
     models = Models(load_classifier(config.classifier, workspace.classifier, hardware.device), sam, config, hardware)
@@ -76,8 +84,10 @@ def _measure(config: Config, workspace: Workspace, hardware: Hardware, methods: 
     probabilities = _classify(models, patches)
     gate = config.inference.classifier_probability
     alarms = [patch for patch in negatives if probabilities[patch.name] >= gate]
-    logger.info(f"evaluate: {len(known)} test patches with tumour, {len(negatives)} normal ones, of which the "
-                f"classifier takes {len(alarms)} for tumour")
+    logger.info(
+        f"evaluate: {len(known)} test patches with tumour, {len(negatives)} normal ones, of which the "
+        f"classifier takes {len(alarms)} for tumour"
+    )
     for method in methods:
         if method.decoder:
             load_decoder(sam, method.decoder)
@@ -85,12 +95,15 @@ def _measure(config: Config, workspace: Workspace, hardware: Hardware, methods: 
         for patch, mask in _masks(config, workspace, hardware, models, method, known, alarms):
             write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
             overlaps[patch.name] = _overlap(patch, mask)
-        write_figures(figures_csv(workspace, method.name), Figures(
-            names=[patch.name for patch in patches],
-            labels=np.array([patch.label for patch in patches]),
-            probabilities=np.array([probabilities[patch.name] for patch in patches]),
-            overlaps=np.array([overlaps[patch.name] for patch in patches]),
-        ))
+        write_figures(
+            figures_csv(workspace, method.name),
+            Figures(
+                names=[patch.name for patch in patches],
+                labels=np.array([patch.label for patch in patches]),
+                probabilities=np.array([probabilities[patch.name] for patch in patches]),
+                overlaps=np.array([overlaps[patch.name] for patch in patches]),
+            ),
+        )
 
 
 def _classify(models: Models, patches: Sequence[Patch]) -> dict[str, float]:
@@ -99,7 +112,7 @@ def _classify(models: Models, patches: Sequence[Patch]) -> dict[str, float]:
     probabilities: dict[str, float] = {}
     with progress(total=len(patches), desc="classify test", unit="patch") as bar:
         for start in range(0, len(patches), step):
-            batch = patches[start:start + step]
+            batch = patches[start : start + step]
             images = np.stack([read_image(patch.path) for patch in batch])
             names = [patch.name for patch in batch]
             probabilities |= dict(zip(names, models.classify(images, names).tolist(), strict=True))
@@ -107,8 +120,15 @@ def _classify(models: Models, patches: Sequence[Patch]) -> dict[str, float]:
     return probabilities
 
 
-def _masks(config: Config, workspace: Workspace, hardware: Hardware, models: Models, method: Method,
-           known: Sequence[Patch], alarms: Sequence[Patch]) -> Iterator[tuple[Patch, np.ndarray]]:
+def _masks(
+    config: Config,
+    workspace: Workspace,
+    hardware: Hardware,
+    models: Models,
+    method: Method,
+    known: Sequence[Patch],
+    alarms: Sequence[Patch],
+) -> Iterator[tuple[Patch, np.ndarray]]:
     """Predicted masks (H, W) bool of the patches with tumour and of the false alarms."""
     if method.name == "cam":
         cams = load_cams(workspace.cams("test"))

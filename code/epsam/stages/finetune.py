@@ -22,7 +22,9 @@ def finetune(config: Config, workspace: Workspace, hardware: Hardware) -> None:
         write_png(folder / f"{example.patch.name}.png", cam_mask(example.cam, config.cam, patch_size(example.patch)))
     train = with_labels(context.examples("train"), labels_folder(workspace, "train", 0))
     shown = Samples(evenly_spaced(train), context.embeddings("train"), config, "predict")
-    rows = [Row(s.example.patch, s.example.cam, s.prompts, s.target, "initial mask")
-            for s in (shown[index, 0] for index in range(len(shown)))]
+    rows = [
+        Row(s.example.patch, s.example.cam, s.prompts, s.target, "initial mask")
+        for s in (shown[index, 0] for index in range(len(shown)))
+    ]
     write_sheet(sheet_path(workspace, 0), rows)
     train_decoder(context, "round0", train, validation_examples(context, 0), workspace.decoder(0))

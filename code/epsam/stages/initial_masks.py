@@ -81,9 +81,13 @@ def _report(shares: np.ndarray, limits: np.ndarray) -> None:
         return
     empty = int((shares == 0).sum())
     low, middle, high = np.percentile(limits, (10, 50, 90))
-    logger.info(f"initial masks: {len(shares)} patches, mean foreground {shares.mean():.1%}, {empty} empty; maps are cut "
-                f"at {middle:.2f} (80 % of them between {low:.2f} and {high:.2f})")
+    logger.info(
+        f"initial masks: {len(shares)} patches, mean foreground {shares.mean():.1%}, {empty} empty; maps are cut "
+        f"at {middle:.2f} (80 % of them between {low:.2f} and {high:.2f})"
+    )
     if shares.mean() > 0.95 or shares.mean() < 0.02 or empty > len(shares) / 2:
         what = "nearly everything" if shares.mean() > 0.95 else "nearly nothing"
-        logger.warning(f"initial masks: they cover {what}; look at runs/<name>/cams/sheet.png, and at cam.percentile, "
-                       "cam.threshold and cam.layer")
+        logger.warning(
+            f"initial masks: they cover {what}; look at runs/<name>/cams/sheet.png, and at cam.percentile, "
+            "cam.threshold and cam.layer"
+        )

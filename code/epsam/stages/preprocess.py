@@ -31,8 +31,10 @@ def preprocess(config: Config, workspace: Workspace) -> None:
     try:
         _preprocess(config, workspace)
     except OSError as error:
-        raise DataError(f"{error.filename or workspace.dataset}: {error.strerror}; what is written stays, so mend it "
-                        "(free some room) and run the stage again") from None
+        raise DataError(
+            f"{error.filename or workspace.dataset}: {error.strerror}; what is written stays, so mend it "
+            "(free some room) and run the stage again"
+        ) from None
 
 
 def _only_patches(workspace: Workspace) -> bool:
@@ -62,7 +64,9 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
     write_summary(records, workspace)
 
 
-def _write_sheet(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace) -> None:
+def _write_sheet(
+    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace
+) -> None:
     """The QA sheet; where it cannot be drawn the slide stays in use, as its patches are right."""
     try:
         with guard(record.path, record.annotation):
@@ -94,9 +98,11 @@ def _log_extraction(record: SlideRecord, scan: SlideCandidates) -> None:
     record.width, record.height = scan.size
     record.mpp_x, record.mpp_y = scan.mpp or (None, None)
     resolution = f"{scan.mpp[0]:.4g} um/px" if scan.mpp else "resolution unknown"
-    logger.info(f"{record.slide}: {record.width} x {record.height} px, {resolution}, {scan.vendor} read by "
-                f"{scan.reader} {scan.reader_version}; {len(scan.x)} windows, {int((scan.fraction > 0).sum())} with "
-                f"tumour{'; ' + record.reason if record.reason else ''}")
+    logger.info(
+        f"{record.slide}: {record.width} x {record.height} px, {resolution}, {scan.vendor} read by "
+        f"{scan.reader} {scan.reader_version}; {len(scan.x)} windows, {int((scan.fraction > 0).sum())} with "
+        f"tumour{'; ' + record.reason if record.reason else ''}"
+    )
     for note in scan.notes:
         logger.warning(f"{record.annotation}: {note}")
 
@@ -109,15 +115,22 @@ def choose(records: list[SlideRecord], scans: dict[str, SlideCandidates], config
         if not slides:
             continue
         lengths = [len(scans[r.slide].x) for r in slides]
-        chosen = select(Candidates(np.concatenate([scans[r.slide].fraction for r in slides]),
-                                   np.repeat([r.negatives for r in slides], lengths)), split, config)
+        chosen = select(
+            Candidates(
+                np.concatenate([scans[r.slide].fraction for r in slides]),
+                np.repeat([r.negatives for r in slides], lengths),
+            ),
+            split,
+            config,
+        )
         parts = np.split(chosen, np.cumsum(lengths)[:-1])
         purposes |= {record.slide: part for record, part in zip(slides, parts, strict=True)}
     return purposes
 
 
-def count_patches(records: list[SlideRecord], scans: dict[str, SlideCandidates], purposes: dict[str, np.ndarray],
-                  config: Config) -> None:
+def count_patches(
+    records: list[SlideRecord], scans: dict[str, SlideCandidates], purposes: dict[str, np.ndarray], config: Config
+) -> None:
     """Note each slide's patches; raises DataError when a split has no positive for SAM."""
     found = dict.fromkeys(SPLITS, 0)
     for record in usable(records):
@@ -127,6 +140,8 @@ def count_patches(records: list[SlideRecord], scans: dict[str, SlideCandidates],
         found[record.split] += int(((purpose == "all") & positive).sum())
     if empty := [split for split, count in found.items() if not count]:
         low, high = config.patches.positive_share
-        raise DataError(f"no positive patch for {', '.join(empty)}: no window there has {low:.0%} to {high:.0%} tumour. "
-                        "slides.csv says which slides were used and why others were not; mend those, add slides, or "
-                        "widen patches.positive_share")
+        raise DataError(
+            f"no positive patch for {', '.join(empty)}: no window there has {low:.0%} to {high:.0%} tumour. "
+            "slides.csv says which slides were used and why others were not; mend those, add slides, or "
+            "widen patches.positive_share"
+        )

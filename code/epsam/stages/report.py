@@ -22,8 +22,11 @@ def report(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     Parts that have nothing to show (no true masks, no slides, no curves) say so.
     """
     template = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1] / "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parents[1] / "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     ).get_template("report.html")
     page = template.render(
         run=_run_section(config, workspace),

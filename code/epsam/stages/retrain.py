@@ -40,13 +40,20 @@ def _run_round(context: SamSession, round_: int) -> None:
     kept = [candidate.example for candidate in candidates if candidate.kept]
     if not kept:
         best = max(candidates, key=lambda candidate: candidate.ids)
-        raise DataError(f"round {round_} keeps none of {len(candidates)} pseudo-labels: the best IDS is "
-                        f"{best.ids:.4f}, retrain.ids asks for {context.config.retrain.ids}. {_how_to_keep(best)} Or "
-                        f"look at {sheet_path(workspace, round_)}: where SAM's masks reach far beyond the CAM masks, "
-                        "a lower cam.threshold (with --from initial-masks) or more finetune.epochs (with --from "
-                        "finetune) may help")
-    train_decoder(context, f"round{round_}", with_labels(kept, folders["train"]),
-                  validation_examples(context, round_), workspace.decoder(round_))
+        raise DataError(
+            f"round {round_} keeps none of {len(candidates)} pseudo-labels: the best IDS is "
+            f"{best.ids:.4f}, retrain.ids asks for {context.config.retrain.ids}. {_how_to_keep(best)} Or "
+            f"look at {sheet_path(workspace, round_)}: where SAM's masks reach far beyond the CAM masks, "
+            "a lower cam.threshold (with --from initial-masks) or more finetune.epochs (with --from "
+            "finetune) may help"
+        )
+    train_decoder(
+        context,
+        f"round{round_}",
+        with_labels(kept, folders["train"]),
+        validation_examples(context, round_),
+        workspace.decoder(round_),
+    )
 
 
 def _how_to_keep(best: Candidate) -> str:
@@ -59,8 +66,10 @@ def _how_to_keep(best: Candidate) -> str:
 
 def _write_sheet(context: SamSession, round_: int, candidates: Sequence[Candidate]) -> None:
     shown = evenly_spaced(sorted(candidates, key=lambda candidate: candidate.ids))
-    masks = {sample.example.patch.name: (sample, mask)
-             for sample, mask in predict(context, "train", [candidate.example for candidate in shown])}
+    masks = {
+        sample.example.patch.name: (sample, mask)
+        for sample, mask in predict(context, "train", [candidate.example for candidate in shown])
+    }
     rows = []
     for candidate in shown:
         sample, mask = masks[candidate.example.patch.name]
@@ -75,7 +84,11 @@ def _record(context: SamSession, summary: dict[str, float]) -> None:
     rows = read_csv(path, ["round", "relative_size"]) if path.is_file() and round_ > 1 else []
     rows = [row for row in rows if int(row["round"]) < round_]
     before = float(rows[-1]["relative_size"]) if rows else 1.0  # round 0 learned from the CAM masks themselves
-    logger.info("pseudo-labels: " + " ".join(
-        f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}" for key, value in summary.items()))
+    logger.info(
+        "pseudo-labels: "
+        + " ".join(
+            f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}" for key, value in summary.items()
+        )
+    )
     warn_of_drift(before, summary["relative_size"], round_)
     write_csv(path, [*rows, summary], list(summary))

@@ -47,7 +47,9 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     )
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, settings.lr_gamma)
     on_masks = settings.select_on == "val_masks"
-    logger.info(f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split")
+    logger.info(
+        f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split"
+    )
     learner = TrainStep(model, optimiser, positive_weight(train, settings), hardware)
 
     def run_epoch(epoch: int) -> dict[str, float]:
@@ -61,15 +63,26 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
 
     best, curves = workspace.state / "classifier_best.pth", workspace.run / "classifier_curves.csv"
     done = run(
-        "classifier", run_epoch, {"model": model, "optimiser": optimiser, "schedule": schedule}, model.state_dict,
-        epochs=settings.epochs, early_stop=settings.early_stop, state=workspace.state / "classifier.pth",
-        best=best, curves=curves, score="val_map_error" if on_masks else "val_loss",
+        "classifier",
+        run_epoch,
+        {"model": model, "optimiser": optimiser, "schedule": schedule},
+        model.state_dict,
+        epochs=settings.epochs,
+        early_stop=settings.early_stop,
+        state=workspace.state / "classifier.pth",
+        best=best,
+        curves=curves,
+        score="val_map_error" if on_masks else "val_loss",
     )
     draw_curves(curves.with_suffix(".png"), done)
     model.load_state_dict(load_tensors(best))
     save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config))
     logger.info(f"classifier: peak memory {peak_memory_mib(str(hardware.device)):.0f} MiB")
-    record_results(workspace, "train-classifier", [
-        {"split": split, "method": "classifier"} | figures(model, labelled, hardware, config.worker_count)
-        for split, labelled in (("val", val), ("test", test))
-    ])
+    record_results(
+        workspace,
+        "train-classifier",
+        [
+            {"split": split, "method": "classifier"} | figures(model, labelled, hardware, config.worker_count)
+            for split, labelled in (("val", val), ("test", test))
+        ],
+    )

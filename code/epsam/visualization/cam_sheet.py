@@ -38,6 +38,8 @@ def _strip(patch: Patch, cam: ActivationMap, masks: Path) -> np.ndarray:
     panels = [photo(image, PANEL_PX), draw_map(image, cam.values, PANEL_PX)]
     panels.append(draw_mask(image, read_mask(masks / f"{patch.name}.png"), PANEL_PX))
     truth = draw_mask(image, read_mask(patch.mask), PANEL_PX) if patch.has_mask else np.full_like(panels[0], 255)
-    framed = [cv2.copyMakeBorder(panel, 0, GAP_PX, 0, GAP_PX, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-              for panel in [*panels, truth]]
+    framed = [
+        cv2.copyMakeBorder(panel, 0, GAP_PX, 0, GAP_PX, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        for panel in [*panels, truth]
+    ]
     return np.hstack([*framed, np.full((PANEL_PX + GAP_PX, 2 * GAP_PX, 3), 255, np.uint8)])

@@ -56,8 +56,15 @@ def curves_chart(epochs: Sequence[float], lines: Mapping[str, Sequence[float]], 
     styles = cycle(((FIRST, "-"), (SECOND, "-."), (INK, ":")))
     for name, values in lines.items():
         colour, dash = (QUIET, "--") if name.startswith("train") else next(styles)
-        axes.plot(epochs, values, color=colour, linestyle=dash, linewidth=1.8, label=name,
-                  marker="o" if len(epochs) == 1 else None)
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            linestyle=dash,
+            linewidth=1.8,
+            label=name,
+            marker="o" if len(epochs) == 1 else None,
+        )
     low, high = axes.get_ylim()
     if high - low < MIN_SPAN:
         axes.set_ylim((low + high - MIN_SPAN) / 2, (low + high + MIN_SPAN) / 2)
@@ -66,8 +73,16 @@ def curves_chart(epochs: Sequence[float], lines: Mapping[str, Sequence[float]], 
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis="y", color=GRID)
-    figure.legend(frameon=False, labelcolor=INK, loc="outside upper left", ncols=3, fontsize=9, handlelength=1.6,
-                  columnspacing=1.2, borderpad=0)
+    figure.legend(
+        frameon=False,
+        labelcolor=INK,
+        loc="outside upper left",
+        ncols=3,
+        fontsize=9,
+        handlelength=1.6,
+        columnspacing=1.2,
+        borderpad=0,
+    )
     return _as_svg(figure)
 
 

@@ -42,7 +42,9 @@ LINE_PX = 24
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def write_slide_sheet(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, folder: Path) -> None:
+def write_slide_sheet(
+    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, folder: Path
+) -> None:
     """Write `folder`/<slide>.png: thumbnail, tissue outline, annotation, chosen windows, and what the colours mean."""
     enlarge = max(1, MIN_PX / max(scan.thumbnail.shape))
     size = tuple(round(side * enlarge) for side in scan.thumbnail.shape[1::-1])
@@ -58,8 +60,9 @@ def write_slide_sheet(record: SlideRecord, scan: SlideCandidates, purpose: np.nd
         _draw_windows(picture, scan, chosen, scale, colour)
     lines = {"tissue": (TISSUE, cv2.findContours(tissue, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0])}
     if record.annotation:
-        polygons = read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path),
-                                   scan.size).polygons
+        polygons = read_annotation(
+            record.annotation, config.slides.groups, bounds_origin(record.path), scan.size
+        ).polygons
         for kind, colour in (("tumour", TUMOUR), ("hole", HOLE)):
             lines[kind] = colour, [np.rint(p.points * scale).astype(np.int32) for p in polygons if p.kind == kind]
     for colour, outlines in lines.values():
@@ -80,7 +83,9 @@ def _draw_windows(picture: np.ndarray, scan: SlideCandidates, chosen: np.ndarray
     cv2.addWeighted(tint, FILL, picture, 1 - FILL, 0, dst=picture)
     for left, top in corners:
         for inset in range(1 + (side >= WIDE_PX)):
-            cv2.rectangle(picture, (left + inset, top + inset), (left + side - 1 - inset, top + side - 1 - inset), colour)
+            cv2.rectangle(
+                picture, (left + inset, top + inset), (left + side - 1 - inset, top + side - 1 - inset), colour
+            )
 
 
 def _ruler(scan: SlideCandidates, scale: float) -> tuple[str, int]:
@@ -103,7 +108,7 @@ def _with_legend(picture: np.ndarray, legend: Sequence[tuple[str, Colour]], rule
         marks.append((x, y, text, colour, mark_px))
         x += mark_px + text_px + 23
     sheet = np.full((y + LINE_PX - 4, width, 3), 255, np.uint8)
-    sheet[:height, :picture.shape[1]] = picture
+    sheet[:height, : picture.shape[1]] = picture
     for x, y, text, colour, mark_px in marks:
         thin = 0 if colour else 4
         cv2.rectangle(sheet, (x, y + thin), (x + mark_px, y + 12 - thin), colour or (0, 0, 0), -1)

@@ -65,8 +65,10 @@ def mean_dice(sam: Sam, pairs: Sequence[tuple[np.ndarray, np.ndarray]], points: 
     for start in progress(range(0, len(pairs), 16), desc=f"{points} points", unit="batch"):
         images, masks = zip(*pairs[start : start + 16], strict=True)
         embeddings = sam.image_encoder(sam.preprocess(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)))
-        prompts = [PromptSet(points_from_mask(mask, points, generator("measure", start + k, points)), np.zeros((0, 4)))
-                   for k, mask in enumerate(masks)]
+        prompts = [
+            PromptSet(points_from_mask(mask, points, generator("measure", start + k, points)), np.zeros((0, 4)))
+            for k, mask in enumerate(masks)
+        ]
         logits = predict_masks(sam, embeddings, prompts, (INPUT_PX, INPUT_PX))
         scores += [_dice(guess, mask) for guess, mask in zip((logits > 0).numpy(), masks, strict=True)]
     return float(np.mean(scores))

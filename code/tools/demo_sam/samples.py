@@ -59,8 +59,16 @@ def load_examples(path: Path, count: int, purpose: str, seed: int, strands: bool
         return Examples(saved["images"], saved["regions"])
 
 
-def draw_batch(examples: Examples, rows: int | torch.Tensor, rng: np.random.Generator, *, points: int | None = None,
-               prompts: int = 1, turned: bool = False, boxes: bool = False) -> Batch:
+def draw_batch(
+    examples: Examples,
+    rows: int | torch.Tensor,
+    rng: np.random.Generator,
+    *,
+    points: int | None = None,
+    prompts: int = 1,
+    turned: bool = False,
+    boxes: bool = False,
+) -> Batch:
     """Prompt up to `prompts` regions of each of some examples (`rows`: which, or how many at random).
 
     A prompt is 1 to 50 points (or exactly `points`), the same number for all; with `boxes` sometimes a box around

@@ -52,8 +52,13 @@ def noise(scale: float, rng: np.random.Generator, stretch: float = 1) -> np.ndar
     """Smooth noise (SIDE, SIDE) float32, about standard normal, features `scale` px high, `stretch` times as wide."""
     rows, columns = (max(4, int(np.ceil(SIDE / s)) + 3) for s in (scale, scale * stretch))
     field = rng.normal(0, 1.3, (rows, columns)).astype(np.float32)
-    field = cv2.resize(field, None, fx=max(scale * stretch, SIDE / (columns - 3)), fy=max(scale, SIDE / (rows - 3)),
-                       interpolation=cv2.INTER_CUBIC)
+    field = cv2.resize(
+        field,
+        None,
+        fx=max(scale * stretch, SIDE / (columns - 3)),
+        fy=max(scale, SIDE / (rows - 3)),
+        interpolation=cv2.INTER_CUBIC,
+    )
     top, left = (rng.integers(0, n - SIDE + 1) for n in field.shape)
     return field[top : top + SIDE, left : left + SIDE]
 
@@ -144,8 +149,13 @@ def draw_textures(regions: np.ndarray, palette: Palette, rng: np.random.Generato
     if rng.random() < 0.6:
         y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
         amount, scale = rng.uniform(1, 7), rng.uniform(7, 22)
-        seen = cv2.remap(regions, x + amount * noise(scale, rng), y + amount * noise(scale, rng), cv2.INTER_NEAREST,
-                         borderMode=cv2.BORDER_REFLECT)
+        seen = cv2.remap(
+            regions,
+            x + amount * noise(scale, rng),
+            y + amount * noise(scale, rng),
+            cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_REFLECT,
+        )
     else:
         seen = regions
     picture = np.zeros((SIDE, SIDE, 3), np.float32)
@@ -167,7 +177,10 @@ def _layer(texture: np.ndarray, mask: np.ndarray, palette: Palette, rng: np.rand
     first = rng.uniform(7, 26)
     for start in (first, first + rng.uniform(6, 22))[: rng.integers(1, 3)]:
         blank = rng.random() < 0.6
-        inner = np.full_like(texture, palette.white) + 4 * noise(5, rng)[..., None] if blank else (
-            draw_texture(palette, rng).astype(np.float32))
+        inner = (
+            np.full_like(texture, palette.white) + 4 * noise(5, rng)[..., None]
+            if blank
+            else (draw_texture(palette, rng).astype(np.float32))
+        )
         texture = np.where((depth > start)[..., None], inner, texture)
     return texture

@@ -45,8 +45,12 @@ class Stage:
     """Whether bands of fibres run across the regions of its pictures."""
 
 
-STAGES = (Stage("encoder", 20, 100, 12, 1.5e-3), Stage("decoder", 12, 100, 32, 1e-3), Stage("both", 12, 100, 8, 5e-4),
-          Stage("context", 12, 100, 8, 4e-4, strands=True))
+STAGES = (
+    Stage("encoder", 20, 100, 12, 1.5e-3),
+    Stage("decoder", 12, 100, 32, 1e-3),
+    Stage("both", 12, 100, 8, 5e-4),
+    Stage("context", 12, 100, 8, 4e-4, strands=True),
+)
 
 
 COMPARED = 256
@@ -128,8 +132,11 @@ def train(work: Path, out: Path, seed: int, images: int, stages: Sequence[Stage]
     for stage in stages:
         best, kind = work / f"{stage.name}.pth", "_strands" if stage.strands else ""
         training, held_out = (
-            load_examples(work / f"{purpose}_{seed}_{images}{kind}.npz", count, purpose.replace("_", " "), seed, stage.strands)
-            for purpose, count in (("training", images), ("held_out", max(8, images // 24))))
+            load_examples(
+                work / f"{purpose}_{seed}_{images}{kind}.npz", count, purpose.replace("_", " "), seed, stage.strands
+            )
+            for purpose, count in (("training", images), ("held_out", max(8, images // 24)))
+        )
         if weights is not None:
             sam.load_state_dict(load_tensors(weights))
         _train_stage(sam, stage, training, held_out, work, best, seed)
@@ -141,12 +148,15 @@ def train(work: Path, out: Path, seed: int, images: int, stages: Sequence[Stage]
 def _train_stage(sam: Sam, stage: Stage, training: Examples, held_out: Examples, work: Path, best: Path, seed: int):
     torch.manual_seed(seed_of("demo sam", seed, stage.name))
     likeness, readout = Likeness(), nn.Linear(WIDTH, 1)
-    learning = {"encoder": [sam.image_encoder, likeness], "decoder": [sam.prompt_encoder, sam.mask_decoder, readout]
-                }.get(stage.name, [sam])
+    learning = {
+        "encoder": [sam.image_encoder, likeness],
+        "decoder": [sam.prompt_encoder, sam.mask_decoder, readout],
+    }.get(stage.name, [sam])
     optimiser = torch.optim.AdamW([p for part in learning for p in part.parameters()], lr=stage.lr, weight_decay=1e-2)
     total = stage.epochs * stage.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / 100) * (0.51 + 0.49 * math.cos(math.pi * min(step / total, 1))))
+        optimiser, lambda step: min(1, (step + 1) / 100) * (0.51 + 0.49 * math.cos(math.pi * min(step / total, 1)))
+    )
     encode_once = functools.cache(functools.partial(_encode_all, sam))
 
     def loss_of(examples: Examples, batch: Batch) -> Tensor:
@@ -155,7 +165,9 @@ def _train_stage(sam: Sam, stage: Stage, training: Examples, held_out: Examples,
             compared = torch.randperm(embeddings[0, 0].numel())[:COMPARED]
             shares = region_shares(batch.regions, embeddings.shape[-1])[..., compared]
             # The chance that a pixel of one cell and a pixel of the other lie in one region.
-            return F.binary_cross_entropy_with_logits(likeness(embeddings.flatten(2)[..., compared]), shares.mT @ shares)
+            return F.binary_cross_entropy_with_logits(
+                likeness(embeddings.flatten(2)[..., compared]), shares.mT @ shares
+            )
         frozen = stage.name == "decoder"
         embeddings = encode_once(examples)[batch.rows].float() if frozen else encode(sam, batch.images)
         logits, quality, view = decode(sam, embeddings[batch.owners], batch)
@@ -169,8 +181,14 @@ def _train_stage(sam: Sam, stage: Stage, training: Examples, held_out: Examples,
         rng = generator("demo sam", seed, stage.name, epoch)
         losses = []
         for _ in progress(range(stage.steps), desc=f"{stage.name} {epoch}/{stage.epochs}", unit="step"):
-            batch = draw_batch(training, stage.batch, rng, prompts=1 if stage.name == "decoder" else 3,
-                               turned=stage.name != "decoder", boxes=stage.name != "encoder")
+            batch = draw_batch(
+                training,
+                stage.batch,
+                rng,
+                prompts=1 if stage.name == "decoder" else 3,
+                turned=stage.name != "decoder",
+                boxes=stage.name != "encoder",
+            )
             loss = loss_of(training, batch)
             optimiser.zero_grad()
             loss.backward()
@@ -181,10 +199,17 @@ def _train_stage(sam: Sam, stage: Stage, training: Examples, held_out: Examples,
         return {"train_loss": sum(losses) / len(losses), "val_loss": _validate(loss_of, held_out)}
 
     with _same_every_time():
-        run(f"demo SAM, {stage.name}", run_epoch,
+        run(
+            f"demo SAM, {stage.name}",
+            run_epoch,
             {"sam": sam, "likeness": likeness, "readout": readout, "optimiser": optimiser, "schedule": schedule},
-            sam.state_dict, epochs=stage.epochs, early_stop=stage.epochs, state=work / f"{stage.name}_state.pth",
-            best=best, curves=work / f"{stage.name}_curves.csv")
+            sam.state_dict,
+            epochs=stage.epochs,
+            early_stop=stage.epochs,
+            state=work / f"{stage.name}_state.pth",
+            best=best,
+            curves=work / f"{stage.name}_curves.csv",
+        )
 
 
 @contextmanager
@@ -215,13 +240,22 @@ def _encode_all(sam: Sam, examples: Examples) -> Tensor:
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("checkpoints/sam_demo.pth"), show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/sam_demo"), show_default=True,
-              help="Drawn images and the state from which a stopped training goes on.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("runs/sam_demo"),
+    show_default=True,
+    help="Drawn images and the state from which a stopped training goes on.",
+)
 @click.option("--images", type=click.IntRange(64), default=6000, show_default=True, help="Images drawn for training.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--measure", "measuring", is_flag=True, help="Measure the weights at --out instead of training.")
-@click.option("--pairs", type=click.Path(path_type=Path, exists=True, file_okay=False), multiple=True,
-              help="Also measure on this folder: images/ and masks/ (or image/ and mask/), PNGs of the same names.")
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True,
+    help="Also measure on this folder: images/ and masks/ (or image/ and mask/), PNGs of the same names.",
+)
 def main(out: Path, work: Path, images: int, seed: int, measuring: bool, pairs: tuple[Path, ...]) -> None:
     set_up_logging()
     if not measuring:
