@@ -38,7 +38,17 @@ def load_cams(path: Path) -> dict[str, ActivationMap]:
         }
     except FileNotFoundError:
         raise DataError(f"{path}: no maps here; run the stage initial-masks") from None
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, TypeError, *NOT_ZIP) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        OverflowError,
+        RuntimeError,
+        MemoryError,
+        TypeError,
+        *NOT_ZIP,
+    ) as error:
         raise DataError(
             f"{path}: not readable as maps ({' '.join(str(error).split())[:160]}); the stage "
             "initial-masks makes it anew (./train.sh with --from initial-masks)"

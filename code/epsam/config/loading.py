@@ -33,7 +33,7 @@ def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Nested settings of a file over those of its bases; `above` are the files that have it for a base."""
     if path.resolve() in above:
         raise ConfigError(f"{path}: `base` leads back to this file; name another base or none")
-    settings = _nested(_read(path))
+    settings = _nested(_read(path), str(path))
     base = settings.pop("base", None)
     if base is None:
         return settings
@@ -82,11 +82,14 @@ def _shipped_names() -> str:
     return ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
 
 
-def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with dotted keys, or nested already, as nested ones."""
+def _nested(settings: dict[str, Any], source: str) -> dict[str, Any]:
+    """Settings with dotted keys, or nested already, as nested ones; errors name `source`."""
     nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        _put(nested, str(key), value)
+    try:
+        for key, value in settings.items():
+            _put(nested, str(key), value)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     return nested
 
 
@@ -97,7 +100,7 @@ def config_from(
 
     Without `with_paths`, as for settings that came with weights, only the overrides may give paths.
     """
-    nested = _nested(settings)
+    nested = _nested(settings, source)
     if not with_paths and (dropped := drop_paths(nested)):
         logger.warning(
             f"{source}: paths are not taken from settings that came with weights; give {', '.join(dropped)} "

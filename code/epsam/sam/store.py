@@ -175,7 +175,7 @@ class EmbeddingStore:
             array = np.load(self._path(shard), mmap_mode="r")
         except FileNotFoundError:
             return "is missing"
-        except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError):
+        except (OSError, ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError):
             return "is truncated or damaged"
         if (array.shape, array.dtype) != (expected, np.float16):
             return f"has shape {array.shape}, not {expected}"
