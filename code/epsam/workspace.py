@@ -32,9 +32,19 @@ class Workspace:
         return self.dataset / "patches.csv"
 
     @property
+    def labels_csv(self) -> Path:
+        """Windows that people labelled, where there are no outlines; see patches/labels.py."""
+        return self.dataset / "labels.csv"
+
+    @property
+    def slide_table(self) -> Path:
+        """What people say of single slides: patient, split, label, resolution...; see patches/slide_table.py."""
+        return self.dataset / "slides.csv"
+
+    @property
     def slides_csv(self) -> Path:
         """Every slide: how it was read, or why it failed."""
-        return self.dataset / "slides.csv"
+        return self.run / "slides.csv"
 
     def split(self, split: str) -> Path:
         """Patch folder of a split: image/, mask/."""

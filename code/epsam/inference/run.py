@@ -19,9 +19,8 @@ from epsam.runtime.failures import check_name, guard, has_usable_name, log_failu
 from epsam.runtime.files import read_csv, sha256, write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
+from epsam.slides.formats import SUFFIXES
 
-SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
-"""Of files that are taken for slides in a folder."""
 COLUMNS = [
     "slide",
     "status",

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from epsam.errors import DataError
+from epsam.runtime.image_formats import TIFF_HEADS, check_pixels, decode_tiff, jpeg_size
 
-MOST_PX = 2**27
 MASK_VALUES = (0, 1, 255, 65535)
 """Greatest values of true masks."""
 MAX_CLASSES = 10
@@ -175,7 +175,7 @@ def write_png(path: Path, array: np.ndarray) -> None:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a PNG as RGB uint8 (H, W, 3), transparent parts over white; raises DataError when it cannot be decoded."""
+    """Read a PNG, JPEG or TIFF as RGB uint8 (H, W, 3), transparent parts over white; raises DataError."""
     array = _decode(path, cv2.IMREAD_UNCHANGED)
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
@@ -209,7 +209,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """Read a PNG as its file holds it: (H, W) or (H, W, channels), uint8 or uint16; raises DataError."""
+    """Read a PNG, JPEG or TIFF as its file holds it: (H, W) or (H, W, BGR or BGRA), uint8 or uint16; raises DataError."""
     return _decode(path, cv2.IMREAD_UNCHANGED)
 
 
@@ -225,7 +225,9 @@ def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
 def _decode(path: Path, mode: int) -> np.ndarray:
     try:
         data = np.fromfile(path, np.uint8)
-        _check_png(path, data[:24].tobytes())
+        if data[:4].tobytes() in TIFF_HEADS:
+            return decode_tiff(path)
+        _check_size(path, data)
         array = cv2.imdecode(data, mode)
     except (OSError, cv2.error) as error:
         raise DataError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from None
@@ -234,13 +236,16 @@ def _decode(path: Path, mode: int) -> np.ndarray:
     return array
 
 
-def _check_png(path: Path, head: bytes) -> None:
-    """Refuse what is no PNG, and a PNG of a few kilobytes that unpacks to gigabytes."""
-    if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise DataError(f"{path}: is not a PNG, or not a whole one; patches and masks are PNG files")
-    width, height = struct.unpack(">II", head[16:24])
-    if width * height > MOST_PX:
-        raise DataError(f"{path}: {width} x {height} px are too many for a patch")
+def _check_size(path: Path, data: np.ndarray) -> None:
+    """Refuse what is neither PNG nor JPEG, and a file of a few kilobytes that unpacks to gigabytes."""
+    head = data[:24].tobytes()
+    if head.startswith(b"\xff\xd8\xff"):
+        width, height = jpeg_size(path)
+    elif len(head) == 24 and head.startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = struct.unpack(">II", head[16:24])
+    else:
+        raise DataError(f"{path}: is not a PNG, JPEG or TIFF, or not a whole one")
+    check_pixels(path, width, height)
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,37 @@
+"""Patches as JPEG and TIFF, beside PNG."""
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from epsam.errors import DataError
+from epsam.runtime.files import read_image, read_mask
+
+RGB = np.full((20, 30, 3), (200, 120, 180), np.uint8)
+
+
+def test_jpeg_and_tiff_are_read_as_rgb(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), RGB[..., ::-1])
+    tifffile.imwrite(tmp_path / "b.tif", RGB, photometric="rgb", compression="deflate")
+    tifffile.imwrite(tmp_path / "c.tif", np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "d.tif", RGB.astype(np.uint16) * 257, photometric="rgb")
+    for name in ("a.jpg", "b.tif", "c.tif", "d.tif"):
+        image = read_image(tmp_path / name)
+        assert image.shape == RGB.shape
+        assert np.abs(image.astype(int) - RGB).max() <= 3, name
+    tifffile.imwrite(tmp_path / "mask.tif", RGB[..., 0] * 0 + 255)
+    assert read_mask(tmp_path / "mask.tif").all()
+
+
+def test_damaged_or_huge_jpeg_and_tiff_are_refused_with_their_path(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), RGB)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[:30])
+    place = whole.index(b"\xff\xc0")
+    (tmp_path / "huge.jpg").write_bytes(whole[: place + 5] + b"\xff\xff\xff\xff" + whole[place + 9 :])
+    (tmp_path / "b.tif").write_bytes(b"II*\0" + bytes(40))
+    tifffile.imwrite(tmp_path / "float.tif", RGB.astype(np.float32), photometric="rgb")
+    for name in ("a.jpg", "huge.jpg", "b.tif", "float.tif"):
+        with pytest.raises(DataError, match=name):
+            read_image(tmp_path / name)
