@@ -18,7 +18,7 @@ from epsam.cam.activation import ROTATIONS, compute_maps
 from epsam.classifier.building import build_classifier
 from epsam.classifier.data import as_float
 from epsam.classifier.resnet import ResNetADL
-from epsam.classifier.train_step import TrainStep
+from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.config.schema import Classifier
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.memory import peak_memory_mib
@@ -94,7 +94,7 @@ def maps_one_by_one(model: ResNetADL, images: torch.Tensor, hardware: Hardware) 
 
 
 def train_a_few_steps(model: ResNetADL, size: int, hardware: Hardware, steps: int = 3) -> None:
-    learner = TrainStep(model, torch.optim.Adam(model.train().parameters(), lr=1e-5), None, hardware)
+    learner = TrainStep(model, torch.optim.Adam(model.train().parameters(), lr=1e-5), LabelLoss(None), hardware)
     labels = torch.tensor([0.0, 1.0]).repeat(8)
     for _ in range(steps):
         learner.step(torch.rand(16, 3, size, size, device=hardware.device), labels)

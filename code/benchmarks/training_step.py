@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 from epsam.classifier.building import build_classifier
-from epsam.classifier.train_step import TrainStep
+from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.config.schema import Classifier
 from epsam.runtime.allocator import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory, set_options
 from epsam.runtime.device import choose_hardware
@@ -95,7 +95,7 @@ def classifier_steps(depth: int, size: int, batch: int = 16) -> Steps:
         optimiser = torch.optim.Adam(
             model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused="fused" in changes
         )
-        learner = TrainStep(model, optimiser, None, hardware)
+        learner = TrainStep(model, optimiser, LabelLoss(None), hardware)
         return lambda: learner.step(images, labels)
 
     return start

@@ -17,7 +17,7 @@ from epsam.classifier.augmentation import augment
 from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.building import build_classifier, load_classifier
 from epsam.classifier.data import PatchImages, as_float, shuffled_batches
-from epsam.classifier.train_step import TrainStep
+from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.config.schema import Augment, Classifier, Config
 from epsam.errors import DataError, EpsamError
 from epsam.results import read_results
@@ -124,7 +124,9 @@ def test_micro_batches_add_up_to_the_batch():
     for used in (CPU, hardware):
         torch.manual_seed(0)
         model = build_classifier(Classifier(depth=18, adl=False)).eval()  # no batch statistics
-        TrainStep(model, torch.optim.SGD(model.parameters(), lr=0), torch.tensor(3.0), used).step(images, labels)
+        TrainStep(model, torch.optim.SGD(model.parameters(), lr=0), LabelLoss(torch.tensor(3.0)), used).step(
+            images, labels
+        )
         gradients.append(model.conv1.weight.grad.clone())
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
@@ -168,7 +170,7 @@ def test_what_adl_drops_does_not_depend_on_what_else_draws(workspace, monkeypatc
         monkeypatch.setattr(training, "augment", augmentation)
         torch.manual_seed(0)
         model = build_classifier(config.classifier)
-        learner = TrainStep(model, torch.optim.SGD(model.parameters(), lr=1e-2), None, CPU)
+        learner = TrainStep(model, torch.optim.SGD(model.parameters(), lr=1e-2), LabelLoss(None), CPU)
         training.train_epoch(learner, train, config, 1)
         weights.append(model.conv1.weight.detach())
     assert any(isinstance(module, ADL) for module in model.modules())

@@ -25,15 +25,34 @@ def augment(images: torch.Tensor, names: Sequence[str], settings: Augment, *seed
     of a turn; hue and saturation are changed in the YIQ colour space, which makes it one matrix per patch. Before,
     `stain` changes the amounts of the stains.
     """
+    draws = _draws(images, names, *seed)
+    return _change_colours(_move(images, _places(images, draws, settings), "bilinear"), draws, settings)
+
+
+def augment_with_masks(
+    images: torch.Tensor, masks: torch.Tensor, names: Sequence[str], settings: Augment, *seed: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `augment`, with the masks (N, H, W), float, of the images moved as they are: each pixel takes the value of one."""
+    draws = _draws(images, names, *seed)
+    places = _places(images, draws, settings)
+    moved = _change_colours(_move(images, places, "bilinear"), draws, settings)
+    return moved, _move(masks[:, None], places, "nearest").squeeze(1)
+
+
+def _draws(images: torch.Tensor, names: Sequence[str], *seed: object) -> torch.Tensor:
+    """(N, 14) in [0, 1): three for the place, five for the colours, six for the stains."""
     draws = np.stack([generator(*seed, name).random(14) for name in names]).astype(np.float32)
-    draws = torch.from_numpy(draws).to(images.device)
-    moved = _move(images, draws[:, :3], settings)
+    return torch.from_numpy(draws).to(images.device)
+
+
+def _change_colours(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:
     if settings.stain:
-        moved = _restain(moved, draws[:, 8:], settings.stain)
-    return _recolour(moved, draws[:, 3:8], settings)
+        images = _restain(images, draws[:, 8:], settings.stain)
+    return _recolour(images, draws[:, 3:8], settings)
 
 
-def _move(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:
+def _places(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:
+    """Where each pixel (N, H, W, 2) comes from, in grid_sample's frame."""
     angle = torch.deg2rad(draws[:, 0] * settings.rotation_degrees)
     flips = 1 - 2 * ((draws[:, 1:] < 0.5) & settings.flips).float()
     ratio = images.shape[-1] / images.shape[-2]
@@ -42,8 +61,11 @@ def _move(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch
     transform[:, 0, 1] = -angle.sin() * flips[:, 0] / ratio
     transform[:, 1, 0] = angle.sin() * flips[:, 1] * ratio
     transform[:, 1, 1] = angle.cos() * flips[:, 1]
-    places = functional.affine_grid(transform, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, places, "bilinear", padding_mode="reflection", align_corners=False)
+    return functional.affine_grid(transform, list(images.shape), align_corners=False)
+
+
+def _move(images: torch.Tensor, places: torch.Tensor, mode: str) -> torch.Tensor:
+    return functional.grid_sample(images, places, mode, padding_mode="reflection", align_corners=False)
 
 
 def _recolour(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:

@@ -19,6 +19,8 @@ class Backbone(nn.Module):
     high_frequency: bool
     frequency_block_px: int
     fc: nn.Linear
+    pyramid_channels: tuple[int, ...]
+    """Channels of each entry of `pyramid`."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N,) of RGB `images` (N, 3, H, W), float in [0, 1]; positive means tumour."""
@@ -30,6 +32,10 @@ class Backbone(nn.Module):
 
     def fine_features(self, images: torch.Tensor) -> torch.Tensor:
         """Features (N, C, H / 8, W / 8): of the last layer at an eighth of the patch's resolution."""
+        raise NotImplementedError
+
+    def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Features (N, C, H / s, W / s), the last ones at each stride s = 2, 4, 8 and that of `features`, finest first."""
         raise NotImplementedError
 
     def input_weight(self) -> torch.Tensor:

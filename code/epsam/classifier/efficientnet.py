@@ -22,8 +22,8 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 CHANNELS = 1280
-STRIDE_8 = 5
-"""Blocks before the resolution falls to a sixteenth."""
+STRIDE_2, STRIDE_4, STRIDE_8 = 1, 3, 5
+"""Blocks before the resolution falls to a quarter, an eighth and a sixteenth."""
 ADL_AFTER = ("5", "11", "head")
 """Blocks (their index) that an ADL follows, and the last layer: the first block at stride 16, the first of the stage that
 is published with stride 32, and the end, as in a ResNet."""
@@ -42,6 +42,7 @@ class EfficientNetLite0(Backbone):
 
     title = "EfficientNet-Lite0"
     needs_side_above = 48
+    pyramid_channels = (16, 24, 40, CHANNELS)
 
     def __init__(
         self,
@@ -75,18 +76,31 @@ class EfficientNetLite0(Backbone):
 
     def features(self, images: torch.Tensor, layer: str = "layer4") -> torch.Tensor:
         """Features (N, 1280, H / 16, W / 16) of the last layer; `layer` has no other meaning here."""
-        features = self.fine_features(images)
+        return self._coarse(self.fine_features(images))
+
+    def fine_features(self, images: torch.Tensor) -> torch.Tensor:
+        return self._fine_pyramid(images)[-1]
+
+    def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        fine = self._fine_pyramid(images)
+        return [*fine, self._coarse(fine[-1])]
+
+    def _fine_pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Features at strides 2, 4 and 8."""
+        features, levels = self.stem((self._as_input(images) - MEAN) / SPREAD), []
+        for first, last in ((0, STRIDE_2), (STRIDE_2, STRIDE_4), (STRIDE_4, STRIDE_8)):
+            for block in self.blocks[first:last]:
+                features = block(features)
+            levels.append(features)
+        return levels
+
+    def _coarse(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of the last layer from those at stride 8."""
         for index in range(STRIDE_8, len(self.blocks)):
             features = self.blocks[index](features)
             if str(index) in self.dropouts:
                 features = self.dropouts[str(index)](features)
         return self.dropouts["head"](self.head(features))
-
-    def fine_features(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.stem((self._as_input(images) - MEAN) / SPREAD)
-        for block in self.blocks[:STRIDE_8]:
-            features = block(features)
-        return features
 
     def input_weight(self) -> torch.Tensor:
         return self.stem.conv.weight

@@ -58,6 +58,7 @@ class ResNetADL(Backbone):
         self.layer4.append(dropout())
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * block.expansion, 1)
+        self.pyramid_channels = (64, *(width * block.expansion for width in (64, 128, 512)))
         _initialise(self)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and any(module.padding):
@@ -78,8 +79,17 @@ class ResNetADL(Backbone):
         return self.layer3(self.fine_features(images))
 
     def fine_features(self, images: torch.Tensor) -> torch.Tensor:
-        stem = self.maxpool(self.relu(self.bn1(self.conv1(self._as_input(images)))))
-        return self.layer2(self.layer1(stem))
+        return self._fine_pyramid(images)[-1]
+
+    def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        fine = self._fine_pyramid(images)
+        return [*fine, self.layer4(self.layer3(fine[-1]))]
+
+    def _fine_pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Features at strides 2, 4 and 8."""
+        stem = self.relu(self.bn1(self.conv1(self._as_input(images))))
+        first = self.layer1(self.maxpool(stem))
+        return [stem, first, self.layer2(first)]
 
     def input_weight(self) -> torch.Tensor:
         return self.conv1.weight

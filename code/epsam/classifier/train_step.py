@@ -1,12 +1,13 @@
-"""One optimiser step of the classifier, in parts that fit the device."""
+"""One optimiser step of a network, in parts that fit the device."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from epsam.classifier.backbone import Backbone
 from epsam.runtime.device import Hardware
 from epsam.runtime.memory import BatchSize
 
@@ -15,22 +16,19 @@ from epsam.runtime.memory import BatchSize
 class TrainStep:
     """A model and what it learns with."""
 
-    model: Backbone
+    model: nn.Module
     optimiser: torch.optim.Optimizer
-    positive_weight: torch.Tensor | None
-    """Weight of the positives in the loss, a scalar on the CPU; None for 1."""
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """Of the model's outputs and their targets, both on the device: the mean over patches."""
     hardware: Hardware
+    name: str = "classifier"
+    """Of the network, for messages."""
 
-    def __post_init__(self):
-        self.micro_batch = BatchSize("classifier", self.hardware.classifier_batch)
-
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean binary cross-entropy of logits (N,) against labels (N,) in {0, 1}, float32."""
-        weight = None if self.positive_weight is None else self.positive_weight.to(logits.device)
-        return binary_cross_entropy_with_logits(logits.float(), labels.to(logits.device), pos_weight=weight)
+    def __post_init__(self) -> None:
+        self.micro_batch = BatchSize(self.name, self.hardware.classifier_batch)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Learn from images (N, 3, H, W) and labels (N,); returns the mean loss of the batch.
+        """Learn from images (N, 3, H, W) and targets (N, ...); returns the mean loss of the batch.
 
         Gradients add up to those of the whole batch; batch normalisation and ADL see one micro-batch at a time.
         Nothing is learnt from a batch whose loss is not finite.
@@ -47,7 +45,19 @@ class TrainStep:
         for micro, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
             with self.hardware.autocast():
                 logits = self.model(micro)
-            loss = self.loss(logits, targets) * (len(micro) / len(images))
+            loss = self.loss(logits, targets.to(logits.device)) * (len(micro) / len(images))
             loss.backward()
             total += loss.item()
         return total
+
+
+@dataclass(frozen=True)
+class LabelLoss:
+    """Mean binary cross-entropy of logits (N,) against labels (N,) in {0, 1}, float32."""
+
+    positive_weight: torch.Tensor | None
+    """Weight of the positives, a scalar; None for 1."""
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weight = None if self.positive_weight is None else self.positive_weight.to(logits.device)
+        return binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=weight)

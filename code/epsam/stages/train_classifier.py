@@ -5,7 +5,7 @@ import torch
 from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.building import build_classifier
 from epsam.classifier.pretrained import initialise
-from epsam.classifier.train_step import TrainStep
+from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.classifier.training import (
     _parameter_groups,
     figures,
@@ -50,14 +50,15 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     logger.info(
         f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split"
     )
-    learner = TrainStep(model, optimiser, positive_weight(train, settings), hardware)
+    label_loss = LabelLoss(positive_weight(train, settings))
+    learner = TrainStep(model, optimiser, label_loss, hardware)
 
     def run_epoch(epoch: int) -> dict[str, float]:
         loss = train_epoch(learner, train, config, epoch)
         schedule.step()
         recalibrate_batchnorm(model, train.images, settings, hardware, epoch, config.worker_count)
         logits = predict_logits(model, val.images, hardware, config.worker_count)
-        val_loss = learner.loss(logits, val.labels).item()
+        val_loss = label_loss(logits, val.labels).item()
         figures = {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}
         return figures | ({"val_map_error": map_error(model, config, workspace, hardware)} if on_masks else {})
 
