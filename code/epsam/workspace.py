@@ -71,6 +71,15 @@ class Workspace:
         return self.checkpoints / f"{self.name}_decoder_iter{round_}.pth"
 
     @property
+    def student(self) -> Path:
+        return self.checkpoints / f"{self.name}_student.pth"
+
+    @property
+    def supervised_student(self) -> Path:
+        """The student's network trained on true masks."""
+        return self.checkpoints / f"{self.name}_student_supervised.pth"
+
+    @property
     def run(self) -> Path:
         return self.root / "runs" / self.name
 

@@ -246,6 +246,20 @@ class Retrain(Section):
     """Least share of SAM's mask inside the CAM mask for a pseudo-label to be kept."""
 
 
+class Student(Section):
+    """The student: a segmentation network on the classifier's trunk, trained on what the last round predicts."""
+
+    enabled: bool = True
+    lr: Rate = 1e-3
+    """Highest learning rate of the decoder, which starts at random; the rate rises and falls once in the training."""
+    trunk_lr: Rate = 1e-4
+    """The same of the trunk, which starts as the trained classifier."""
+    batch: Positive = 16
+    epochs: Positive = 20
+    early_stop: Positive = 10
+    seed: int = 23
+
+
 class Evaluate(Section):
     """The table on the test split (method.md, section 5)."""
 
@@ -286,6 +300,7 @@ class Config(Section):
     sam: Sam = Sam()
     finetune: Finetune = Finetune()
     retrain: Retrain = Retrain()
+    student: Student = Student()
     evaluate: Evaluate = Evaluate()
     inference: Inference = Inference()
 

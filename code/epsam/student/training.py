@@ -1,0 +1,155 @@
+"""The student's training: loss, one epoch, validation, the best epoch."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from epsam.classifier.augmentation import augment_with_masks
+from epsam.classifier.data import as_float, shuffled_batches, split_batches
+from epsam.classifier.train_step import TrainStep
+from epsam.config.paths import settings_for_weights
+from epsam.config.schema import Config
+from epsam.errors import EpsamError
+from epsam.runtime.checkpoints import load_tensors, save_weights
+from epsam.runtime.device import Hardware
+from epsam.runtime.log import logger, progress
+from epsam.runtime.seeds import seed_of
+from epsam.runtime.training_loop import run
+from epsam.student.data import SegmentationData, targets_of
+from epsam.student.network import Student, build_student
+from epsam.visualization.charts import draw_curves
+from epsam.workspace import Workspace
+
+SMOOTH = 1.0
+"""Pixels added to both parts of the soft Dice."""
+WEIGHT_DECAY = 1e-2
+WARM_UP = 0.15
+"""Share of the steps in which the learning rate rises."""
+
+
+def train_student(
+    config: Config, workspace: Workspace, hardware: Hardware, name: str, labels: dict[str, Path], path: Path
+) -> None:
+    """Train a student on the masks of `labels` (folders of train and val) and write the one best on val to `path`.
+
+    `name` names the training state to go on from, runs/<name>/state/<name>.pth, and the curves. Raises DataError when
+    masks are missing or all empty, EpsamError when the loss is not finite.
+    """
+    data = {
+        split: SegmentationData(targets_of(workspace, split, folder), config.worker_count)
+        for split, folder in labels.items()
+    }
+    for split, one in data.items():
+        normal = sum(target.mask is None for target in one.targets)
+        logger.info(f"{name}: {split} has {len(one) - normal} patches with tumour, {normal} normal ones")
+    training = StudentTraining(config, workspace, hardware, name, data)
+    best, curves = workspace.state / f"{name}_best.pth", workspace.run / f"{name}_curves.csv"
+    done = run(
+        name,
+        training.run_epoch,
+        {"model": training.model, "optimiser": training.optimiser, "schedule": training.schedule},
+        training.model.state_dict,
+        epochs=config.student.epochs,
+        early_stop=config.student.early_stop,
+        state=workspace.state / f"{name}.pth",
+        best=best,
+        curves=curves,
+    )
+    draw_curves(curves.with_suffix(".png"), done)
+    save_weights(path, load_tensors(best), settings_for_weights(config))
+
+
+class StudentTraining:
+    """One training of a student: network, data, optimiser, schedule (one cycle, Smith & Topin 2019)."""
+
+    def __init__(
+        self, config: Config, workspace: Workspace, hardware: Hardware, name: str, data: dict[str, SegmentationData]
+    ):
+        self.config, self.settings, self.hardware, self.name = config, config.student, hardware, name
+        self.train, self.val = data["train"], data["val"]
+        torch.manual_seed(seed_of(self.settings.seed, "student"))
+        self.model = build_student(config.classifier, workspace.classifier)
+        self.model.to(hardware.device).to(memory_format=hardware.memory_format)
+        rates = [self.settings.trunk_lr, self.settings.lr]
+        groups = [{"params": parameters} for parameters in _parameter_groups(self.model)]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
+        steps = self.settings.epochs * len(self._shuffled(1))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rates, steps, pct_start=WARM_UP)
+        self.learner = TrainStep(self.model, self.optimiser, segmentation_loss, hardware, name)
+
+    def run_epoch(self, epoch: int) -> dict[str, float]:
+        """Train and validate once; figures for the curves."""
+        loss = self._train_epoch(epoch)
+        return {"train_loss": loss, **self._validate(), "lr": float(self.schedule.get_last_lr()[1])}
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        return shuffled_batches(len(self.train), self.settings.batch, self.settings.seed, "student order", epoch)
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the patches; the mean loss."""
+        self.model.train()
+        batches, total = self._shuffled(epoch), 0.0
+        bar = progress(
+            self.train.batches(batches, self.config.worker_count),
+            total=len(batches),
+            desc=f"{self.name}, epoch {epoch}",
+            unit="batch",
+        )
+        for indices, images, masks in bar:
+            names = [self.train.names[index] for index in indices]
+            inputs = as_float(images, self.hardware.device)
+            targets = masks.to(self.hardware.device).float()
+            seed = (self.settings.seed, "student", epoch)
+            inputs, targets = augment_with_masks(inputs, targets, names, self.config.classifier.augment, *seed)
+            loss = self.learner.step(inputs, targets)
+            if not math.isfinite(loss):
+                raise EpsamError(
+                    f"{self.name}, epoch {epoch}: the loss is {loss} on the batch of {names[0]}; the state of the "
+                    "last whole epoch is kept. Lower student.lr with --from distill"
+                )
+            self.schedule.step()
+            total += loss * len(indices)
+        return total / len(self.train)
+
+    def _validate(self) -> dict[str, float]:
+        """Mean loss over the val patches, and the Dice of all their pixels together."""
+        self.model.eval()
+        loss, both, either = 0.0, 0, 0
+        for logits, targets in self._predictions():
+            loss += segmentation_loss(logits, targets).item() * len(targets)
+            tumour = logits > 0
+            both += int((tumour & (targets > 0)).sum())
+            either += int(tumour.sum() + targets.sum())
+        return {"val_loss": loss / len(self.val), "val_dice": 2 * both / either if either else 1.0}
+
+    @torch.no_grad()
+    def _predictions(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits and targets (N, H, W) of the val patches."""
+        batches = split_batches(len(self.val), self.learner.micro_batch.size)
+        for _, images, masks in self.val.batches(batches, self.config.worker_count):
+            with self.hardware.autocast():
+                logits = self.model(as_float(images, self.hardware.device))
+            yield logits, masks.to(self.hardware.device).float()
+
+
+def segmentation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean over patches of cross-entropy plus, where there is tumour, soft Dice; logits and targets (N, H, W) float32.
+
+    Binary cross-entropy averaged over the pixels; 1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s), s = SMOOTH (Milletari et
+    al., 3DV 2016, without the squares). The sum is nnU-Net's (Isensee et al., Nat. Methods 18, 2021). On an empty
+    mask soft Dice says nothing of how far a prediction is from empty, so cross-entropy alone counts there.
+    """
+    probabilities = logits.sigmoid()
+    entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
+    overlap, true = (probabilities * targets).sum(dim=(1, 2)), targets.sum(dim=(1, 2))
+    dice = (2 * overlap + SMOOTH) / (probabilities.sum(dim=(1, 2)) + true + SMOOTH)
+    return (entropy + torch.where(true > 0, 1 - dice, 0)).mean()
+
+
+def _parameter_groups(model: Student) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The trunk, which is trained already, and the decoder."""
+    trunk = list(model.trunk.parameters())
+    return trunk, [p for name, p in model.named_parameters() if not name.startswith("trunk.")]
