@@ -53,7 +53,7 @@ def write_slide(
                 image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
             per_unit = {"CENTIMETER": 1e4, "INCH": 25400, "NONE": 1e4}[unit] / (mpp or 1) / 2**level
             tiff.write(
-                _tiles(image, tile, missing if level == 0 else ()),
+                tiles_of(image, tile, missing if level == 0 else ()),
                 shape=image.shape,
                 dtype=np.uint8,
                 tile=(tile, tile),
@@ -134,7 +134,7 @@ def write_leica(
     return path
 
 
-def _tiles(image: np.ndarray, tile: int, missing: Sequence[int]) -> Iterable[np.ndarray | None]:
+def tiles_of(image: np.ndarray, tile: int, missing: Sequence[int] = ()) -> Iterable[np.ndarray | None]:
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, 0, -height % tile, 0, -width % tile, cv2.BORDER_REPLICATE)
     places = [(y, x) for y in range(0, height, tile) for x in range(0, width, tile)]
