@@ -4,7 +4,7 @@
 
 Every TOP is a top level whose run `name` has gone at least through the stage embed (benchmarks/seeds.py makes several,
 one per seed); the default is this project's own. For each run: mean Dice of the CAM masks, and their size as a multiple
-of the true masks', with limits by SAM, with one fixed value, and with the fixed value that the true masks like best,
+of the true masks', with thresholds by SAM, with one fixed value, and with the fixed value that the true masks like best,
 which nobody without outlines can know.
 """
 
@@ -52,8 +52,8 @@ def measure(config: Config, workspace: Workspace, hardware: Hardware, arguments:
     for example in progress(context.examples(arguments.split), desc=str(workspace.root), unit="patch"):
         truth, values = read_mask(example.patch.mask), example.cam.values
         embedding = embeddings.batch([embeddings.item(example.position, 0)])[0].cpu().numpy()
-        limits = [otsu_threshold(values, embedding, read_image(example.patch.path), config.cam), *fixed]
-        masks = [cam_mask(ActivationMap(values, limit), config.cam, truth.shape) for limit in limits]
+        thresholds = [otsu_threshold(values, embedding, read_image(example.patch.path), config.cam), *fixed]
+        masks = [cam_mask(ActivationMap(values, threshold), config.cam, truth.shape) for threshold in thresholds]
         dices.append([dice(mask, truth) for mask in masks])
         areas.append([truth.sum(), *(mask.sum() for mask in masks)])
     mean, area = np.mean(dices, axis=0), np.sum(areas, axis=0)

@@ -166,7 +166,7 @@ def test_maps_on_disk_come_back(tmp_path):
     loaded = load_cams(path)
     assert list(loaded) == list(cams)
     np.testing.assert_array_equal(loaded["ä_1"].values, cams["ä_1"].values)
-    assert loaded["ä_1"].limit == 0.7
+    assert loaded["ä_1"].threshold == 0.7
     path.write_bytes(b"PK broken")
     with pytest.raises(DataError, match="not readable as maps"):
         load_cams(path)
@@ -235,7 +235,7 @@ def _columns():
     return {
         "names": np.array(["a_1", "b_1"]),
         "maps": np.full((2, 4, 4), 0.5, np.float32),
-        "limits": np.array([0.2, 0.4]),
+        "thresholds": np.array([0.2, 0.4]),
     }
 
 
@@ -247,8 +247,8 @@ def _columns():
         ({"names": np.array([1, 2])}, "types"),
         ({"maps": np.zeros((2, 4, 4), np.int32)}, "types"),
         ({"maps": np.zeros((2, 16), np.float32)}, "shapes"),
-        ({"limits": np.zeros(3)}, "shapes"),
-        ({"limits": np.array([0.1, np.nan])}, "limits are not from 0 to 1"),
+        ({"thresholds": np.zeros(3)}, "shapes"),
+        ({"thresholds": np.array([0.1, np.nan])}, "thresholds are not from 0 to 1"),
         ({"maps": np.full((2, 4, 4), np.inf, np.float32)}, "maps are not from 0 to 1"),
     ],
 )

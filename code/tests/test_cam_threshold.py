@@ -44,24 +44,24 @@ def _image(size: tuple[int, int]) -> np.ndarray:
 def test_the_border_is_found_whatever_the_scale_of_the_map(power, truth):
     blurred = cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 12)
     values = cv2.resize(blurred / blurred.max(), (32, 32), interpolation=cv2.INTER_AREA) ** power
-    limit = otsu_threshold(values, _embedding(truth), _image(truth.shape), AUTO)
-    assert dice(cam_mask(ActivationMap(values, limit), AUTO, truth.shape), truth) > 0.9
+    threshold = otsu_threshold(values, _embedding(truth), _image(truth.shape), AUTO)
+    assert dice(cam_mask(ActivationMap(values, threshold), AUTO, truth.shape), truth) > 0.9
 
 
 def test_glass_beside_the_tissue_is_not_taken_for_the_border():
     image, embedding = _image(TRUTH.shape), _embedding(TRUTH)
     image[:, 90:], embedding[:, :, 12:] = 240, 20  # SAM sees glass from column 96 on, which looks like nothing else
     values = cv2.resize(cv2.GaussianBlur(TRUTH.astype(np.float32), (0, 0), 12), (32, 32), interpolation=cv2.INTER_AREA)
-    limit = otsu_threshold(values, embedding, image, AUTO)
-    assert dice(cam_mask(ActivationMap(values, limit), AUTO, TRUTH.shape), TRUTH) > 0.9
+    threshold = otsu_threshold(values, embedding, image, AUTO)
+    assert dice(cam_mask(ActivationMap(values, threshold), AUTO, TRUTH.shape), TRUTH) > 0.9
     misled = otsu_threshold(values, embedding, _image(TRUTH.shape), AUTO)
     assert dice(cam_mask(ActivationMap(values, misled), AUTO, TRUTH.shape), TRUTH) < 0.8
 
 
 def test_a_map_of_zeros_stays_without_a_mask():
     values = np.zeros((8, 8), np.float32)
-    limit = otsu_threshold(values, _embedding(TRUTH), _image(TRUTH.shape), AUTO)
-    assert not cam_mask(ActivationMap(values, limit), AUTO, TRUTH.shape).any()
+    threshold = otsu_threshold(values, _embedding(TRUTH), _image(TRUTH.shape), AUTO)
+    assert not cam_mask(ActivationMap(values, threshold), AUTO, TRUTH.shape).any()
 
 
 @pytest.mark.parametrize("embeddings", ["on", "off"])
@@ -75,8 +75,8 @@ def test_training_and_inference_cut_the_same_masks(tmp_path, embeddings):
     for split in ("train", "val", "test"):
         workspace.cams(split).unlink()
     make_initial_masks(config, workspace, CPU)
-    limits = {cam.limit for cam in load_cams(workspace.cams("train")).values()}
-    assert len(limits) > 1
+    thresholds = {cam.threshold for cam in load_cams(workspace.cams("train")).values()}
+    assert len(thresholds) > 1
     sam = load_sam("demo", config.sam.checkpoint, workspace.checkpoints, CPU.device)
     models = Models(classifier, sam, config, CPU)
     for patch in patches_for_sam(workspace, "train"):

@@ -50,7 +50,7 @@ def _other_figure(path):
 
 def _other_maps(path):
     cams = load_cams(path)
-    save_cams(path, {name: ActivationMap(1 - cam.values, cam.limit) for name, cam in cams.items()})
+    save_cams(path, {name: ActivationMap(1 - cam.values, cam.threshold) for name, cam in cams.items()})
 
 
 def _first(folder, pattern="*.png"):

@@ -79,7 +79,7 @@ class ActivationMap:
 
     values: np.ndarray
     """(h, w) float32 in [0, 1]."""
-    limit: float
+    threshold: float
     """In [0, 1]; the CAM mask is where the map is greater."""
 
 
@@ -125,17 +125,21 @@ def compute_split(
             bar.update(len(indices))
 
 
-def _check_columns(names: np.ndarray, maps: np.ndarray, limits: np.ndarray) -> None:
+def _check_columns(names: np.ndarray, maps: np.ndarray, thresholds: np.ndarray) -> None:
     """Raise ValueError when the arrays of a file of maps are not what they should be."""
-    if not all(isinstance(array, np.ndarray) for array in (names, maps, limits)):
+    if not all(isinstance(array, np.ndarray) for array in (names, maps, thresholds)):
         raise ValueError("a part of it is no array")
     count = len(names) if names.ndim == 1 else -1
-    if (names.dtype.kind, maps.dtype, limits.dtype) != ("U", np.float32, np.float64):
-        raise ValueError(f"types {names.dtype}, {maps.dtype}, {limits.dtype}; they should be text, float32, float64")
-    if maps.ndim != 3 or len(maps) != count or limits.shape != (count,):
-        raise ValueError(f"shapes {names.shape}, {maps.shape}, {limits.shape} of names, maps and limits do not fit")
+    if (names.dtype.kind, maps.dtype, thresholds.dtype) != ("U", np.float32, np.float64):
+        raise ValueError(
+            f"types {names.dtype}, {maps.dtype}, {thresholds.dtype}; they should be text, float32, float64"
+        )
+    if maps.ndim != 3 or len(maps) != count or thresholds.shape != (count,):
+        raise ValueError(
+            f"shapes {names.shape}, {maps.shape}, {thresholds.shape} of names, maps and thresholds do not fit"
+        )
     if len(set(names.tolist())) != count:
         raise ValueError("a name stands there twice")
-    for what, values in (("maps", maps), ("limits", limits)):
+    for what, values in (("maps", maps), ("thresholds", thresholds)):
         if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
             raise ValueError(f"{what} are not from 0 to 1")

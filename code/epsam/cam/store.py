@@ -17,12 +17,12 @@ NOT_ZIP = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError)
 
 
 def save_cams(path: Path, cams: Mapping[str, ActivationMap]) -> None:
-    """Write maps by name, all of one shape (h, w), as npz with `names`, `maps` and `limits`, atomically."""
+    """Write maps by name, all of one shape (h, w), as npz with `names`, `maps` and `thresholds`, atomically."""
     maps = np.stack([cam.values for cam in cams.values()]) if cams else np.zeros((0, 0, 0))
-    limits = np.array([cam.limit for cam in cams.values()], np.float64)
+    thresholds = np.array([cam.threshold for cam in cams.values()], np.float64)
     with atomic(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(
-            stream, names=np.array(list(cams), dtype=np.str_), maps=maps.astype(np.float32), limits=limits
+            stream, names=np.array(list(cams), dtype=np.str_), maps=maps.astype(np.float32), thresholds=thresholds
         )
 
 
@@ -30,11 +30,11 @@ def load_cams(path: Path) -> dict[str, ActivationMap]:
     """Maps by patch name. Raises DataError when the file is missing, damaged or does not hold what `save_cams` writes."""
     try:
         with np.load(path, allow_pickle=False) as saved:
-            names, maps, limits = saved["names"], saved["maps"], saved["limits"]
-        _check_columns(names, maps, limits)
+            names, maps, thresholds = saved["names"], saved["maps"], saved["thresholds"]
+        _check_columns(names, maps, thresholds)
         return {
-            name: ActivationMap(values, limit)
-            for name, values, limit in zip(names.tolist(), maps, limits.tolist(), strict=True)
+            name: ActivationMap(values, threshold)
+            for name, values, threshold in zip(names.tolist(), maps, thresholds.tolist(), strict=True)
         }
     except FileNotFoundError:
         raise DataError(f"{path}: no maps here; run the stage initial-masks") from None
@@ -51,5 +51,5 @@ def load_cams(path: Path) -> dict[str, ActivationMap]:
     ) as error:
         raise DataError(
             f"{path}: not readable as maps ({' '.join(str(error).split())[:160]}); the stage "
-            "initial-masks makes it anew (./train.sh with --from initial-masks)"
+            "initial-masks writes it again (./train.sh with --from initial-masks)"
         ) from None

@@ -11,7 +11,7 @@ from epsam.config.schema import Cam
 
 
 def fixed_threshold(values: np.ndarray, settings: Cam) -> float:
-    """The limit of a map (h, w) in [0, 1] by settings alone: a fixed threshold, or the percentile of what is not zero.
+    """The threshold of a map (h, w) in [0, 1] by settings alone: a fixed threshold, or the percentile of what is not zero.
 
     The percentile is that of the map as the network gives it, as published, not of the map resized to `mask_px`.
     Raises DataError when the map is not finite.
@@ -24,7 +24,7 @@ def fixed_threshold(values: np.ndarray, settings: Cam) -> float:
 
 
 THRESHOLDS = np.linspace(0.02, 0.6, 30)
-"""Limits that are tried."""
+"""Thresholds that are tried."""
 
 
 GLASS = 220
@@ -32,19 +32,18 @@ GLASS = 220
 
 
 NEAR_BEST = 0.95
-"""Share of the greatest variance that is enough: of limits about as good, the lowest gives the most generous mask."""
+"""Share of the greatest variance that is enough: of thresholds about as good, the lowest gives the largest mask."""
 
 
 def otsu_threshold(values: np.ndarray, embedding: np.ndarray, image: np.ndarray, settings: Cam) -> float:
-    """The lowest of LIMITS whose CAM mask parts SAM's embedding of the patch about as well as the best one.
+    """The lowest of THRESHOLDS whose CAM mask separates SAM's embedding of the patch about as well as the best one.
 
     `values` (h, w) in [0, 1] is the map, `embedding` (C, eh, ew) float that of the patch as it is, `image` (H, W, 3) the
-    patch, RGB uint8. How well is the variance between the two classes, inside and outside of the mask: Otsu's criterion
-    (IEEE Trans. Syst. Man Cybern. 9, 1979), summed over the embedding's channels, glass left out, as nothing else looks
-    so different. The map says in which order places are added to the mask, the picture where to stop. Otsu's own choice,
-    the best limit, gives masks that are a little too small, which the rounds do not make up for, while they cut down what
-    is a little too large; so of all limits with ENOUGH of the greatest variance the lowest is taken. Where no limit parts
-    anything, as in a map of zeros, that is the lowest of all.
+    patch, RGB uint8. The criterion is the variance between the two classes, inside and outside of the mask (Otsu, IEEE
+    Trans. Syst. Man Cybern. 9, 1979), summed over the embedding's channels. Glass is left out, as nothing else differs
+    as much. The best threshold itself gives masks that are a little too small, which the rounds do not correct, while
+    they do correct a little too large; so the lowest of all thresholds with NEAR_BEST of the greatest variance is
+    taken. Where no threshold separates anything, as in a map of zeros, that is the lowest of all.
     """
     features = _of_patch(embedding, image.shape[:2])
     grid = features.shape[1:]

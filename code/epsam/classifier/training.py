@@ -90,7 +90,7 @@ def train_epoch(learner: TrainStep, train: LabelledImages, config: Config, epoch
         if not math.isfinite(loss):
             raise EpsamError(
                 f"classifier, epoch {epoch}: the loss is {loss} on the batch {_shown(batch_names)}; the "
-                "state of the last whole epoch is kept. Look at these patches, or lower classifier.lr "
+                "state of the last complete epoch is kept. Look at these patches, or lower classifier.lr "
                 "with --from train-classifier"
             )
         total += loss * len(indices)

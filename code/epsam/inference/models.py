@@ -124,7 +124,7 @@ class Models:
         ).float()
 
     def _cams(self, images: np.ndarray, names: Sequence[str], embeddings: torch.Tensor | None) -> list[ActivationMap]:
-        """The map of each patch with its limit; `embeddings` are needed where `cam.threshold` is auto."""
+        """The map of each patch with its threshold; `embeddings` are needed where `cam.threshold` is auto."""
         size, settings = images.shape[1:3], self.config.cam
         turned_px = size[0] * size[1] * len(settings.rotations)
         with self.hardware.autocast():
@@ -138,13 +138,13 @@ class Models:
             ]
         check_finite(np.stack(maps), names, "the classifier's maps")
         if settings.threshold == "auto":
-            limits = [
+            thresholds = [
                 otsu_threshold(values, embedding, image, settings)
                 for values, embedding, image in zip(maps, embeddings.cpu().numpy(), images, strict=True)
             ]
         else:
-            limits = [fixed_threshold(values, settings) for values in maps]
-        return [ActivationMap(values, limit) for values, limit in zip(maps, limits, strict=True)]
+            thresholds = [fixed_threshold(values, settings) for values in maps]
+        return [ActivationMap(values, threshold) for values, threshold in zip(maps, thresholds, strict=True)]
 
     def _batches(self, items: Sequence | np.ndarray, size: int, pixels: int) -> list:
         """Runs of at most `size` items, of `pixels` each."""

@@ -25,7 +25,7 @@ def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware)
     """Stage: maps of SAM's patches of every split, and the masks of the train split that round 0 learns from.
 
     A split whose maps are on disk is not computed again. An empty mask is written too and counted in the log. With
-    `cam.threshold: auto` the limits come from SAM's embeddings, so the patches are embedded first, as the next stage
+    `cam.threshold: auto` the thresholds come from SAM's embeddings, so the patches are embedded first, as the next stage
     would. Raises as `embed` does.
     """
     context = None
@@ -50,13 +50,13 @@ def _by_sam(
     maps: Mapping[str, np.ndarray], context: SamSession, split: str, patches: Sequence[Patch]
 ) -> dict[str, ActivationMap]:
     embeddings, step, cams = context.embeddings(split), context.hardware.encoder_batch, {}
-    with progress(total=len(patches), desc=f"limits {split}", unit="patch") as bar:
+    with progress(total=len(patches), desc=f"thresholds {split}", unit="patch") as bar:
         for start in range(0, len(patches), step):
             part = patches[start : start + step]
             batch = embeddings.batch([embeddings.item(start + i, 0) for i in range(len(part))]).cpu().numpy()
             for patch, embedding in zip(part, batch, strict=True):
-                limit = otsu_threshold(maps[patch.name], embedding, read_image(patch.path), context.config.cam)
-                cams[patch.name] = ActivationMap(maps[patch.name], limit)
+                threshold = otsu_threshold(maps[patch.name], embedding, read_image(patch.path), context.config.cam)
+                cams[patch.name] = ActivationMap(maps[patch.name], threshold)
             bar.update(len(part))
     return cams
 
@@ -72,15 +72,15 @@ def _write_masks(config: Config, workspace: Workspace) -> None:
     for stale in [path for path in folder.glob("*.png") if path.stem not in cams]:
         stale.unlink()
     draw_cam_sheet(workspace.run / "cams" / "sheet.png", patches, cams, folder)
-    _report(np.array(shares), np.array([cam.limit for cam in cams.values()]))
+    _report(np.array(shares), np.array([cam.threshold for cam in cams.values()]))
 
 
-def _report(shares: np.ndarray, limits: np.ndarray) -> None:
+def _report(shares: np.ndarray, thresholds: np.ndarray) -> None:
     if not len(shares):
         logger.warning("initial masks: the train split holds no patch for SAM")
         return
     empty = int((shares == 0).sum())
-    low, middle, high = np.percentile(limits, (10, 50, 90))
+    low, middle, high = np.percentile(thresholds, (10, 50, 90))
     logger.info(
         f"initial masks: {len(shares)} patches, mean foreground {shares.mean():.1%}, {empty} empty; maps are cut "
         f"at {middle:.2f} (80 % of them between {low:.2f} and {high:.2f})"

@@ -33,7 +33,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     """Stage: train on the labels of the train split, keep the best epoch (`select_on`), and measure it.
 
     Writes the weights, runs/<name>/classifier_curves.csv and .png, and results of val and test. Goes on from
-    the last whole epoch after a stop, to the same result (on a GPU but for its rounding). Raises DataError
+    the last complete epoch after a stop, to the same result (on a GPU but for its rounding). Raises DataError
     for a split of one class or patches of unequal size, EpsamError when the loss is not finite.
     """
     settings = config.classifier
