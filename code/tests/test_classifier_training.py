@@ -133,11 +133,11 @@ def test_micro_batches_add_up_to_the_batch():
 
 def test_recalibrated_statistics_are_those_of_the_network_in_use(workspace):
     as_they_are = Augment(flips=False, rotation_degrees=0, jitter=0, grey=0)
-    settings = Classifier(depth=18, bn_recalibration_batches=4, augment=as_they_are)
+    settings = Classifier(depth=18, augment=as_they_are)
     images = training.load_labelled(workspace, "train", 0).images
     torch.manual_seed(0)
     model = build_classifier(settings)
-    recalibrate_batchnorm(model, images, settings, CPU, 1, 0)
+    recalibrate_batchnorm(model, images, settings, CPU, 1, 0, 4)
     seen = []
     model.layer4[2].bn1.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     with torch.inference_mode():
@@ -148,13 +148,13 @@ def test_recalibrated_statistics_are_those_of_the_network_in_use(workspace):
 
 
 def test_recalibration_augments_in_float32_whatever_the_precision(workspace):
-    settings = Classifier(depth=18, bn_recalibration_batches=1)
+    settings = Classifier(depth=18)
     images = training.load_labelled(workspace, "train", 0).images
     seen = {}
     for precision in (torch.float32, torch.bfloat16):
         model = build_classifier(settings)
         model.register_forward_pre_hook(lambda module, inputs, key=precision: seen.update({key: inputs[0]}))
-        recalibrate_batchnorm(model, images, settings, dataclasses.replace(CPU, precision=precision), 1, 0)
+        recalibrate_batchnorm(model, images, settings, dataclasses.replace(CPU, precision=precision), 1, 0, 1)
     torch.testing.assert_close(seen[torch.bfloat16], seen[torch.float32], atol=0, rtol=0)
 
 

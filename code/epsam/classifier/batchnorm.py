@@ -8,23 +8,28 @@ from torch.optim.swa_utils import update_bn
 
 from epsam.classifier.adl import ADL
 from epsam.classifier.augmentation import augment
-from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, shuffled_batches
 from epsam.config.schema import Classifier
 from epsam.runtime.device import Hardware
 
 
 def recalibrate_batchnorm(
-    model: Backbone, images: PatchImages, settings: Classifier, hardware: Hardware, epoch: int, threads: int
+    model: nn.Module,
+    images: PatchImages,
+    settings: Classifier,
+    hardware: Hardware,
+    epoch: int,
+    threads: int,
+    count: int,
 ) -> None:
-    """Replace the running averages of batch normalisation by the means over `bn_recalibration_batches` augmented batches.
+    """Replace the running averages of batch normalisation by the means over `count` augmented batches.
 
     The running averages of training lag behind the weights, and they are of features that ADL had dimmed or
-    hidden; in evaluation ADL does neither. With `bn_recalibration_batches` 0 they stay as they are. Otherwise the
-    model is left in evaluation mode.
+    hidden; in evaluation ADL does neither. With a `count` of 0 they stay as they are. Otherwise the model is left in
+    evaluation mode.
     """
     seed = (settings.seed, "bn_recalibration", epoch)
-    batches = shuffled_batches(len(images), hardware.classifier_batch, *seed)[: settings.bn_recalibration_batches]
+    batches = shuffled_batches(len(images), hardware.classifier_batch, *seed)[:count]
 
     def inputs() -> Iterator[torch.Tensor]:
         # In float32, outside of autocast: in bfloat16 the places that a rotation reads from jump by up to a pixel.
@@ -39,7 +44,7 @@ def recalibrate_batchnorm(
 class _AsUsed(nn.Module):
     """The network in the device's precision, its ADL off whatever the mode."""
 
-    def __init__(self, model: Backbone, hardware: Hardware):
+    def __init__(self, model: nn.Module, hardware: Hardware):
         super().__init__()
         self.model, self.hardware = model, hardware
 

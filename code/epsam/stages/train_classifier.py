@@ -56,7 +56,9 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     def run_epoch(epoch: int) -> dict[str, float]:
         loss = train_epoch(learner, train, config, epoch)
         schedule.step()
-        recalibrate_batchnorm(model, train.images, settings, hardware, epoch, config.worker_count)
+        recalibrate_batchnorm(
+            model, train.images, settings, hardware, epoch, config.worker_count, settings.bn_recalibration_batches
+        )
         logits = predict_logits(model, val.images, hardware, config.worker_count)
         val_loss = label_loss(logits, val.labels).item()
         figures = {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from epsam.classifier.augmentation import augment_with_masks
+from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.data import as_float, shuffled_batches, split_batches
 from epsam.classifier.train_step import TrainStep
 from epsam.config.paths import settings_for_weights
@@ -20,12 +21,13 @@ from epsam.runtime.seeds import seed_of
 from epsam.runtime.training_loop import run
 from epsam.student.data import SegmentationData, targets_of
 from epsam.student.network import Student, build_student
-from epsam.visualization.charts import draw_curves
 from epsam.workspace import Workspace
 
 SMOOTH = 1.0
 """Pixels added to both parts of the soft Dice."""
 WEIGHT_DECAY = 1e-2
+RECALIBRATION_BATCHES = 16
+"""Batches for the statistics of batch normalisation, which lag behind the weights in short trainings."""
 WARM_UP = 0.15
 """Share of the steps in which the learning rate rises."""
 
@@ -46,8 +48,8 @@ def train_student(
         normal = sum(target.mask is None for target in one.targets)
         logger.info(f"{name}: {split} has {len(one) - normal} patches with tumour, {normal} normal ones")
     training = StudentTraining(config, workspace, hardware, name, data)
-    best, curves = workspace.state / f"{name}_best.pth", workspace.run / f"{name}_curves.csv"
-    done = run(
+    best = workspace.state / f"{name}_best.pth"
+    run(
         name,
         training.run_epoch,
         {"model": training.model, "optimiser": training.optimiser, "schedule": training.schedule},
@@ -56,9 +58,8 @@ def train_student(
         early_stop=config.student.early_stop,
         state=workspace.state / f"{name}.pth",
         best=best,
-        curves=curves,
+        curves=workspace.run / f"{name}_curves.csv",
     )
-    draw_curves(curves.with_suffix(".png"), done)
     save_weights(path, load_tensors(best), settings_for_weights(config))
 
 
@@ -83,6 +84,10 @@ class StudentTraining:
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train and validate once; figures for the curves."""
         loss = self._train_epoch(epoch)
+        threads, settings = self.config.worker_count, self.config.classifier
+        recalibrate_batchnorm(
+            self.model, self.train.images, settings, self.hardware, epoch, threads, RECALIBRATION_BATCHES
+        )
         return {"train_loss": loss, **self._validate(), "lr": float(self.schedule.get_last_lr()[1])}
 
     def _shuffled(self, epoch: int) -> list[list[int]]:

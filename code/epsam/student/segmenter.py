@@ -1,0 +1,66 @@
+"""The student in place of classifier and SAM: images in, tumour probability out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from epsam.classifier.data import as_float
+from epsam.config.schema import Config
+from epsam.runtime.device import Hardware
+from epsam.runtime.finite import check_finite
+from epsam.runtime.memory import BatchSize
+from epsam.sam.postprocessing import without_small_regions
+from epsam.student.network import Student
+
+CPU_PIXELS = 2**19
+"""Most input pixels of one call of the network on the CPU, where larger batches cost memory and gain no time."""
+
+
+class StudentSegmenter:
+    """A trained student, with the interface of ImageSegmenter; `config` is that of the run that trained it.
+
+    It has seen normal tissue, so no classifier has to exclude patches before, and it takes no prompts.
+    """
+
+    uses_classifier = False
+
+    def __init__(self, student: Student, config: Config, hardware: Hardware):
+        self.student, self.config, self.hardware = student, config, hardware
+        self._batch = BatchSize("student", hardware.classifier_batch)
+
+    def classify(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """1 for each of the patches, float32 (N,): none is excluded before it is segmented."""
+        return np.ones(len(images), np.float32)
+
+    @torch.inference_mode()
+    def segment(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Tumour probability of each pixel, float32 (N, H, W), for patches RGB uint8 (N, H, W, 3) of any tissue.
+
+        Raises DataError with the name of the first patch whose logits are not finite.
+        """
+
+        def step(size: int) -> torch.Tensor:
+            if self.hardware.device.type == "cpu":
+                size = max(1, min(size, CPU_PIXELS // images[0, ..., 0].size))
+            with self.hardware.autocast():
+                return torch.cat(
+                    [self.student(self._as_input(images[i : i + size])) for i in range(0, len(images), size)]
+                )
+
+        logits = self._batch.run(step)
+        check_finite(logits, names, "the student's logits")
+        return torch.sigmoid(logits).cpu().numpy()
+
+    def masks(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Masks bool (N, H, W) of patches RGB uint8 (N, H, W, 3), small regions removed as in training and evaluation."""
+        return np.stack(
+            [
+                without_small_regions(probability > 0.5, self.config.sam.min_region_px)
+                for probability in self.segment(images, names)
+            ]
+        )
+
+    def _as_input(self, images: np.ndarray) -> torch.Tensor:
+        """RGB uint8 (N, H, W, 3) to float [0, 1] (N, 3, H, W) on the device."""
+        return as_float(torch.from_numpy(images).permute(0, 3, 1, 2), self.hardware.device)
