@@ -3,7 +3,7 @@
 #
 #   TEST_DATASET_DIR=my_slide.tif OUTPUT_DIR=out ./infer.sh [--fresh] [--config FILE] [section.key=value ...]
 #
-# Lines go to the terminal and to logging_inference.txt.
+# The log is printed and written to logging_inference.txt.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -34,6 +34,7 @@ while [ $# -gt 0 ]; do
 done
 
 source code/setup.sh
+export PYTHONSAFEPATH=1
 .venv/bin/python -m epsam infer \
   --test-dataset-dir "$TEST_DATASET_DIR" \
   --resnet-checkpoint "$RESNET_CHECKPOINT" \

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Train EP-SAM from slides and patch labels.
 #
-#   ./train.sh [demo | camelyon16 | camelyon17 | settings.yaml] [--fresh | --from STAGE] [section.key=value ...]
+#   ./train.sh [demo | own | own-small | camelyon16 | camelyon17 | settings.yaml] [--fresh | --from STAGE]
+#              [section.key=value ...]
 #
-# Run again, it goes on where it stopped. Lines go to the terminal and to logging_<name>.txt.
+# Run again, it continues where it stopped. The log is printed and written to logging_<name>.txt.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 case "${1:-}" in
-  -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
   ''|-*|*=*) ;;
   *) DATASET_TYPE=$1; shift ;;
 esac
@@ -30,7 +31,7 @@ while [ $# -gt 0 ]; do
 done
 
 source code/setup.sh
-export EPSAM_OWNER_PID=$$
+export EPSAM_OWNER_PID=$$ PYTHONSAFEPATH=1
 stage() { .venv/bin/python -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}; }
 
 trap 'stage release >/dev/null 2>&1 || true' EXIT

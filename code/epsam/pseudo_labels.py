@@ -6,10 +6,12 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from epsam.cam.mask import cam_mask
 from epsam.runtime.files import write_png
 from epsam.runtime.log import logger
+from epsam.runtime.records import Row
 from epsam.runtime.seeds import generator
 from epsam.sam.prediction import predict, warn_of_unprompted
 from epsam.sam.samples import Example
@@ -34,6 +36,21 @@ class Candidate:
     cam_share: float
     """Foreground share of the CAM mask; of the patch, as the next."""
     sam_share: float
+
+
+class RoundRow(Row):
+    """A line of pseudo_labels.csv; shares are means over patches of their foreground."""
+
+    round: PositiveInt
+    patches: NonNegativeInt
+    kept: NonNegativeInt
+    mean_ids: NonNegativeFloat
+    cam_share: NonNegativeFloat
+    sam_share: NonNegativeFloat
+    kept_share: NonNegativeFloat
+    relative_size: NonNegativeFloat
+    """Of all of SAM's masks to all CAM masks: the filter hides masks that grow."""
+    sensitivity: NonNegativeFloat
 
 
 def ids_score(cam: np.ndarray, sam: np.ndarray) -> float:
@@ -61,25 +78,22 @@ def make_pseudo_labels(context: SamSession, split: str, folder: Path) -> list[Ca
     return candidates
 
 
-def summarise(round_: int, candidates: Sequence[Candidate], sensitivity: float) -> dict[str, float]:
-    """One row on the pseudo-labels of a round; shares are means over patches of their foreground.
-
-    `relative_size` is that of all of SAM's masks over that of all CAM masks: the filter hides masks that grow.
-    """
+def summarise(round_: int, candidates: Sequence[Candidate], sensitivity: float) -> RoundRow:
+    """One row on the pseudo-labels of a round."""
     kept = [candidate for candidate in candidates if candidate.kept]
     cam_share = _mean(candidate.cam_share for candidate in candidates)
     sam_share = _mean(candidate.sam_share for candidate in candidates)
-    return {
-        "round": round_,
-        "patches": len(candidates),
-        "kept": len(kept),
-        "mean_ids": _mean(candidate.ids for candidate in candidates),
-        "cam_share": cam_share,
-        "sam_share": sam_share,
-        "kept_share": _mean(candidate.sam_share for candidate in kept),
-        "relative_size": sam_share / (cam_share or 1),
-        "sensitivity": sensitivity,
-    }
+    return RoundRow(
+        round=round_,
+        patches=len(candidates),
+        kept=len(kept),
+        mean_ids=_mean(candidate.ids for candidate in candidates),
+        cam_share=cam_share,
+        sam_share=sam_share,
+        kept_share=_mean(candidate.sam_share for candidate in kept),
+        relative_size=sam_share / (cam_share or 1),
+        sensitivity=sensitivity,
+    )
 
 
 def _mean(values) -> float:

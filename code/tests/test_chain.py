@@ -48,7 +48,7 @@ def test_train_infer_train_again(run_in, top):
         assert wanted in made
     assert any(name.startswith("dataset/tiny/train/initial_mask/") for name in made)
     assert any(name.startswith("dataset/tiny/train/iter_1/") for name in made)
-    assert not [name for name in made if ".tmp" in name]
+    assert not [name for name in made if ".epsam-tmp" in name]
 
     second = run_in("./train.sh", "tiny.yaml")
     assert second.returncode == 0

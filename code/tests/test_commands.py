@@ -1,6 +1,8 @@
 """The doors and the command line as a user meets them."""
 
 import json
+import shutil
+import subprocess
 
 import pytest
 
@@ -77,6 +79,16 @@ def test_the_demo_draws_into_no_folder_but_its_own(run_in, top):
     assert path.read_text() == "of Camelyon16"
 
 
+def test_modules_in_the_current_folder_are_not_imported(run_in, top):
+    for name in ("numpy", "yaml", "multiresolutionimageinterface"):
+        (top / f"{name}.py").write_text(f"open('ran_{name}', 'w')")
+    done = run_in(PYTHON, "-m", "epsam", "doctor", "--json", "--config", "demo", PYTHONSAFEPATH="")
+    assert [check["name"] for check in json.loads(done.stdout)][:2] == ["Python", "program"]
+    for script in ("train.sh", "infer.sh"):  # for the processes that these start
+        assert "PYTHONSAFEPATH=1" in (top / script).read_text()
+    assert not list(top.glob("ran_*"))
+
+
 def test_no_camelyon16_says_where_it_must_lie_and_how_to_get_it(run_in, top):
     done = run_in("./train.sh", "camelyon16")
     assert done.returncode == 1
@@ -128,8 +140,49 @@ def test_an_installation_that_fails_is_tried_again_next_time(run_in, top):
     (top / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
     done = run_in("./train.sh")
     assert done.returncode == 1
-    assert "installation failed (see above); mend it and run the same command again" in done.stderr
+    assert "installation failed (see above); fix it and run the same command again" in done.stderr
     assert not (top / ".venv" / "installed").exists()
+
+
+READ_ONLY = [
+    "unshare",
+    "-m",
+    "bash",
+    "-c",
+    'mount --bind .venv .venv && mount -o remount,bind,ro .venv && exec "$@"',
+    "ro",
+]
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
+    reason="needs the right to mount",
+)
+def test_an_environment_that_cannot_be_written_is_used_as_it_is_or_named_with_its_owner(run_in, top):
+    whole = run_in(*READ_ONLY, "./train.sh", "no_such.yaml")
+    assert "no_such.yaml: no such settings file" in whole.stdout
+    (top / ".venv" / "installed").write_text("of other requirements")
+    old = run_in(*READ_ONLY, "./train.sh")
+    assert old.returncode == 1
+    assert old.stdout == ""
+    assert old.stderr == (
+        f"error: packages must be installed, and you cannot write to {top}/.venv. Ask its owner ({top.owner()}) to run "
+        "the same command once, or use a copy of this folder of your own\n"
+    )
+
+
+def test_the_versions_last_tested_are_installed_once_where_asked_for(run_in, top):
+    (top / ".venv" / "bin" / "python").write_text(
+        '#!/bin/sh\ncase "$*" in *pip*) echo "$@" >> pip.txt;; *) exit 3;; esac\n'
+    )
+    run_in("./train.sh")
+    assert not (top / "pip.txt").exists()
+    for constraints in ("code/constraints.txt", "code/constraints.txt", ""):
+        run_in("./train.sh", CONSTRAINTS=constraints)
+    (call,) = (top / "pip.txt").read_text().splitlines()
+    assert "-c code/constraints.txt -r requirements.txt" in call
+    done = run_in("./train.sh", CONSTRAINTS="other.txt")
+    assert done.stderr == "error: CONSTRAINTS=other.txt: there is no such file; code/constraints.txt is one\n"
 
 
 def test_a_terminal_without_unicode_and_a_folder_with_spaces(run_in, top):
@@ -173,4 +226,4 @@ def test_doctor_as_json(run_in):
     assert checks["torch"]["status"] == "ok"
     assert checks["slides"]["status"] == "error"
     assert done.returncode == 1
-    assert "images" in checks["slides"]["mend"]
+    assert "images" in checks["slides"]["fix"]

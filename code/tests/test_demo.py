@@ -15,7 +15,7 @@ from demo_sam.train import Stage, train
 
 from epsam.demo.slides import make_demo, write_annotation
 from epsam.demo.tissue import draw_stain, draw_tissue
-from epsam.errors import DataError
+from epsam.errors import DataError, SlideError
 from epsam.evaluation.metrics import dice
 from epsam.prompts import PromptSet, points_from_mask
 from epsam.runtime.checkpoints import load_tensors
@@ -57,6 +57,15 @@ def segment(sam, image, prompts):
 
 def contents(dataset):
     return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.rglob("*_*.*"))}
+
+
+def test_a_drawing_process_that_dies_is_named_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    def dies(function, tasks, workers):
+        yield from ((task, SlideError("died")) for task in tasks)
+
+    monkeypatch.setattr("epsam.demo.slides.run_tasks", dies)
+    with pytest.raises(DataError, match=r"the process that drew tumor_001 died.*run the same command again"):
+        make_demo(tmp_path / "demo", tumour=1, normal=1, size_px=600, workers=2)
 
 
 def test_slides_open_with_resolution_levels_and_white_around_the_tissue(dataset):

@@ -15,10 +15,20 @@ from epsam.config.loading import find_config, load_config
 from epsam.doctor import Check, as_json, as_lines, report
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
 from epsam.doctor.estimate import bytes_still_needed, flop, stage_bytes
-from epsam.doctor.machine import check_disk, check_folders, check_gpu, check_readers, check_torch
+from epsam.doctor.machine import (
+    check_disk,
+    check_folders,
+    check_gpu,
+    check_lock,
+    check_program,
+    check_readers,
+    check_torch,
+)
 from epsam.doctor.run import examine, examine_for_inference
 from epsam.errors import EpsamError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
+from epsam.runs.environment import commit
+from epsam.runs.lock import lock
 from epsam.runs.record import write_done
 from epsam.runtime.files import write_text
 from epsam.workspace import Workspace
@@ -45,11 +55,11 @@ def workspace(tmp_path):
     return workspace
 
 
-def test_lines_name_the_way_to_mend_and_errors_end_the_command():
+def test_lines_say_how_to_fix_it_and_errors_end_the_command():
     checks = [Check("disk", "ok", "70 GiB free", "unused"), Check("GPU", "error", "none", "buy one")]
     assert as_lines(checks) == ["[     ok] disk: 70 GiB free", "[  error] GPU: none", "          -> buy one"]
-    assert json.loads(as_json(checks))[1] == {"name": "GPU", "status": "error", "message": "none", "mend": "buy one"}
-    with pytest.raises(EpsamError, match="doctor found trouble with GPU"):
+    assert json.loads(as_json(checks))[1] == {"name": "GPU", "status": "error", "message": "none", "fix": "buy one"}
+    with pytest.raises(EpsamError, match="doctor found errors: GPU"):
         report(checks)
     report(checks[:1])
 
@@ -57,10 +67,12 @@ def test_lines_name_the_way_to_mend_and_errors_end_the_command():
 def test_all_checks_of_a_run_and_of_a_prediction(workspace):
     assert [check.name for check in examine(DEMO, workspace)] == [
         "Python",
+        "program",
         "torch",
         "GPU",
         "readers",
         "folders",
+        "lock",
         "disk",
         "weights",
         "slides",
@@ -68,6 +80,7 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
     ]
     assert [check.name for check in examine_for_inference(DEMO, workspace.checkpoints, workspace.run)] == [
         "Python",
+        "program",
         "torch",
         "GPU",
         "readers",
@@ -91,6 +104,56 @@ def test_torch_and_torchvision_that_do_not_fit_are_an_error(tmp_path):
     assert "do not work together (operator torchvision::nms does not exist)" in run.stdout
     assert "delete .venv" in run.stdout
     assert check_torch().status == "ok"
+
+
+def test_a_run_that_another_process_works_in_is_named_with_the_wait(workspace):
+    assert check_lock(workspace.run).status == "ok"
+    with lock(workspace.run):
+        assert check_lock(workspace.run).status == "ok"  # it is this process's own
+        path = workspace.run / "lock"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"boot": "another", "host": "elsewhere"}))
+        check = check_lock(workspace.run)
+        assert check.status == "error"
+        assert "on elsewhere (another machine or container)" in check.message
+        assert "wait 180 s or delete" in check.fix
+        os.utime(path, (1, 1))
+        assert check_lock(workspace.run).status == "ok"
+    assert sorted(path.name for path in workspace.run.iterdir()) == [".lock_guard"]
+
+
+def test_another_copy_of_the_program_than_the_folders_own_is_said(tmp_path):
+    assert check_program(tmp_path).status == "ok"
+    assert check_program(Path(__file__).parents[2]).status == "ok"
+    (tmp_path / "code" / "epsam").mkdir(parents=True)
+    check = check_program(tmp_path)
+    assert check.status == "warning"
+    assert f"not {tmp_path}/code/epsam" in check.message
+
+
+def test_a_repository_that_git_refuses_to_read_has_an_unknown_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("epsam.runs.environment.__file__", str(tmp_path / "environment.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == ""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(
+        [
+            "git",
+            "-C",
+            str(tmp_path),
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            "commit",
+            "-q",
+            "--allow-empty",
+            "-mx",
+        ],
+        check=True,
+    )
+    assert len(commit()) == 12
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert commit().startswith("unknown (detected dubious ownership in repository")
 
 
 @pytest.fixture
@@ -120,12 +183,12 @@ def test_a_pascal_card_that_the_wheel_dropped_gets_the_line_to_install(gpu):
     check = check_gpu(CAMELYON)
     assert check.status == "error"
     assert "a card (sm_61) cannot run this torch, which is built for sm_75, sm_80" in check.message
-    assert "pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126" in check.mend
+    assert "pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126" in check.fix
 
 
 def test_a_card_newer_than_the_wheel_gets_another_line(gpu):
     gpu(13, 0, runs=False)
-    assert "--upgrade torch" in check_gpu(CAMELYON).mend
+    assert "--upgrade torch" in check_gpu(CAMELYON).fix
 
 
 def test_gpu_memory_is_held_against_the_profile(gpu):
@@ -138,7 +201,7 @@ def test_gpu_memory_is_held_against_the_profile(gpu):
         "warning",
         True,
     )
-    assert "nvidia-smi" in check.mend
+    assert "nvidia-smi" in check.fix
     assert check_gpu(CAMELYON.model_copy(update={"profile": "24gb"})).status == "warning"
 
 
@@ -157,7 +220,7 @@ def test_disk_is_held_against_what_the_run_has_still_to_write(tmp_path):
     for most, least, status in ((0.1, 0.1, "ok"), (0.9, 0.1, "warning"), (2, 0.5, "warning"), (3, 2, "error")):
         check = check_disk({tmp_path / "no" / "yet": int(free * most)}, {tmp_path / "no" / "yet": int(free * least)})
         assert check.status == status
-    assert "sam.views" in check_disk({tmp_path: 2 * free}, {tmp_path: 0}).mend
+    assert "sam.views" in check_disk({tmp_path: 2 * free}, {tmp_path: 0}).fix
     two = {tmp_path / "a": int(0.7 * free), tmp_path / "b": int(0.7 * free)}  # on one disk they add up
     assert check_disk(two, two).status == "error"
 
@@ -191,11 +254,11 @@ def test_asap_that_is_asked_for_and_missing_is_an_error():
     assert check_readers(DEMO).status == "ok"
     check = check_readers(changed(DEMO, slides={"reader": "asap"}))
     assert check.status == "error"
-    assert "slides.reader=openslide" in check.mend
+    assert "slides.reader=openslide" in check.fix
 
 
 def test_weights(tmp_path):
-    assert check_sam(DEMO, tmp_path).mend.startswith("git checkout")
+    assert check_sam(DEMO, tmp_path).fix.startswith("git checkout")
     assert (check_sam(CAMELYON, tmp_path).status, "will be fetched" in check_sam(CAMELYON, tmp_path).message) == (
         "warning",
         True,
@@ -231,7 +294,7 @@ def test_doubts_about_slides_are_warnings(workspace, spoil, said):
     check = check_slides(CAMELYON, workspace)
     assert check.status == "warning"
     assert said in check.message
-    assert "aws s3 cp" in check.mend
+    assert "aws s3 cp" in check.fix
 
 
 def test_no_slides_no_annotations_and_patches_alone(workspace):

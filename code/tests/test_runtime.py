@@ -3,6 +3,7 @@
 import http.server
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -37,10 +38,11 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from epsam.cam import ActivationMap, save_cams
+from epsam.cam.activation import ActivationMap
+from epsam.cam.store import save_cams
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.files import atomic, write_csv, write_png
-from epsam.runtime.fitting import save_tensors
+from epsam.runtime.checkpoints import save_tensors
 def save_array(path, array):
     with atomic(path) as temporary:
         np.save(temporary, array)
@@ -70,12 +72,38 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named_and_nothing_is_left_of_it
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     kept = tmp_path / "train" / "image" / "a_x1_y2_1.png"
     write_png(kept, np.zeros((2, 2, 3), np.uint8))
-    for name in (".a_x1_y2_1.k3j2.tmp.png", ".demo_resnet_adl.x_1.tmp.pth", ".demo_resnet_adl.pth.x2.tmp.json"):
+    first = kept.parent / ".a_x1_y2_1.01234567.epsam-tmp.png"
+    for name in (
+        first.name,
+        ".demo_resnet_adl.89abcdef.epsam-tmp.pth",
+        ".demo_resnet_adl.pth.89abcdef.epsam-tmp.json",
+        ".lock.89abcdef.epsam-tmp",
+    ):
         (kept.parent / name).write_bytes(b"half")
     remove_temporaries(tmp_path, "demo_resnet_adl")
-    assert {path.name for path in kept.parent.iterdir()} == {kept.name, ".a_x1_y2_1.k3j2.tmp.png"}
+    assert {path.name for path in kept.parent.iterdir()} == {kept.name, first.name, ".lock.89abcdef.epsam-tmp"}
     remove_temporaries(tmp_path)
     assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_hidden_files_of_other_programs_are_not_taken_for_temporary_ones(tmp_path):
+    for name in (".a.tmp", ".a.01234567.tmp.png", ".syncthing.a.png.tmp", ".a.epsam-tmp.png", "a.01234567.epsam-tmp"):
+        (tmp_path / name).write_text("theirs")
+    (tmp_path / ".a.01234567.epsam-tmp").mkdir()
+    remove_temporaries(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_temporary_files_are_recognised_by_their_names(tmp_path):
+    for name in ("a.png", "a b.c.json", ".lock", "é", "x" * 240 + ".npz"):
+        with atomic(tmp_path / name) as temporary:
+            temporary.write_text("half")
+            shutil.copy(temporary, tmp_path / "copy")
+            kept = temporary
+        shutil.move(tmp_path / "copy", kept)
+        remove_temporaries(tmp_path)
+        assert not kept.exists()
+        (tmp_path / name).unlink()
 
 
 def test_png_keeps_channel_order_and_masks(tmp_path):
@@ -203,6 +231,32 @@ def test_training_goes_on_where_it_was_stopped(tmp_path):
     assert done == expected
     assert load_tensors(tmp_path / "cut" / "best.pth")["weight"] == 2
     assert (tmp_path / "cut" / "curves.csv").read_text() == (tmp_path / "whole" / "curves.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": {"model": {"other": torch.ones(1)}}},
+        {"parts": {"model": 3}},
+        {"parts": {}},
+        {"history": [{"epoch": "one"}]},
+        {"history": []},
+        {"best_epoch": 0},
+        {"best_score": "low"},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_state_of_a_training_is_named_and_says_how_to_start_again(tmp_path, change):
+    _fit(tmp_path, [2.0, 1.0], epochs=2)
+    state = tmp_path / "state.pth"
+    torch.save(load_tensors(state) | change, state)
+    with pytest.raises(
+        CheckpointError, match=r"state.pth: is not a state .*; delete it, and this training starts again"
+    ):
+        _fit(tmp_path, [], epochs=3)
+    state.write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="delete it, and this training starts again"):
+        _fit(tmp_path, [], epochs=3)
 
 
 def test_early_stop_and_finished_training_do_nothing_more(tmp_path):

@@ -195,7 +195,7 @@ def test_temporary_names_fit_where_the_name_itself_does(tmp_path):
         with atomic(path) as temporary:
             temporary.write_text("x")
         assert path.read_text() == "x"
-    (tmp_path / f".{'片' * 13}.abcd.tmp.png").write_text("left")
+    (tmp_path / f".{'片' * 13}.0123abcd.epsam-tmp.png").write_text("left")
     remove_temporaries(tmp_path, "片" * 80)
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -469,7 +469,7 @@ def test_disk_that_fills_up_is_said_and_the_next_call_goes_on(ws):
         env=os.environ | {"PYTHONPATH": str(code)},
     )
     assert "run the stage again" in limited.stdout
-    assert not [name for name in written(ws) if "/image/" in name or ".tmp" in name]
+    assert not [name for name in written(ws) if "/image/" in name or ".epsam-tmp" in name]
     preprocess(config(), ws)
     assert written(ws) == whole
 

@@ -122,7 +122,7 @@ def test_the_holder_of_a_lock_gives_a_heartbeat(tmp_path, monkeypatch):
 
 
 HOLD = (
-    "import sys; from pathlib import Path; from epsam.runtime.lock import lock\n"
+    "import sys; from pathlib import Path; from epsam.runs.lock import lock\n"
     "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 )
 

@@ -175,7 +175,7 @@ def _explain(error: ValidationError | RecursionError) -> str:
 
 
 def _keys_beside(location: tuple) -> list[str]:
-    model = Config
+    model: type[BaseModel] = Config
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

@@ -2,8 +2,6 @@
 
 import os
 import struct
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,10 +10,11 @@ import numpy as np
 import tifffile
 
 from epsam.demo.tissue import draw_stain, draw_tissue
-from epsam.errors import DataError
+from epsam.errors import DataError, SlideError
 from epsam.runtime.files import atomic, write_text
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
+from epsam.runtime.workers import run_tasks
 
 MPP = 0.5
 TILE = 256
@@ -39,7 +38,7 @@ def make_demo(
     are whole and were drawn with the same arguments are left as they are.
 
     Raises DataError, before anything is written, for a folder that the demo did not make and for a file that is in
-    the way and is not its own drawing.
+    the way and is not its own drawing; DataError when a process that draws dies.
     """
     dataset = Path(dataset)
     names = [f"tumor_{n:03d}" for n in range(1, tumour + 1)] + [f"normal_{n:03d}" for n in range(1, normal + 1)]
@@ -50,24 +49,26 @@ def make_demo(
     jobs = [(dataset, name, seed, size_px) for name in missing]
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     with progress(total=len(jobs), desc="demo slides", unit="slide") as bar:
-        if workers <= 1:
-            for job in jobs:
-                make_slide(*job)
-                bar.update()
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(make_slide, *job) for job in jobs]):
-                done.result()
-                bar.update()
+        for job, failure in run_tasks(_make_slide, jobs, workers if workers > 1 else 0):
+            if isinstance(failure, SlideError):
+                raise DataError(
+                    f"{job[0]}: the process that drew {job[1]} died, probably for want of memory; free some and run "
+                    "the same command again: it goes on with the slides that are missing"
+                )
+            bar.update()
+
+
+def _make_slide(job: tuple[Path, str, int, int]) -> None:
+    make_slide(*job)
 
 
 def make_slide(dataset: Path, name: str, seed: int, size_px: int) -> None:
     """Draw one slide; its XML is written first, so that a slide that exists is whole."""
     cv2.setNumThreads(1)
     rng = generator("demo", seed, name, size_px)
-    shape = tuple(int(n) for n in np.rint(size_px * rng.uniform(0.92, 1.08, 2)))
+    height, width = (int(n) for n in np.rint(size_px * rng.uniform(0.92, 1.08, 2)))
     stain = draw_stain(rng)
-    picture, mask = draw_tissue(shape, name.startswith("tumor"), stain, rng)
+    picture, mask = draw_tissue((height, width), name.startswith("tumor"), stain, rng)
     if name.startswith("tumor"):
         write_annotation(dataset / "annotations" / f"{name}.xml", mask)
     write_slide(dataset / "images" / f"{name}.tif", picture, _describe(name, seed, size_px))

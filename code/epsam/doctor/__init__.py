@@ -1,4 +1,4 @@
-"""Is everything there that a run needs? Looked at before a night of computing, not after."""
+"""Checks, before a long run, that everything it needs is there."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,17 +15,17 @@ class Check:
     name: str
     status: Literal["ok", "warning", "error"]
     message: str
-    mend: str = ""
+    fix: str = ""
     """What to do about it."""
 
 
 def as_lines(checks: list[Check]) -> list[str]:
-    """One line per check, and one more with the way to mend it."""
+    """One line per check, and one more with how to fix what is wrong."""
     lines = []
     for check in checks:
         lines.append(f"[{check.status:>7}] {check.name}: {check.message}")
-        if check.mend and check.status != "ok":
-            lines.append(f"          -> {check.mend}")
+        if check.fix and check.status != "ok":
+            lines.append(f"          -> {check.fix}")
     return lines
 
 
@@ -40,4 +40,4 @@ def report(checks: list[Check]) -> None:
         logger.info(line)
     failed = [check.name for check in checks if check.status == "error"]
     if failed:
-        raise EpsamError(f"doctor found trouble with {', '.join(failed)}: see above how to mend it")
+        raise EpsamError(f"doctor found errors: {', '.join(failed)}; see above how to fix them")

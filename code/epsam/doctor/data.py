@@ -91,7 +91,7 @@ def check_weights(config: Config, folder: Path) -> Check:
     elif config.classifier.init != "random":
         checks.append(_check_own(config.classifier.init, "classifier.init"))
     worst = max(checks, key=lambda check: ("ok", "warning", "error").index(check.status))
-    return Check("weights", worst.status, "; ".join(check.message for check in checks), worst.mend)
+    return Check("weights", worst.status, "; ".join(check.message for check in checks), worst.fix)
 
 
 def check_sam(config: Config, folder: Path) -> Check:
@@ -109,7 +109,7 @@ def check_sam(config: Config, folder: Path) -> Check:
 def _check_own(path: Path, setting: str) -> Check:
     if path.is_file():
         return _with_hash(path)
-    return Check("weights", "error", f"{setting} {path} is missing", "put it there or mend the path")
+    return Check("weights", "error", f"{setting} {path} is missing", "put it there or correct the path")
 
 
 def _check_packaged() -> Check:

@@ -1,6 +1,7 @@
 """Checks of Python, torch, GPU, memory, disk and readers."""
 
 import errno
+import os
 import platform
 import re
 import shutil
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import openslide
 
+import epsam
 from epsam.config.schema import Config
 from epsam.doctor import Check
+from epsam.runs.environment import commit as commit_of_program
+from epsam.runs.lock import STALE_S, holder_of
 from epsam.runtime.files import size_text
 
 GIB = 2**30
@@ -28,11 +32,42 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def check_python() -> Check:
-    """The interpreter."""
+    """The interpreter and its packages."""
     found = f"{platform.python_version()}, {sys.executable}"
     if sys.maxsize < 2**32:
         return Check("Python", "error", f"{found}: a 32-bit Python", "PYTHON=/path/to/a/64-bit/python3 ./train.sh")
+    if not os.access(sys.prefix, os.W_OK):
+        found += f"; {sys.prefix} cannot be written by you: packages can be installed there by its owner alone"
     return Check("Python", "ok", found)
+
+
+def check_program(root: Path) -> Check:
+    """Which copy of the program runs: of `root`, or of another folder whose environment is used here."""
+    here, commit = Path(epsam.__file__).parent, commit_of_program()
+    found = f"epsam {epsam.__version__}" + (f", commit {commit}" if commit else "") + f", {here}"
+    if not os.access(here, os.W_OK):
+        found += " (read-only; nothing is written there)"
+    expected = root / "code" / "epsam"
+    if expected.is_dir() and not expected.samefile(here):
+        return Check(
+            "program",
+            "warning",
+            f"{found}, not {expected.resolve()}",
+            "delete .venv and start again, so that this folder's code is installed; or ignore this where it is meant",
+        )
+    return Check("program", "ok", found)
+
+
+def check_lock(run: Path) -> Check:
+    """Nobody else is at work in `runs/<name>`, e.g. another container that shares the folder."""
+    if who := holder_of(run):
+        return Check(
+            "lock",
+            "error",
+            f"{run} is in use by {who}",
+            f"wait for it or stop it; if it is gone, wait {STALE_S:.0f} s or delete {run / 'lock'}",
+        )
+    return Check("lock", "ok", f"nobody else is at work in {run}")
 
 
 def check_torch() -> Check:
@@ -137,12 +172,12 @@ def check_folders(*folders: Path) -> Check:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(b"0")
         except OSError as error:
-            mend = (
+            fix = (
                 "make room on that disk"
                 if error.errno == errno.ENOSPC
                 else "give yourself the right to write there (chown, chmod), or mount it for writing"
             )
-            return Check("folders", "error", f"nothing can be written into {place} ({error.strerror})", mend)
+            return Check("folders", "error", f"nothing can be written into {place} ({error.strerror})", fix)
     return Check("folders", "ok", f"{', '.join(str(folder) for folder in folders)} can be written")
 
 
@@ -196,7 +231,7 @@ def check_readers(config: Config) -> Check:
             f"Python {platform.python_version()}",
             "set slides.reader=openslide, or slides.asap_path to ASAP's bin folder and use its Python",
         )
-    found = f"found at {Path(asap.__file__).parent}" if asap else "not found (not needed)"
+    found = f"found at {Path(asap.__file__).parent}" if asap and asap.__file__ else "not found (not needed)"
     return Check("readers", "ok", f"{message}, ASAP {found}")
 
 

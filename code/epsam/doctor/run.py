@@ -6,15 +6,25 @@ from epsam.config.schema import Config
 from epsam.doctor import Check
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
 from epsam.doctor.estimate import bytes_still_needed, flop
-from epsam.doctor.machine import check_disk, check_folders, check_gpu, check_python, check_readers, check_torch
+from epsam.doctor.machine import (
+    check_disk,
+    check_folders,
+    check_gpu,
+    check_lock,
+    check_program,
+    check_python,
+    check_readers,
+    check_torch,
+)
 from epsam.workspace import Workspace
 
 
 def examine(config: Config, workspace: Workspace) -> list[Check]:
-    """Every check of a training; what lies there already needs no more room."""
+    """All checks of a training; files that are there already need no more room."""
     return [
-        *_machine(config, flop(config)),
+        *_machine(config, flop(config), workspace.root),
         check_folders(workspace.dataset, workspace.checkpoints, workspace.run),
+        check_lock(workspace.run),
         check_disk(*(_by_folder(config, workspace, views) for views in (config.sam.views, 1))),
         check_weights(config, workspace.checkpoints),
         check_slides(config, workspace),
@@ -23,8 +33,8 @@ def examine(config: Config, workspace: Workspace) -> list[Check]:
 
 
 def examine_for_inference(config: Config, weights: Path, output: Path) -> list[Check]:
-    """Every check of a prediction with trained checkpoints; `weights`: the folder of SAM's published ones."""
-    return [*_machine(config, 0), check_folders(output), check_sam(config, weights)]
+    """All checks of a prediction with trained checkpoints; `weights`: the folder of SAM's published ones."""
+    return [*_machine(config, 0, weights.parent), check_folders(output), check_sam(config, weights)]
 
 
 def _by_folder(config: Config, workspace: Workspace, views: int) -> dict[Path, int]:
@@ -33,7 +43,7 @@ def _by_folder(config: Config, workspace: Workspace, views: int) -> dict[Path, i
     return {workspace.dataset: patches, workspace.run: sum(needed.values())}
 
 
-def _machine(config: Config, work: float) -> list[Check]:
+def _machine(config: Config, work: float, root: Path) -> list[Check]:
     torch = check_torch()
     gpu = [check_gpu(config, work)] if torch.status == "ok" else []
-    return [check_python(), torch, *gpu, check_readers(config)]
+    return [check_python(), check_program(root), torch, *gpu, check_readers(config)]

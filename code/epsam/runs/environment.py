@@ -1,13 +1,17 @@
 """What a run ran on: versions, device, commit."""
 
+import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from epsam import __version__
-from epsam.runtime.device import Hardware
 from epsam.runtime.records import Record, read_record, write_record
+
+if TYPE_CHECKING:
+    from epsam.runtime.device import Hardware  # which imports torch: the doctor does without
 
 PACKAGES = (
     "torch",
@@ -21,6 +25,10 @@ PACKAGES = (
     "tifffile",
     "pydantic",
 )
+
+
+MAX_REASON = 120
+"""Characters of git's complaint that are kept."""
 
 
 class Environment(Record):
@@ -49,23 +57,33 @@ def package_versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Git commit of the program, with a + when files were changed; empty outside a repository."""
-    here = Path(__file__).parent
+    """Git commit of the program, with a + when files were changed; empty outside a repository.
+
+    `unknown (...)` where git refuses to look, as in a container whose user does not own the folder.
+    """
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split()).removeprefix("fatal: ")
+        return "" if reason.startswith("not a git repository") else f"unknown ({reason[:MAX_REASON]})"
+    except subprocess.TimeoutExpired:
+        return "unknown (git took more than 10 s)"
+    except OSError:  # no git
         return ""
-    return head + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=10,
+        check=True,
+    ).stdout.strip()
 
 
 def write_environment(path: Path, hardware: "Hardware") -> None:

@@ -116,7 +116,7 @@ def _take(path: Path, mine: LockRecord) -> int:
         _wait_for_guard(guard, path, mine)
         holder = _holder(path)
         if holder is not None and (who := _living(holder, mine, path)):
-            raise _in_use(path, who)
+            raise _in_use(path, who, None if holder.shares_processes_with(mine) else _age(path))
         write_record(path, mine)
     except BaseException:
         _close_guard(guard)
@@ -159,16 +159,33 @@ def _wait_for_guard(guard: int, path: Path, mine: LockRecord) -> None:
         if holder is not None and holder.shares_processes_with(mine) and (others := _others(holder, mine)):
             raise _in_use(path, f"process {others[-1]} on {holder.host}")
         if holder is not None and not holder.shares_processes_with(mine) and abs(_age(path)) < STALE_S:
-            raise _in_use(path, _elsewhere(holder))
+            raise _in_use(path, _elsewhere(holder), _age(path))
         if time.monotonic() > until:
             raise _in_use(path, f"another process on {holder.host if holder else 'this machine'}")
         time.sleep(0.1)
 
 
-def _in_use(path: Path, who: str) -> StateError:
+def _in_use(path: Path, who: str, age: float | None = None) -> StateError:
+    """age: seconds since the last heartbeat, for a holder whose processes cannot be seen."""
+    if age is None:
+        return StateError(f"{path.parent} is in use by {who}. Wait for it or stop it; if it is gone, delete {path}")
     return StateError(
-        f"{path.parent} is in use by {who}. Wait for it or stop it; if it is gone for good, delete {path}"
+        f"{path.parent} is in use by {who}. Wait for it or stop it; if it is gone (its machine or container was "
+        f"restarted, say), run again in {max(1, round(STALE_S - abs(age)))} s, when its lock counts as stale, or delete "
+        f"{path}"
     )
+
+
+def holder_of(run: Path) -> str:
+    """Who holds the lock of `run`, not counting the owner of this process; empty when nobody does. Changes nothing."""
+    path = run / "lock"
+    mine = _record_of(int(os.environ.get(OWNER, os.getpid())), os.getpid())
+    if (holder := _holder(path)) is None:
+        return ""
+    if holder.shares_processes_with(mine):
+        others = _others(holder, mine)
+        return f"process {others[-1]} on {holder.host}" if others else ""
+    return _elsewhere(holder) if abs(_age(path)) < STALE_S else ""
 
 
 def _living(holder: LockRecord, mine: LockRecord, path: Path) -> str:
@@ -212,7 +229,7 @@ def _has_heartbeat(path: Path) -> bool:
 
 def _age(path: Path) -> float:
     """Seconds since the lock was touched, by the clock of the file system that holds it; 0 when it is gone."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".lock_", suffix=".tmp") as probe:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".lock.", suffix=".epsam-tmp") as probe:
         return os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime if path.is_file() else 0.0
 
 
@@ -237,7 +254,7 @@ def _holder(path: Path) -> LockRecord | None:
 
 
 def start_of(pid: int) -> str:
-    """When a process started, empty when it is gone or dead but not yet taken leave of by its parent.
+    """When a process started, empty when it is gone or dead but not yet reaped by its parent.
 
     On a scale that setting the clock does not move, where the system has one.
     """

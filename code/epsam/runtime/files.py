@@ -27,6 +27,8 @@ MAX_CLASSES = 10
 """Values of a mask up to which they are taken for classes."""
 STEM, SUFFIX = 40, 20
 """Bytes of a file's name that its temporary name begins and ends with at most: names may have 255."""
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.epsam-tmp(\..*)?", re.DOTALL)
+"""Names of temporary files; no other file is taken for one."""
 FORMULA = re.compile(r"'*[=+\-@\t\n]")
 """How a cell begins that spreadsheets run, or one that was kept from it."""
 
@@ -38,7 +40,7 @@ def atomic(path: Path) -> Iterator[Path]:
     An OSError names `path`: a full disk itself does not say which file it refused.
     """
     path = Path(path)
-    temporary = path.with_name(f".{_beginning(path.stem)}.{secrets.token_hex(4)}.tmp{_ending(path.suffix)}")
+    temporary = path.with_name(f".{_beginning(path.stem)}.{secrets.token_hex(4)}.epsam-tmp{_ending(path.suffix)}")
     try:
         if not path.parent.is_dir():  # much cheaper than to try
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def atomic(path: Path) -> Iterator[Path]:
         number, why = (
             (error.errno, error.strerror) if error.errno else (errno.EIO, f"not all could be written, {error}")
         )
-        other = error.filename if error.filename and ".tmp" not in Path(error.filename).name else None
+        other = error.filename if error.filename and not TEMPORARY.fullmatch(Path(error.filename).name) else None
         raise OSError(number, why, other or str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -79,7 +81,8 @@ def remove(paths: Iterable[Path]) -> None:
 
 def remove_temporaries(folder: Path, stem: str = "") -> None:
     """Delete the temporary files that a killed process left under `folder`: all of them, or those for `stem`.*"""
-    remove(folder.rglob(f".{glob.escape(_beginning(stem))}*.tmp*"))
+    found = folder.rglob(f".{glob.escape(_beginning(stem))}*.epsam-tmp*")
+    remove(path for path in found if TEMPORARY.fullmatch(path.name) and not path.is_dir())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -69,7 +69,7 @@ def read_rows(path: Path, model: type[RowModel], fix: str) -> list[RowModel]:
     return [_as_row(path, number, row, model, fix) for number, row in enumerate(rows, 2)]
 
 
-def _as_row(path: Path, number: int, row: Mapping[str | None, Any], model: type[RowModel], fix: str) -> RowModel:
+def _as_row(path: Path, number: int, row: Mapping[Any, Any], model: type[RowModel], fix: str) -> RowModel:
     try:
         if None in row or None in row.values():
             raise ValueError(f"it does not have {len(row) - (None in row)} cells")

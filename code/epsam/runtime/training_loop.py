@@ -6,10 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epsam.errors import EpsamError
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from epsam.errors import CheckpointError, EpsamError
 from epsam.runtime.checkpoints import load_tensors, save_tensors
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
+from epsam.runtime.records import explain
+
+
+class TrainingState(BaseModel):
+    """The file that a training continues from, written after each epoch."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    parts: dict[str, Any]
+    """state_dict() of each part."""
+    history: list[dict[str, int | float]]
+    best_epoch: PositiveInt
+    best_score: float
+
+
+HOW_TO_START_AGAIN = "delete it, and this training starts again"
 
 
 @dataclass
@@ -82,9 +100,16 @@ def run(
 def _resume(what: str, parts: Mapping[str, Any], state: Path) -> TrainingHistory:
     if not state.is_file():
         return TrainingHistory()
-    saved = load_tensors(state)
-    for name, part in parts.items():
-        part.load_state_dict(saved["parts"][name])
-    done = TrainingHistory(saved["history"], saved["best_epoch"], saved["best_score"])
-    logger.info(f"{what}: going on after epoch {len(done.history)}")
-    return done
+    try:
+        saved = TrainingState.model_validate(load_tensors(state))
+        if not saved.best_epoch <= len(saved.history):
+            raise ValueError(f"its best epoch is {saved.best_epoch} of {len(saved.history)}")
+        for name, part in parts.items():
+            part.load_state_dict(saved.parts[name])
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {HOW_TO_START_AGAIN}") from None
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:  # of load_state_dict
+        reason = explain(error)
+        raise CheckpointError(f"{state}: is not a state of this training ({reason}); {HOW_TO_START_AGAIN}") from None
+    logger.info(f"{what}: continuing after epoch {len(saved.history)}")
+    return TrainingHistory(saved.history, saved.best_epoch, saved.best_score)

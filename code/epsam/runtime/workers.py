@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -60,7 +60,7 @@ def _run_halves(
 
 def _run_pool(
     function: Callable[[Task], Result], tasks: list[Task], workers: int
-) -> Iterator[tuple[Task, Result | SlideError]]:
+) -> Generator[tuple[Task, Result | SlideError], None, list[Task]]:
     """Yield results; return the tasks that were not done when a process of the pool died."""
     # Spawned, not forked: readers keep open files and threads that do not survive a fork.
     pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), prepare)
@@ -75,7 +75,7 @@ def _run_pool(
                 lost.append(task)
         for future in as_completed(futures):
             try:
-                result = future.result()
+                result: Result | SlideError = future.result()
             except BrokenProcessPool:
                 lost.append(futures[future])
                 continue
@@ -98,8 +98,8 @@ def _check_start(pool: ProcessPoolExecutor) -> None:
 def cannot_start() -> DataError:
     """The error of a process that ends before it has begun."""
     return DataError(
-        "worker processes cannot be started: a script of one's own must call this under `if __name__ == "
-        '"__main__":`, or there is no memory left; change that (preprocess does without with workers=0)'
+        "worker processes cannot be started: there is no memory left (preprocess needs none with workers=0), or a "
+        'script calls this outside of `if __name__ == "__main__":`'
     )
 
 
@@ -112,5 +112,6 @@ def prepare() -> None:
 
 
 def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        wait([parent.sentinel])
+        os._exit(1)

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 
 from epsam.config.schema import Config
 from epsam.errors import DataError
-from epsam.pseudo_labels import Candidate, make_pseudo_labels, prompt_sensitivity, summarise, warn_of_drift
+from epsam.pseudo_labels import Candidate, RoundRow, make_pseudo_labels, prompt_sensitivity, summarise, warn_of_drift
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import read_csv, write_csv
+from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
+from epsam.runtime.records import read_rows
 from epsam.sam.prediction import predict
 from epsam.sam.session import SamSession
 from epsam.sam.training import labels_folder, train_decoder, validation_examples, with_labels
 from epsam.visualization.contact_sheet import Row, evenly_spaced, sheet_path, write_sheet
 from epsam.workspace import Workspace
+
+FIX_ROUNDS = "run ./train.sh again with --from retrain"
 
 
 def retrain(config: Config, workspace: Workspace, hardware: Hardware) -> None:
@@ -78,17 +81,17 @@ def _write_sheet(context: SamSession, round_: int, candidates: Sequence[Candidat
     write_sheet(sheet_path(context.workspace, round_), rows)
 
 
-def _record(context: SamSession, summary: dict[str, float]) -> None:
+def _record(context: SamSession, summary: RoundRow) -> None:
     """Log the summary, put it into runs/<name>/pseudo_labels.csv and warn of drifting masks."""
-    path, round_ = context.workspace.run / "pseudo_labels.csv", summary["round"]
-    rows = read_csv(path, ["round", "relative_size"]) if path.is_file() and round_ > 1 else []
-    rows = [row for row in rows if int(row["round"]) < round_]
-    before = float(rows[-1]["relative_size"]) if rows else 1.0  # round 0 learned from the CAM masks themselves
+    path, round_, figures = context.workspace.run / "pseudo_labels.csv", summary.round, summary.model_dump()
+    rows = read_rows(path, RoundRow, FIX_ROUNDS) if path.is_file() and round_ > 1 else []
+    rows = [row for row in rows if row.round < round_]
+    before = rows[-1].relative_size if rows else 1.0  # round 0 learned from the CAM masks themselves
     logger.info(
         "pseudo-labels: "
         + " ".join(
-            f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}" for key, value in summary.items()
+            f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}" for key, value in figures.items()
         )
     )
-    warn_of_drift(before, summary["relative_size"], round_)
-    write_csv(path, [*rows, summary], list(summary))
+    warn_of_drift(before, summary.relative_size, round_)
+    write_csv(path, [*(row.model_dump() for row in rows), figures], list(figures))
