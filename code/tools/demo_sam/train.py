@@ -1,4 +1,4 @@
-"""Train the demo's SAM from scratch on drawn pictures: `python -m epsam.demo.sam`, about 45 minutes on 2 CPU cores.
+"""Train the demo's SAM from scratch on drawn pictures: `python -m demo_sam.train` in code/tools, about 45 minutes on 2 CPU cores.
 
 1. The encoder alone: positions of the same region shall be alike, those of different regions shall not.
 2. The decoder alone, on the frozen encoder's outputs; its view of the image shall tell the mask as well. Trained
@@ -92,7 +92,7 @@ def encode(sam: Sam, images: Tensor) -> Tensor:
 def decode(sam: Sam, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Mask logits (N, 4h, 4w), predicted IoU (N,) and the decoder's view of the image (N, hw, C).
 
-    Unlike in `epsam.sam.decode_batch`, gradients reach everything.
+    Unlike in `epsam.sam.decoder.decode_batch`, gradients reach everything.
     """
     points = None if batch.points is None else (batch.points, torch.ones(batch.points.shape[:2]))
     views = []
