@@ -41,8 +41,8 @@ trap 'stage release >/dev/null 2>&1 || true' EXIT
 stage doctor
 stage preprocess
 stage train-classifier
-stage initial-masks
 stage embed
+stage initial-masks
 stage finetune
 stage retrain
 stage evaluate

@@ -17,9 +17,10 @@ from epsam.config.loading import find_config, load_config
 from epsam.config.schema import Config
 from epsam.demo.slides import make_demo
 from epsam.evaluation.methods import final_method, methods_of
+from epsam.pipeline import STAGES
 from epsam.report.result_section import method_rows, share_closed
 from epsam.results import read_results
-from epsam.runs.runner import STAGES, run_stage
+from epsam.runs.runner import run_stage
 from epsam.runtime.log import set_up_logging
 from epsam.workspace import SPLITS, Workspace
 
@@ -34,7 +35,7 @@ def main() -> None:
     source = Workspace(arguments.source or arguments.root / "data", config.name)
     if arguments.source is None:
         make_demo(source.dataset)
-        run_stage(STAGES[0], config, source)
+        run_stage(STAGES, STAGES[0], config, source)
     runs = {seed: _run(config, source, arguments.root / f"seed_{seed}", seed) for seed in arguments.seeds}
     _print_table(config, runs)
 
@@ -60,7 +61,7 @@ def _run(config: Config, source: Workspace, top: Path, seed: int) -> Workspace:
     _bring_patches(source, workspace)
     set_up_logging(workspace.log)
     for stage in STAGES:
-        run_stage(stage, seeded, workspace)
+        run_stage(STAGES, stage, seeded, workspace)
     return workspace
 
 

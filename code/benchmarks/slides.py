@@ -193,8 +193,8 @@ def benchmark_fractions(xml: Path, sample: int = 1500) -> None:
 HUGE = """
 import sys, time
 from pathlib import Path
-from epsam.config import Config
-from epsam.slides.extraction import preprocess
+from epsam.config.schema import Config
+from epsam.stages.preprocess import preprocess
 from epsam.workspace import Workspace
 many = {"per_bin": 1000, "negatives": 10000}
 config = Config(name="huge", workers=0, patches={"train": many, "val": many, "test": many})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from epsam.runs.runner import STAGES
+from epsam.pipeline import STAGES
 from tests.tiny import make_tiny, make_top
 
 NAMES = [stage.name for stage in STAGES]

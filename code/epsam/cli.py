@@ -10,10 +10,12 @@ import click
 from epsam.config.loading import config_from, find_config, load_config
 from epsam.config.schema import Config
 from epsam.errors import CheckpointError, ConfigError, EpsamError
+from epsam.pipeline import PREPROCESS, STAGES
 from epsam.runs.lock import release
 from epsam.runs.record import end_with_owner
 from epsam.runs.reset import reset
-from epsam.runs.runner import STAGES, Stage, run_stage
+from epsam.runs.runner import run_stage
+from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.log import logger, set_up_logging
 from epsam.runtime.sidecar import read_metadata, sidecar_path
@@ -63,7 +65,7 @@ def _stage_command(stage: Stage) -> click.Command:
     @root_option
     @overrides_argument
     def command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
-        run_stage(stage, *_open_run(config_name, overrides, root))
+        run_stage(STAGES, stage, *_open_run(config_name, overrides, root))
 
     return click.command(stage.name, help=f"{stage.does[0].upper()}{stage.does[1:]}.")(command)
 
@@ -76,12 +78,12 @@ for _stage in STAGES:
 @config_option
 @root_option
 @click.option(
-    "--from", "first", default=STAGES[0].name, show_default=True, metavar="STAGE", help="First stage to run anew."
+    "--from", "first", default=PREPROCESS.name, show_default=True, metavar="STAGE", help="First stage to run again."
 )
 @overrides_argument
 def reset_command(config_name: str, root: Path, first: str, overrides: tuple[str, ...]) -> None:
-    """Forget a stage and all after it, so that they run anew."""
-    reset(*_open_run(config_name, overrides, root), first)
+    """Forget a stage and those that depend on it, so that they run again."""
+    reset(STAGES, *_open_run(config_name, overrides, root), first)
 
 
 @cli.command("release", hidden=True)

@@ -24,16 +24,18 @@ from epsam.patches.candidates import CandidatesTask, find_candidates
 from epsam.patches.manifest import SLIDE_COLUMNS, SlideRecord, read_overrides
 from epsam.patches.patch import list_patches, patches_for_sam
 from epsam.patches.tables import PATCH_COLUMNS
+from epsam.pipeline import EVALUATE
 from epsam.report.data_section import data_section
 from epsam.report.slide_section import location_of
 from epsam.report.training_section import training_section
 from epsam.results import read_results, record_results, restore_table
 from epsam.runs.environment import read_environment, write_environment
-from epsam.runs.inventory import check_files, hashes_of, record_files
+from epsam.runs.inventory import check_files, record_files
 from epsam.runs.lock import lock
 from epsam.runs.record import check_signature, read_state, write_done
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import read_csv, read_image, read_json, read_mask, write_csv, write_png
+from epsam.runtime.hashes import hashes_of
 from epsam.runtime.records import read_record, write_record
 from epsam.runtime.sidecar import read_metadata, sidecar_path
 from epsam.sam.checkpoint import decoder_weights, load_decoder
@@ -339,11 +341,11 @@ def results(folder: Path) -> Kind:
 def files_record(folder: Path) -> Kind:
     """The record of what a stage wrote."""
     workspace = make_results(folder)
-    record_files(workspace, "evaluate")
+    record_files(workspace, EVALUATE)
     return written(
         workspace.state / "evaluate.files.json",
         mutations.json_file,
-        lambda: check_files(workspace, "evaluate", "report", measures=True),
+        lambda: check_files(workspace, EVALUATE, "report", true_masks=True),
     )
 
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from epsam.cli import cli
-from epsam.runs.runner import STAGES
+from epsam.pipeline import STAGES
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 

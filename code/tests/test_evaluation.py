@@ -16,12 +16,14 @@ from epsam.errors import DataError
 from epsam.evaluation.methods import Figures, figures_csv, predictions, read_figures
 from epsam.inference.models import load_models
 from epsam.patches.patch import patches_for_sam
+from epsam.pipeline import STAGES
 from epsam.report.overview import draw_overview
 from epsam.report.page import duration
 from epsam.report.result_section import headline
 from epsam.results import read_results, record_results
 from epsam.runs.record import write_done
-from epsam.runs.runner import find_stage, run_stage, signature_of
+from epsam.runs.runner import run_stage, signature_of
+from epsam.runs.stage import find_stage
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
 from epsam.stages.evaluate import evaluate
@@ -71,17 +73,17 @@ def made(tmp_path_factory):
     _write_patches(workspace)
     workspace.checkpoints.mkdir()
     shutil.copy(SAM, workspace.checkpoints)
-    first = find_stage("preprocess")
+    first = find_stage(STAGES, "preprocess")
     write_done(
         workspace.state,
         first.name,
-        signature_of(first, config, workspace),
+        signature_of(STAGES, first, config, workspace),
         seconds=1.0,
         peak_memory_mib=9,
         device="cpu",
     )
-    for stage in ("train-classifier", "initial-masks", "embed", "finetune", "retrain", "evaluate", "report"):
-        run_stage(find_stage(stage), config, workspace)
+    for stage in ("train-classifier", "embed", "initial-masks", "finetune", "retrain", "evaluate", "report"):
+        run_stage(STAGES, find_stage(STAGES, stage), config, workspace)
     return config, workspace
 
 

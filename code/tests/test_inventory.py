@@ -9,9 +9,11 @@ import pytest
 
 from epsam.cam.activation import ActivationMap
 from epsam.cam.store import load_cams, save_cams
+from epsam.pipeline import STAGES
 from epsam.results import read_results
 from epsam.runs.reset import reset
-from epsam.runs.runner import STAGES, find_stage, run_stage
+from epsam.runs.runner import run_stage
+from epsam.runs.stage import find_stage
 from epsam.runtime.files import read_csv
 from tests.test_evaluation import copy, made  # noqa: F401  fixtures
 
@@ -70,8 +72,8 @@ def _first(folder, pattern="*.png"):
         ),
         (lambda w: _first(w.split("test") / "image"), _blacken, "evaluate", "preprocess", None, "train-classifier"),
         (lambda w: _first(w.split("test") / "mask"), _blacken, "evaluate", "preprocess", None, "evaluate"),
-        (lambda w: w.cams("test"), _other_maps, "finetune", "initial-masks", "initial-masks", "embed"),
-        (lambda w: _first(w.pseudo_labels(0)), _blacken, "finetune", "initial-masks", "initial-masks", "embed"),
+        (lambda w: w.cams("test"), _other_maps, "finetune", "initial-masks", "initial-masks", "finetune"),
+        (lambda w: _first(w.pseudo_labels(0)), _blacken, "finetune", "initial-masks", "initial-masks", "finetune"),
         (lambda w: _first(w.split("val") / "initial_mask"), _blacken, "retrain", "finetune", "finetune", "retrain"),
         (lambda w: _first(w.pseudo_labels(1)), _blacken, "evaluate", "retrain", "retrain", "evaluate"),
         (lambda w: w.run / "pseudo_labels.csv", _flip_a_bit, "report", "retrain", "retrain", "evaluate"),
@@ -92,7 +94,7 @@ def test_a_changed_file_is_named_with_its_stage_and_what_to_do(copy, find, alter
         f"error: {path.relative_to(workspace.root)} has changed since the stage {of} was done (1 of "
     )
     assert f"take it as it is (--from {as_it_is})" in line
-    assert (f"make it anew (--from {anew})" in line) == (anew is not None)
+    assert (f"make it again (--from {anew})" in line) == (anew is not None)
     path.write_bytes(before)
     assert _stage(workspace, stage) == (0, f"{stage}: done already\n")
 
@@ -106,8 +108,8 @@ def test_a_true_mask_that_was_changed_on_purpose_counts_with_from(copy):  # noqa
     assert status == 1
     assert "stage evaluate was run with something else: masks was '14 files" in said
     before = read_results(workspace)
-    reset(config, workspace, "evaluate")
-    run_stage(find_stage("evaluate"), config, workspace)
+    reset(STAGES, config, workspace, "evaluate")
+    run_stage(STAGES, find_stage(STAGES, "evaluate"), config, workspace)
     assert read_results(workspace) != before
 
 
@@ -128,9 +130,8 @@ def test_initial_masks_changed_on_purpose_are_learned_from_with_from(copy):  # n
     mask, before = _first(workspace.pseudo_labels(0)), workspace.decoder(0).read_bytes()
     cv2.imwrite(str(mask), 255 - cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE))
     kept = mask.read_bytes()
-    reset(config, workspace, "embed")
-    for name in ("embed", "finetune"):
-        run_stage(find_stage(name), config, workspace)
+    reset(STAGES, config, workspace, "finetune")
+    run_stage(STAGES, find_stage(STAGES, "finetune"), config, workspace)
     assert mask.read_bytes() == kept
     assert workspace.decoder(0).read_bytes() != before
 
@@ -155,7 +156,7 @@ def test_a_flipped_bit_in_a_shard_is_refused_and_made_anew_by_running_again(copy
     status, said = _stage(workspace, "finetune")
     assert status == 1
     assert "train/shard_00000.npy is missing or damaged; run ./train.sh, or the stage embed first" in said
-    run_stage(find_stage("embed"), config, workspace)
+    run_stage(STAGES, find_stage(STAGES, "embed"), config, workspace)
     assert shard.read_bytes() == whole
     for stage in STAGES:
         assert _stage(workspace, stage.name) == (0, f"{stage.name}: done already\n")

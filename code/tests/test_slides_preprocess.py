@@ -442,7 +442,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from tests.test_slides_preprocess import config
-from epsam.slides.extraction import preprocess
+from epsam.stages.preprocess import preprocess
 from epsam.workspace import Workspace
 from epsam.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
@@ -478,7 +478,7 @@ CRASHING = """
 import faulthandler, os
 from pathlib import Path
 import epsam.slides.scan as scan
-from epsam.slides.workers import run_tasks
+from epsam.runtime.workers import run_tasks
 def work(number):
     if number == 3:
         os.kill(os.getpid(), 9)
@@ -498,7 +498,7 @@ def test_a_worker_that_dies_costs_its_own_task_alone(tmp_path):
 
 UNGUARDED = """
 from epsam.errors import DataError
-from epsam.slides.workers import run_tasks
+from epsam.runtime.workers import run_tasks
 try:
     list(run_tasks(abs, [1, 2], 1))
 except DataError as error:
@@ -578,7 +578,7 @@ def test_real_slides_and_broken_ones(ws):
 SPARSE = """
 import re, resource, sys
 from pathlib import Path
-from epsam.slides.extraction import preprocess
+from epsam.stages.preprocess import preprocess
 from epsam.workspace import Workspace
 from tests.test_slides_preprocess import config
 preprocess(config(patches={"size_px": 512, "tissue": {}}), Workspace(Path(sys.argv[1]), "mine"))

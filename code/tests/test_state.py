@@ -19,10 +19,12 @@ import torch
 from epsam.config.loading import load_config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.patches.tables import PATCH_COLUMNS
+from epsam.pipeline import STAGES
 from epsam.runs.lock import lock, release, start_of
 from epsam.runs.record import check_signature, read_state, write_done
 from epsam.runs.reset import reset
-from epsam.runs.runner import STAGES, find_stage, run_stage, signature_of
+from epsam.runs.runner import run_stage, signature_of
+from epsam.runs.stage import find_stage
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import write_csv, write_png, write_text
 from epsam.runtime.log import logger, set_up_logging
@@ -191,10 +193,10 @@ def run(tmp_path):
     config, workspace = load_config(tmp_path / "small.yaml"), Workspace(tmp_path, "small")
     make_patches(workspace, {"train": 6, "val": 3, "test": 3})
     for stage in STAGES[:-3]:
-        for output in stage.outputs(config, workspace):
+        for output in stage.output_paths(config, workspace):
             if not output.is_dir():
                 write_text(output, "made before")
-        write_done(workspace.state, stage.name, signature_of(stage, config, workspace))
+        write_done(workspace.state, stage.name, signature_of(STAGES, stage, config, workspace))
     return config, workspace
 
 
@@ -202,43 +204,43 @@ def test_a_stage_alone_does_not_go_on_over_changed_settings_of_one_before(run, t
     _, workspace = run
     changed = load_config(tmp_path / "small.yaml", ("cam.threshold=0.6",))
     with pytest.raises(StateError, match=r"stage initial-masks was run with something else: cam.threshold was 0.4, is"):
-        run_stage(find_stage("retrain"), changed, workspace)
+        run_stage(STAGES, find_stage(STAGES, "retrain"), changed, workspace)
 
 
 def test_changed_patches_and_another_version_of_the_program_are_named(run):
     config, workspace = run
     next((workspace.split("val") / "image").iterdir()).unlink()
     with pytest.raises(StateError, match=r"train-classifier .*patches was '24 files, \w+', is '23 files, \w+'"):
-        run_stage(find_stage("train-classifier"), config, workspace)
+        run_stage(STAGES, find_stage(STAGES, "train-classifier"), config, workspace)
     record = workspace.state / "train-classifier.json"
     record.write_text(record.read_text().replace('"epsam": "', '"epsam": "0.'))
     with pytest.raises(StateError, match=r"epsam was '0\.\d.*', is '"):
-        run_stage(find_stage("train-classifier"), config, workspace)
+        run_stage(STAGES, find_stage(STAGES, "train-classifier"), config, workspace)
 
 
 def test_slides_may_go_once_the_patches_are_cut(run):
     config, workspace = run
-    stage = find_stage("preprocess")
+    stage = find_stage(STAGES, "preprocess")
     write_text(workspace.slides / "a.tif", "a slide")
-    write_done(workspace.state, stage.name, signature_of(stage, config, workspace))
+    write_done(workspace.state, stage.name, signature_of(STAGES, stage, config, workspace))
     shutil.rmtree(workspace.slides)
-    run_stage(stage, config, workspace)
+    run_stage(STAGES, stage, config, workspace)
     write_text(workspace.slides / "b.tif", "another slide")
     with pytest.raises(StateError, match="slides was '1 files"):
-        run_stage(stage, config, workspace)
+        run_stage(STAGES, stage, config, workspace)
 
 
 def test_starting_over_keeps_patches_that_could_not_be_cut_again(run, caplog):
     config, workspace = run
     write_text(workspace.patches_csv, ",".join(PATCH_COLUMNS) + "\n")
-    reset(config, workspace, "preprocess")
+    reset(STAGES, config, workspace, "preprocess")
     assert "the patches that are there stay" in caplog.text
     assert len(list((workspace.split("train") / "image").iterdir())) == 12
     assert {path.name for path in workspace.state.glob("*.json")} == {"hashes.json"}
     assert not workspace.classifier.exists()
     write_text(workspace.slides / "a.tif", "a slide")
     _record_patches(workspace)
-    reset(config, workspace, "preprocess")
+    reset(STAGES, config, workspace, "preprocess")
     assert not workspace.split("train").exists()
 
 
@@ -264,7 +266,7 @@ def test_starting_over_removes_recorded_patches_behind_a_link_and_keeps_files_of
     ]
     for path in mine:
         write_text(path, "mine")
-    reset(config, workspace, "preprocess")
+    reset(STAGES, config, workspace, "preprocess")
     assert [path.read_text() for path in mine] == ["mine"] * 3
     assert not list(tmp_path.glob("elsewhere/*/*"))
     assert not list((workspace.split("train")).rglob("slide_*.png"))
@@ -282,7 +284,7 @@ def test_a_table_of_patches_that_names_files_elsewhere_removes_none_of_them(run,
         PATCH_COLUMNS,
     )
     write_text(workspace.slides / "a.tif", "a slide")
-    reset(config, workspace, "preprocess")
+    reset(STAGES, config, workspace, "preprocess")
     assert victim.read_text() == "mine"
     assert len(list((workspace.split("train") / "image").iterdir())) == 12
 
@@ -294,7 +296,7 @@ def test_weights_that_an_earlier_run_left_are_neither_taken_for_this_ones_nor_de
         write_text(workspace.decoder(number), f"{number} of an earlier run with three rounds")
         write_text(sidecar_path(workspace.decoder(number)), f"settings {number}")
     with pytest.raises(EpsamError):
-        run_stage(find_stage("retrain"), config, workspace)
+        run_stage(STAGES, find_stage(STAGES, "retrain"), config, workspace)
     for number in (1, 2, 3):
         kept = workspace.checkpoints / f"small_decoder_iter{number}.1.pth"
         assert kept.read_text() == f"{number} of an earlier run with three rounds"
@@ -306,9 +308,9 @@ def test_weights_that_an_earlier_run_left_are_neither_taken_for_this_ones_nor_de
 
 def test_weights_are_renamed_when_a_stage_is_to_run_anew(run):
     config, workspace = run
-    reset(config, workspace, "train-classifier")
+    reset(STAGES, config, workspace, "train-classifier")
     write_text(workspace.classifier, "made after that")
-    reset(config, workspace, "train-classifier")
+    reset(STAGES, config, workspace, "train-classifier")
     files = sorted(path.name for path in workspace.checkpoints.iterdir())
     assert files == ["small_resnet_adl.1.pth", "small_resnet_adl.2.pth", "small_sam_pre_decoder.1.pth"]
     assert (workspace.checkpoints / "small_resnet_adl.2.pth").read_text() == "made after that"
@@ -329,7 +331,7 @@ def test_weights_of_a_second_training_do_not_replace_those_of_the_first(tmp_path
 def test_an_unknown_stage_is_refused_before_anything_is_forgotten(run):
     config, workspace = run
     with pytest.raises(StateError, match="no stage `retrian`; the stages are preprocess, train-classifier"):
-        reset(config, workspace, "retrian")
+        reset(STAGES, config, workspace, "retrian")
     assert read_state(workspace.state, "preprocess")["done"]
 
 
@@ -337,7 +339,7 @@ def test_a_stage_whose_result_was_deleted_runs_again(run, caplog):
     config, workspace = run
     workspace.decoder(0).unlink()
     with pytest.raises(EpsamError):
-        run_stage(find_stage("finetune"), config, workspace)
+        run_stage(STAGES, find_stage(STAGES, "finetune"), config, workspace)
     assert "small_sam_pre_decoder.pth is missing; the stage runs again" in caplog.text
 
 
@@ -346,9 +348,9 @@ def test_patches_can_be_brought_without_slides(tmp_path):
     config, workspace = load_config(tmp_path / "small.yaml"), Workspace(tmp_path, "small")
     write_png(workspace.split("train") / "image" / "mine_1.png", np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(DataError, match="no slides"):
-        run_stage(STAGES[0], config, workspace)
+        run_stage(STAGES, STAGES[0], config, workspace)
     make_patches(workspace)
-    run_stage(STAGES[0], config, workspace)
+    run_stage(STAGES, STAGES[0], config, workspace)
     assert read_state(workspace.state, "preprocess")["done"]
 
 

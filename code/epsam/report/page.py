@@ -1,5 +1,6 @@
 """Sections of the report that describe the run itself: time, environment, settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -9,20 +10,20 @@ from epsam.config.schema import Config
 from epsam.report.result_section import headline, tiles
 from epsam.runs.environment import read_environment
 from epsam.runs.record import read_state
-from epsam.runs.runner import STAGES
 from epsam.runtime.sidecar import flatten
 from epsam.workspace import Workspace
 
 
-def _run_section(config: Config, workspace: Workspace) -> dict[str, Any]:
-    stages = [(stage, read_state(workspace.state, stage.name)) for stage in STAGES]
-    done = [(stage, record) for stage, record in stages if record and record["done"]]
+def run_section(config: Config, workspace: Workspace, stages: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The section "Run": time and memory of `stages` (names and what they do), and where they ran."""
+    records = [(name, does, read_state(workspace.state, name)) for name, does in stages]
+    done = [(name, does, record) for name, does, record in records if record and record["done"]]
     rows = [
-        (stage.name, stage.does, duration(record["seconds"]), f"{record['peak_memory_mib']:,} MiB", record["device"])
-        for stage, record in done
+        (name, does, duration(record["seconds"]), f"{record['peak_memory_mib']:,} MiB", record["device"])
+        for name, does, record in done
     ]
-    seconds = sum(record["seconds"] for _, record in done)
-    peak = max((record["peak_memory_mib"] for _, record in done), default=0)
+    seconds = sum(record["seconds"] for *_, record in done)
+    peak = max((record["peak_memory_mib"] for *_, record in done), default=0)
     if rows:
         rows.append(("in all", "", duration(seconds), f"{peak:,} MiB at most", ""))
     in_short = " ".join(duration(seconds).split()[:2])
@@ -48,7 +49,8 @@ def _environment(workspace: Workspace) -> list[tuple[str, str]]:
     return [*rows, ("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items()))]
 
 
-def _settings_section(config: Config) -> dict[str, Any]:
+def settings_section(config: Config) -> dict[str, Any]:
+    """The section "Settings": those that differ from the published ones, and all of them."""
     here = flatten(config.model_dump(mode="json"))
     published = flatten(Config(name=config.name).model_dump(mode="json"))
     changed = [

@@ -1,12 +1,14 @@
-"""Forgetting stages, so that they run anew: ./train.sh --fresh and --from STAGE."""
+"""Starting over: ./train.sh --fresh and --from STAGE forget a stage and those that depend on it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from epsam.config.schema import Config
-from epsam.runs.inventory import PREPROCESS, forget_files
+from epsam.runs.inventory import forget_files
 from epsam.runs.lock import lock
-from epsam.runs.runner import STAGES, clear, find_stage
+from epsam.runs.runner import clear
 from epsam.runs.signature import has_files
+from epsam.runs.stage import Stage, depending_on, find_stage
 from epsam.runtime.files import read_csv, remove, remove_temporaries
 from epsam.runtime.log import logger
 from epsam.workspace import SPLITS, Workspace
@@ -15,23 +17,23 @@ MADE_OF_PATCHES = ("image", "mask", "initial_mask", "iter_*")
 """Folders of a split whose files have the names of patches."""
 
 
-def reset(config: Config, workspace: Workspace, first: str) -> None:
-    """Forget stage `first` and all after it; kept embeddings are used again if they fit.
+def reset(stages: Sequence[Stage], config: Config, workspace: Workspace, first: str) -> None:
+    """Forget the stage `first` of the pipeline `stages` and all that depend on it; kept embeddings are used if they fit.
 
     The last stage is forgotten first: a run killed in the middle has not kept a stage whose input is gone. Files that
-    stage `first` reads are taken as they are from now on: those of the stage before it, patches and true masks (of which
-    the signatures of the stages that stay tell whether they suit them).
+    `first` reads are taken as they are from now on: those of the stages it needs, patches and true masks (of which the
+    signatures of the stages that stay tell whether they suit them).
     """
-    place = STAGES.index(find_stage(first))
-    stages = STAGES[place:]
+    start = find_stage(stages, first)
+    forgotten = [start, *depending_on(stages, start)]
     with lock(workspace.run):
-        for stage in reversed(stages):
+        for stage in reversed(forgotten):
             remove([workspace.state / f"{stage.name}.json", workspace.results(stage.name)])
             clear(stage, config, workspace)
-        forget_files(workspace, [PREPROCESS, *(stage.name for stage in STAGES[max(place - 1, 0) :])])
-        if stages[0] is STAGES[0]:
+        forget_files(workspace, [*forgotten, *start.all_needed()])
+        if not start.needs:
             _remove_patches(workspace)
-    logger.info(f"{workspace.name}: {', '.join(stage.name for stage in stages)} will run anew")
+    logger.info(f"{workspace.name}: {', '.join(stage.name for stage in forgotten)} will run again")
 
 
 def _remove_patches(workspace: Workspace) -> None:

@@ -1,8 +1,6 @@
-"""Runs one stage of the pipeline: locks, checks what was done before, records what is done."""
+"""Runs one stage of the pipeline: locks the run, checks what was done before, records what is done."""
 
-import importlib
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,250 +9,166 @@ from epsam.config.schema import Config
 from epsam.errors import StateError
 from epsam.results import restore_table
 from epsam.runs.environment import write_environment
-from epsam.runs.inventory import check_files, difference, record_files
+from epsam.runs.inventory import check_files, difference, record_files, recorded_files
 from epsam.runs.lock import lock
 from epsam.runs.record import Stopwatch, check_signature, read_state, write_done, write_started
 from epsam.runs.signature import MASKS, PATCHES, SLIDES, data_of, has_files, signature
+from epsam.runs.stage import Stage, depending_on
 from epsam.runtime.files import remove, remove_temporaries, write_text
 from epsam.runtime.log import logger
 from epsam.runtime.old_weights import keep_old_weights
 from epsam.workspace import SPLITS, Workspace
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the method."""
+def run_stage(stages: Sequence[Stage], stage: Stage, config: Config, workspace: Workspace) -> None:
+    """Run a stage of the pipeline `stages`, continue it, or log that it is done.
 
-    name: str
-    does: str
-    function: str
-    """module:function, imported when the stage runs; called with (config, workspace, hardware)."""
-    settings: tuple[str, ...]
-    """Settings that decide its result, besides those of the stages before."""
-    outputs: Callable[[Config, Workspace], list[Path]]
-    """Files that are there when it is done."""
-    resumes_from: tuple[str, ...] = ()
-    """Patterns under runs/<name>/ of what it goes on from after a stop; deleted when it starts anew."""
-    scratch: tuple[str, ...] = ()
-    """The same, but of no use to anyone once the stage is done; deleted then too."""
-    measures: bool = False
-    """True: its result depends on the true masks."""
-    remakes: bool = False
-    """True: files of it that are damaged or gone are made anew one by one, to the same content, when it runs again."""
-    needs_device: bool = True
-    """False: called with (config, workspace) alone, without torch."""
-
-
-def _decoders(config: Config, workspace: Workspace) -> list[Path]:
-    """Decoders of rounds 1 to N, and of rounds beyond that an earlier run with a larger N left behind."""
-    wanted = [workspace.decoder(n) for n in range(1, config.retrain.rounds + 1)]
-    name = re.compile(
-        re.escape(workspace.name) + r"_decoder_iter\d+\.pth"
-    )  # not iter1.1.pth, which an earlier run made
-    found = {path for path in workspace.checkpoints.glob("*.pth") if name.fullmatch(path.name)}
-    return wanted + sorted(found - set(wanted))
-
-
-STAGES = (
-    Stage(
-        "preprocess",
-        "cut patches from the slides",
-        "epsam.stages.preprocess:preprocess",
-        ("slides", "patches", "classifier.positive_share"),
-        lambda c, w: [w.split(s) / "image" for s in SPLITS],
-        needs_device=False,
-    ),
-    Stage(
-        "train-classifier",
-        "learn the patch labels",
-        "epsam.stages.train_classifier:train_classifier",
-        ("classifier",),
-        lambda c, w: [w.classifier],
-        scratch=("state/classifier*.pth",),
-    ),
-    Stage(
-        "initial-masks",
-        "class activation maps and the masks cut from them",
-        "epsam.stages.initial_masks:make_initial_masks",
-        ("cam", "sam.model_type", "sam.checkpoint"),
-        lambda c, w: [w.cams(s) for s in SPLITS],
-        resumes_from=("cams/*",),
-    ),
-    Stage(
-        "embed",
-        "run SAM's image encoder once over all patches",
-        "epsam.stages.embed:embed",
-        ("sam",),
-        lambda c, w: [],
-        remakes=True,
-    ),
-    Stage(
-        "finetune",
-        "round 0: SAM's decoder on the initial masks",
-        "epsam.stages.finetune:finetune",
-        ("prompts", "finetune"),
-        lambda c, w: [w.decoder(0)],
-        scratch=("state/round0*",),
-    ),
-    Stage(
-        "retrain",
-        "rounds 1 to N: pseudo-labels, then the decoder anew",
-        "epsam.stages.retrain:retrain",
-        ("retrain",),
-        _decoders,
-        scratch=("state/round[1-9]*",),
-    ),
-    Stage(
-        "evaluate",
-        "the table on the test split",
-        "epsam.stages.evaluate:evaluate",
-        ("evaluate", "inference.classifier_probability"),
-        lambda c, w: [w.metrics_csv],
-        resumes_from=("state/predictions*",),
-        scratch=("state/supervised*",),
-        measures=True,
-    ),
-    Stage("report", "one page to look at", "epsam.stages.report:report", (), lambda c, w: [w.report], measures=True),
-)
-
-
-def find_stage(name: str) -> Stage:
-    """The stage called `name`; StateError lists them all when there is none."""
-    for stage in STAGES:
-        if stage.name == name:
-            return stage
-    raise StateError(f"no stage `{name}`; the stages are {', '.join(s.name for s in STAGES)}")
-
-
-def run_stage(stage: Stage, config: Config, workspace: Workspace) -> None:
-    """Run a stage, go on with it, or say that it is done.
-
-    Raises StateError when a stage before it is not done, or when settings, data or files of it or of a stage before
-    have changed since.
+    When it ends with other files than it had before, the stages that depend on it run again. Raises StateError when a
+    stage that it needs is not done, or when settings, data or files of it or of those that it needs have changed.
     """
     with lock(workspace.run):
-        data = data_of(workspace, *_kinds(stage))
-        _check_earlier(stage, config, workspace, data)
-        record = read_state(workspace.state, stage.name)
-        if not record:
-            clear(stage, config, workspace)  # what a run of this name left whose folder was deleted since
-        else:
-            _check(stage, config, workspace, data, record)
-            missing = [path for path in stage.outputs(config, workspace) if not path.exists()] if record["done"] else []
-            if record["done"] and not missing:
-                if not (bad := _damaged(stage, workspace)):
-                    if stage.measures:
-                        restore_table(workspace)
-                    logger.info(f"{stage.name}: done already")
-                    return
-                logger.warning(f"{stage.name}: {bad[0]} is missing or damaged; the stage runs again and makes it anew")
-            elif record["done"]:
-                logger.warning(f"{stage.name}: {missing[0]} is missing; the stage runs again")
-                clear(stage, config, workspace)
-        if stage.measures:
-            restore_table(workspace)
-        _start(stage, config, workspace, _signature(stage, config, data))
-        for pattern in stage.scratch:
+        run = _Run(stages, config, workspace, data_of(workspace, *_kinds_of_data(stage)))
+        run.check_needed(stage)
+        if run.is_done(stage):
+            logger.info(f"{stage.name}: done already")
+            return
+        before = recorded_files(workspace, stage)
+        run.execute(stage)
+        if before and before != recorded_files(workspace, stage):
+            run.forget_depending(stage)
+        for pattern in stage.temporary:
             remove(workspace.run.glob(pattern))
 
 
-def _start(stage: Stage, config: Config, workspace: Workspace, signed: dict[str, Any]) -> None:
-    # Torch is imported here, so that a stage that is done already says so at once.
-    from epsam.runtime.device import choose_hardware
-    from epsam.runtime.memory import peak_memory_mib
+@dataclass(frozen=True)
+class _Run:
+    """A run of the pipeline with its settings and data as they are now."""
 
-    logger.info(f"--- {stage.name}: {stage.does} ({workspace.name})")
-    for folder in (workspace.run, *(workspace.split(split) for split in SPLITS)):
-        remove_temporaries(folder)
-    for output in stage.outputs(config, workspace):
-        remove_temporaries(output.parent, output.stem)
-    write_text(workspace.run / "config.yaml", config_as_yaml(config))
-    write_started(workspace.state, stage.name, signed)
-    module, _, name = stage.function.partition(":")
-    function = getattr(importlib.import_module(module), name)
-    watch = Stopwatch()
-    if stage.needs_device:
-        hardware = choose_hardware(config.profile)
-        write_environment(workspace.run / "environment.json", hardware)
-        function(config, workspace, hardware)
-        device = str(hardware.device)
-    else:
-        function(config, workspace)
-        device = "cpu"
-    seconds, peak = watch.seconds, round(peak_memory_mib(device))
-    record_files(workspace, stage.name)
-    write_done(workspace.state, stage.name, signed, seconds=seconds, peak_memory_mib=peak, device=device)
-    logger.info(f"{stage.name}: done in {seconds:.0f} s, peak memory {peak} MiB")
+    stages: Sequence[Stage]
+    config: Config
+    workspace: Workspace
+    data: dict[str, str]
+    """What the run is made from, see `data_of`."""
+
+    def check_needed(self, stage: Stage) -> None:
+        """Raise StateError when a stage that `stage` needs is not done, or has changed since."""
+        for needed in stage.all_needed():
+            record = read_state(self.workspace.state, needed.name)
+            if not record or not record["done"]:
+                raise StateError(
+                    f"{stage.name} needs {needed.name}, which is not done; run ./train.sh, or that stage first"
+                )
+            self._check_files(needed, true_masks=stage.uses_true_masks)
+            self._check_signature(needed, record)
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether there is nothing to do; clears what the stage must not continue from."""
+        record = read_state(self.workspace.state, stage.name)
+        if stage.uses_true_masks:
+            restore_table(self.workspace)
+        if not record:
+            clear(stage, self.config, self.workspace)  # what an earlier run of this name left, whose folder was deleted
+            return False
+        self._check_signature(stage, record)
+        if not record["done"]:
+            return False
+        missing = [path for path in stage.output_paths(self.config, self.workspace) if not path.exists()]
+        if missing:
+            logger.warning(f"{stage.name}: {missing[0]} is missing; the stage runs again")
+            clear(stage, self.config, self.workspace)
+            return False
+        if stage.repairs_files and (damaged := self._damaged(stage)):
+            logger.warning(f"{stage.name}: {damaged[0]} is missing or damaged; the stage runs again to replace it")
+            return False
+        self._check_files(stage, true_masks=stage.uses_true_masks)
+        return True
+
+    def execute(self, stage: Stage) -> None:
+        """Run a stage and record that it is done."""
+        workspace, signed = self.workspace, self.signature_of(stage)
+        logger.info(f"--- {stage.name}: {stage.does} ({workspace.name})")
+        for folder in (workspace.run, *(workspace.split(split) for split in SPLITS)):
+            remove_temporaries(folder)
+        for output in stage.output_paths(self.config, workspace):
+            remove_temporaries(output.parent, output.stem)
+        write_text(workspace.run / "config.yaml", config_as_yaml(self.config))
+        write_started(workspace.state, stage.name, signed)
+        watch = Stopwatch()
+        hardware = self._hardware() if stage.needs_device else None
+        stage.run(self.config, workspace, hardware)
+        device = str(hardware.device) if hardware else "cpu"
+        seconds, peak = watch.seconds, round(_peak_memory_mib(device))
+        record_files(workspace, stage)
+        write_done(workspace.state, stage.name, signed, seconds=seconds, peak_memory_mib=peak, device=device)
+        logger.info(f"{stage.name}: done in {seconds:.0f} s, peak memory {peak} MiB")
+
+    def forget_depending(self, stage: Stage) -> None:
+        """Have the stages that depend on `stage` run again, as they were made from other files of it."""
+        forgotten = [s for s in depending_on(self.stages, stage) if read_state(self.workspace.state, s.name)]
+        for other in reversed(forgotten):
+            remove([self.workspace.state / f"{other.name}.json", self.workspace.results(other.name)])
+            clear(other, self.config, self.workspace)
+        if forgotten:
+            names = ", ".join(other.name for other in forgotten)
+            logger.warning(f"{stage.name} gave other files than before, so these stages run again: {names}")
+
+    def signature_of(self, stage: Stage) -> dict[str, Any]:
+        """What the result of a stage depends on, as its record keeps it."""
+        if not stage.needs:
+            return signature(stage.settings, self.config, {SLIDES: self.data[SLIDES]})
+        settings = [key for s in (*stage.all_needed(), stage) for key in s.settings]
+        kinds = (PATCHES, MASKS) if stage.uses_true_masks else (PATCHES,)
+        return signature(settings, self.config, {kind: self.data[kind] for kind in kinds})
+
+    def _hardware(self) -> Any:
+        # PyTorch is imported here, so that a stage that is done already is reported without loading it.
+        from epsam.runtime.device import choose_hardware
+
+        hardware = choose_hardware(self.config.profile)
+        write_environment(self.workspace.run / "environment.json", hardware)
+        return hardware
+
+    def _check_signature(self, stage: Stage, record: dict[str, Any]) -> None:
+        """Raise StateError when a stage was run with other settings or data; slides may go once patches are cut."""
+        saved, data = record["signature"], self.data
+        if record["done"] and not stage.needs and not has_files(self.workspace.slides):
+            data = data | {SLIDES: saved.get(SLIDES)}
+        now = _Run(self.stages, self.config, self.workspace, data).signature_of(stage)
+        check_signature(stage.name, saved, now)
+
+    def _check_files(self, stage: Stage, *, true_masks: bool) -> None:
+        """Raise StateError when a file that a stage wrote is not what it was."""
+        if not stage.repairs_files:
+            following = depending_on(self.stages, stage) or [stage]
+            check_files(self.workspace, stage, following[0].name, true_masks=true_masks)
+        elif damaged := self._damaged(stage):
+            raise StateError(
+                f"{damaged[0]} is missing or damaged; run ./train.sh, or the stage {stage.name} first: it makes that "
+                "file again"
+            )
+
+    def _damaged(self, stage: Stage) -> list[Path]:
+        found = difference(self.workspace, stage)
+        return found.changed + found.missing
 
 
 def clear(stage: Stage, config: Config, workspace: Workspace) -> None:
-    """Delete the files that a stage would go on from or take for its own result; folders of patches stay.
+    """Delete the files that a stage would continue from or take for its own result; folders of patches stay.
 
     Weights are renamed instead: they may be the only ones.
     """
-    for pattern in (*stage.resumes_from, *stage.scratch):
+    for pattern in (*stage.resumes_from, *stage.temporary):
         remove(workspace.run.glob(pattern))
-    for output in stage.outputs(config, workspace):
+    for output in (*stage.output_paths(config, workspace), *stage.surplus_paths(config, workspace)):
         if output.parent == workspace.checkpoints:
             keep_old_weights(output)
-        elif not output.is_dir() and output != workspace.metrics_csv:  # which holds rows of other stages too
-            remove([output])
+        elif not output.is_dir() and output != workspace.metrics_csv and not stage.repairs_files:
+            remove([output])  # metrics.csv holds rows of other stages; kept embeddings are used again if they fit
 
 
-def _check_earlier(stage: Stage, config: Config, workspace: Workspace, data: dict[str, str]) -> None:
-    for earlier in STAGES[: STAGES.index(stage)]:
-        record = read_state(workspace.state, earlier.name)
-        if not record or not record["done"]:
-            raise StateError(
-                f"{stage.name} needs {earlier.name}, which is not done; run ./train.sh, or that stage first"
-            )
-        _check_files(earlier, workspace, measures=stage.measures)
-        _check(earlier, config, workspace, data, record)
-
-
-def _check_files(stage: Stage, workspace: Workspace, *, measures: bool) -> None:
-    """Raise StateError when a file that a stage wrote is not what it was; see `check_files`."""
-    if not stage.remakes:
-        following = STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)]
-        check_files(workspace, stage.name, following.name, measures=measures)
-    elif bad := _damaged(stage, workspace):
-        raise StateError(
-            f"{bad[0]} is missing or damaged; run ./train.sh, or the stage {stage.name} first: it makes that file anew"
-        )
-
-
-def _damaged(stage: Stage, workspace: Workspace) -> list[Path]:
-    """Files of a stage that is done which its next run makes anew; StateError for those that it does not."""
-    if not stage.remakes:
-        _check_files(stage, workspace, measures=stage.measures)
-        return []
-    found = difference(workspace, stage.name)
-    return found.changed + found.missing
-
-
-def _check(stage: Stage, config: Config, workspace: Workspace, data: dict[str, str], record: dict[str, Any]) -> None:
-    """Raise StateError when a stage was run with other settings or data; slides may go once patches are cut."""
-    saved = record["signature"]
-    if record["done"] and stage is STAGES[0] and not has_files(workspace.slides):
-        data = data | {SLIDES: saved.get(SLIDES)}
-    check_signature(stage.name, saved, _signature(stage, config, data))
-
-
-def _kinds(stage: Stage) -> tuple[str, ...]:
-    """What the check of a stage and of those before it compares."""
-    return (SLIDES,) if stage is STAGES[0] else (SLIDES, PATCHES, *([MASKS] if stage.measures else []))
-
-
-def signature_of(stage: Stage, config: Config, workspace: Workspace) -> dict[str, Any]:
-    """What the result of a stage depends on, as its record keeps it."""
-    return _signature(stage, config, data_of(workspace))
-
-
-def _signature(stage: Stage, config: Config, data: dict[str, str]) -> dict[str, Any]:
-    settings = (key for s in STAGES[: STAGES.index(stage) + 1] for key in s.settings)
-    if stage is STAGES[0]:
-        return signature(settings, config, {SLIDES: data[SLIDES]})
-    return signature(settings, config, {key: data[key] for key in (PATCHES, *([MASKS] if stage.measures else []))})
+def signature_of(stages: Sequence[Stage], stage: Stage, config: Config, workspace: Workspace) -> dict[str, Any]:
+    """What the result of a stage depends on now, as its record would keep it."""
+    return _Run(stages, config, workspace, data_of(workspace)).signature_of(stage)
 
 
 def config_as_yaml(config: Config) -> str:
@@ -262,3 +176,16 @@ def config_as_yaml(config: Config) -> str:
     import yaml
 
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _kinds_of_data(stage: Stage) -> tuple[str, ...]:
+    """What the checks of a stage and of those that it needs compare."""
+    if not stage.needs:
+        return (SLIDES,)
+    return (SLIDES, PATCHES, MASKS) if stage.uses_true_masks else (SLIDES, PATCHES)
+
+
+def _peak_memory_mib(device: str) -> float:
+    from epsam.runtime.memory import peak_memory_mib
+
+    return peak_memory_mib(device)

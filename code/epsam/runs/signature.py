@@ -6,7 +6,7 @@ from typing import Any
 
 from epsam import __version__
 from epsam.config.schema import Config
-from epsam.runs.inventory import hashes_of
+from epsam.runtime.hashes import hashes_of
 from epsam.runtime.seeds import seed_of
 from epsam.runtime.sidecar import flatten
 from epsam.workspace import SPLITS, Workspace

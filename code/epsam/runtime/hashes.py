@@ -13,6 +13,7 @@ from epsam.errors import DataError
 from epsam.runtime.files import sha256
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import Record, read_record, write_record
+from epsam.workspace import Workspace
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 DIGITS = 64
@@ -94,3 +95,8 @@ def _hash(path: Path) -> str:
         return sha256(path)
     except OSError:
         return ""
+
+
+def hashes_of(workspace: Workspace, paths: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 of files of a run; see `hash_files`."""
+    return hash_files(paths, workspace.root, workspace.state / "hashes.json")

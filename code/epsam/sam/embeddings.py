@@ -10,9 +10,9 @@ from segment_anything.modeling import Sam
 
 from epsam.config.schema import Config
 from epsam.patches.patch import Patch, patches_for_sam
-from epsam.runs.inventory import hashes_of
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image
+from epsam.runtime.hashes import hashes_of
 from epsam.runtime.memory import BatchSize
 from epsam.sam.encoder import encode, encoder_hash, to_input
 from epsam.sam.store import EmbeddingStore

@@ -16,7 +16,6 @@ from epsam.runtime.files import read_image, write_png
 from epsam.runtime.log import logger, progress
 from epsam.sam.samples import patch_size
 from epsam.sam.session import SamSession
-from epsam.stages.embed import embed
 from epsam.visualization.cam_sheet import draw_cam_sheet
 from epsam.workspace import SPLITS, Workspace
 
@@ -25,13 +24,9 @@ def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware)
     """Stage: maps of SAM's patches of every split, and the masks of the train split that round 0 learns from.
 
     A split whose maps are on disk is not computed again. An empty mask is written too and counted in the log. With
-    `cam.threshold: auto` the thresholds come from SAM's embeddings, so the patches are embedded first, as the next stage
-    would. Raises as `embed` does.
+    `cam.threshold: auto` the thresholds come from SAM's embeddings.
     """
-    context = None
-    if config.cam.threshold == "auto":
-        embed(config, workspace, hardware)
-        context = SamSession(config, workspace, hardware)
+    context = SamSession(config, workspace, hardware) if config.cam.threshold == "auto" else None
     model = load_classifier(config.classifier, workspace.classifier, hardware.device)
     for split in SPLITS:
         patches = patches_for_sam(workspace, split)
