@@ -29,9 +29,9 @@ from epsam.runtime.memory import peak_memory_mib
 from epsam.runtime.seeds import generator
 from epsam.sam.checkpoint import build_sam
 from epsam.sam.encoder import encode, to_input
-from epsam.sam.prediction import predict, predict_split
 from epsam.sam.session import SamSession
 from epsam.sam.training import DecoderTraining, with_labels
+from epsam.segmenter import segment_stored
 from epsam.stages.embed import embed
 from epsam.stages.finetune import finetune
 from epsam.workspace import Workspace
@@ -89,7 +89,7 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
         )
     context = SamSession(config, workspace, hardware)
     with measured(hardware) as prediction:
-        list(predict(context, "train", context.examples("train")))
+        list(segment_stored(context, "train", context.examples("train")))
     print(
         f"prediction from the store: {patches / prediction.seconds:.3g} patches/s, "
         f"peak memory {prediction.peak:.0f} MiB"
@@ -137,7 +137,10 @@ def same_decoder(top: Path, hardware: Hardware) -> None:
         )
         embed(config, workspace, hardware)
         finetune(config, workspace, hardware)
-        masks = dict(predict_split(config, workspace, hardware, "test", workspace.decoder(0)))
+        session = SamSession(config, workspace, hardware)
+        session.use_decoder(workspace.decoder(0))
+        found = segment_stored(session, "test", session.examples("test"))
+        masks = {sample.example.patch.name: mask for sample, mask in found}
         true = {patch.name: read_mask(patch.mask) for patch in patches_for_sam(workspace, "test")}
         scores[embeddings] = np.mean([2 * (true[n] & masks[n]).sum() / (true[n].sum() + masks[n].sum()) for n in true])
     print(

@@ -23,7 +23,8 @@ from epsam.patches.patch import patches_for_sam
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_csv, read_mask, write_csv
 from epsam.runtime.log import logger, set_up_logging
-from epsam.sam.prediction import predict_split
+from epsam.sam.session import SamSession
+from epsam.segmenter import segment_stored
 from epsam.stages.finetune import finetune
 from epsam.stages.retrain import retrain
 from epsam.workspace import SPLITS, Workspace
@@ -37,9 +38,9 @@ VARIANTS = {
     "ids_0.8": ("retrain.ids=0.8",),
     "ids_0.9": ("retrain.ids=0.9",),
     "all_kept": ("retrain.ids=0",),
-    "all_islands": ("sam.islands=all",),
-    "small_regions": ("sam.min_region_px=0",),
-    "as_decoded": ("sam.islands=all", "sam.min_region_px=0"),
+    "all_islands": ("postprocess.components=all",),
+    "small_regions": ("postprocess.min_region_px=0",),
+    "as_decoded": ("postprocess.components=all", "postprocess.min_region_px=0"),
     "lr_a_third": ("finetune.lr=1.0e-4",),
     "embeddings_off": ("sam.embeddings=off", "retrain.rounds=0"),
     "prompts_from_mask": ("finetune.prompts_from=mask",),
@@ -83,8 +84,11 @@ def run_variant(source: Workspace, variant: str, hardware: Hardware) -> dict[str
             if workspace.decoder(n).is_file()
         }
         rows = [{"method": "cam", "dice": cam_dice(config, workspace)}]
+        session = SamSession(config, workspace, hardware)
         for method, path in decoders.items():
-            predicted = predict_split(config, workspace, hardware, "test", path)
+            session.use_decoder(path)
+            found = segment_stored(session, "test", session.examples("test"))
+            predicted = ((sample.example.patch.name, mask) for sample, mask in found)
             rows.append({"method": method, "dice": mean_dice(workspace, predicted)})
         write_csv(done, rows, ["method", "dice"])
     return {row["method"]: float(row["dice"]) for row in read_csv(done, ["method", "dice"])}

@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from skimage.measure import label, regionprops
 
-from epsam.config.schema import Prompts
+from epsam.cam.activation import ActivationMap, resize_map
+from epsam.cam.mask import cam_mask
+from epsam.config.schema import Config, Prompts
 from epsam.errors import DataError
+from epsam.runtime.views import apply_view
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,15 @@ class PromptSet:
     def is_empty(self) -> bool:
         """No prompt at all: the patch is to be predicted empty."""
         return not len(self.points) and not len(self.boxes)
+
+
+@dataclass(frozen=True)
+class PromptedPatch:
+    """A patch with its CAM mask, and the prompts drawn from it."""
+
+    cam_mask: np.ndarray
+    """(H, W) bool."""
+    prompts: PromptSet
 
 
 NO_POINTS = np.zeros((0, 2), np.float32)
@@ -92,6 +104,16 @@ def prompts_for(mask: np.ndarray, cam: np.ndarray | None, settings: Prompts, rng
     if settings.kind in ("boxes", "both"):
         boxes = boxes_from_mask(mask, settings.min_box_px)
     return PromptSet(points, boxes)
+
+
+def prompt_patch(
+    cam: ActivationMap, size: tuple[int, int], config: Config, rng: np.random.Generator, view: int = 0
+) -> PromptedPatch:
+    """CAM mask and prompts of a patch of `size` (H, W) px in a dihedral view (0: as it is), from its map."""
+    # The mask is cut from the map before both are turned: opening is not symmetric for an even element.
+    mask = apply_view(cam_mask(cam, config.cam, size), view)
+    values = apply_view(resize_map(cam.values, size), view)
+    return PromptedPatch(mask, prompts_for(mask, values, config.prompts, rng))
 
 
 def _as_mask(mask: np.ndarray) -> np.ndarray:

@@ -8,14 +8,13 @@ from statistics import fmean
 import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from epsam.cam.mask import cam_mask
 from epsam.runtime.files import write_png
 from epsam.runtime.log import logger
 from epsam.runtime.records import Row
 from epsam.runtime.seeds import generator
-from epsam.sam.prediction import predict, warn_of_unprompted
 from epsam.sam.samples import Example
 from epsam.sam.session import SamSession
+from epsam.segmenter import segment_stored
 
 SENSITIVITY_PATCHES = 64
 """Patches on which the sensitivity to the draw of prompts is measured."""
@@ -58,23 +57,21 @@ def ids_score(cam: np.ndarray, sam: np.ndarray) -> float:
     return float((cam & sam).sum() / (sam.sum() + 1))
 
 
-def make_pseudo_labels(context: SamSession, split: str, folder: Path) -> list[Candidate]:
-    """Predict every patch of a split with the context's decoder and write the masks that pass the filter.
+def make_pseudo_labels(session: SamSession, split: str, folder: Path) -> list[Candidate]:
+    """Predict every patch of a split with the session's decoder and write the masks that pass the filter.
 
-    `folder` then holds <name>.png of the kept masks alone.
+    `folder` then holds <name>.png of the kept masks, and of the patches no others.
     """
-    for stale in folder.glob("*.png"):
-        stale.unlink()
-    candidates, unprompted = [], []
-    for sample, mask in predict(context, split, context.examples(split)):
-        cam = cam_mask(sample.example.cam, context.config.cam, mask.shape)
+    candidates = []
+    for sample, mask in segment_stored(session, split, session.examples(split)):
+        cam, path = sample.prompted.cam_mask, folder / f"{sample.example.patch.name}.png"
         ids = ids_score(cam, mask)
-        kept = bool(mask.any()) and ids >= context.config.retrain.ids
+        kept = bool(mask.any()) and ids >= session.config.retrain.ids
         if kept:
-            write_png(folder / f"{sample.example.patch.name}.png", mask)
+            write_png(path, mask)
+        else:
+            path.unlink(missing_ok=True)  # of an earlier attempt at this round
         candidates.append(Candidate(sample.example, ids, kept, float(cam.mean()), float(mask.mean())))
-        unprompted += [sample.example.patch.name] * sample.prompts.is_empty
-    warn_of_unprompted(split, unprompted)
     return candidates
 
 
@@ -101,14 +98,15 @@ def _mean(values) -> float:
     return fmean(values) if values else 0.0
 
 
-def prompt_sensitivity(context: SamSession, split: str) -> float:
+def prompt_sensitivity(session: SamSession, split: str) -> float:
     """How far masks move when the prompts are drawn again: mean 1 - Dice of two draws, over some patches."""
-    examples = context.examples(split)
-    rng = generator(context.config.finetune.seed, "sensitivity")
+    examples = session.examples(split)
+    rng = generator(session.config.finetune.seed, "sensitivity")
     chosen = rng.permutation(len(examples))[:SENSITIVITY_PATCHES]
     examples = [examples[index] for index in sorted(chosen)]
     draws = [
-        {sample.example.patch.name: mask for sample, mask in predict(context, split, examples, draw)} for draw in (0, 1)
+        {sample.example.patch.name: mask for sample, mask in segment_stored(session, split, examples, draw)}
+        for draw in (0, 1)
     ]
     return _mean(1 - _dice(mask, draws[1][name]) for name, mask in draws[0].items())
 

@@ -14,10 +14,12 @@ from epsam.cam.mask import cam_mask
 from epsam.cam.store import save_cams
 from epsam.config.schema import Config
 from epsam.runtime.checkpoints import save_tensors
-from epsam.runtime.device import choose_hardware
+from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import write_png
 from epsam.runtime.seeds import generator
 from epsam.sam.demo_model import build_sam_demo
+from epsam.sam.session import SamSession
+from epsam.segmenter import segment_stored
 from epsam.workspace import Workspace
 
 CPU = dataclasses.replace(choose_hardware("cpu"), precision=torch.float32)  # the same figures on every machine
@@ -82,6 +84,7 @@ def make_patches(root: Path, name: str = "small", sizes: tuple[tuple[int, int], 
             write_png(workspace.split(split) / "mask" / f"{patch}.png", mask)
             wide = cv2.dilate(mask.astype(np.float32), np.ones((15, 15)))
             values = cv2.resize(cv2.GaussianBlur(wide, (0, 0), 5), (16, 16), interpolation=cv2.INTER_AREA)
+            values = values.clip(0, 1)  # resizing rounds to a little above 1
             cams[patch] = ActivationMap(values, make_config().cam.threshold)
         save_cams(workspace.cams(split), cams)
         if split == "train":
@@ -109,3 +112,13 @@ def make_config(root: Path = Path(), **sections: dict) -> Config:
     for section, values in sections.items():
         settings[section] = settings.get(section, {}) | values
     return Config.model_validate(settings)
+
+
+def predict_split(
+    config: Config, workspace: Workspace, hardware: Hardware, split: str, decoder: Path | None
+) -> dict[str, np.ndarray]:
+    """Masks (H, W) bool that a decoder, or SAM's own (None), predicts for the positive patches of a split, by name."""
+    session = SamSession(config, workspace, hardware)
+    session.use_decoder(decoder)
+    found = segment_stored(session, split, session.examples(split))
+    return {sample.example.patch.name: mask for sample, mask in found}

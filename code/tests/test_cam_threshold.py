@@ -12,11 +12,12 @@ from epsam.cam.threshold import otsu_threshold
 from epsam.classifier.building import build_classifier
 from epsam.config.schema import Cam, Classifier
 from epsam.evaluation.metrics import dice
-from epsam.inference.models import Models
 from epsam.patches.patch import patches_for_sam
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.files import read_image, read_mask
 from epsam.sam.checkpoint import load_sam
+from epsam.segmenter import ImageSegmenter
+from epsam.stages.embed import embed
 from epsam.stages.initial_masks import make_initial_masks
 from tests.sam_factory import CPU, make_config, make_patches
 
@@ -74,11 +75,12 @@ def test_training_and_inference_cut_the_same_masks(tmp_path, embeddings):
     save_weights(workspace.classifier, classifier.state_dict(), {"classifier": config.classifier.model_dump()})
     for split in ("train", "val", "test"):
         workspace.cams(split).unlink()
+    embed(config, workspace, CPU)
     make_initial_masks(config, workspace, CPU)
     thresholds = {cam.threshold for cam in load_cams(workspace.cams("train")).values()}
     assert len(thresholds) > 1
     sam = load_sam("demo", config.sam.checkpoint, workspace.checkpoints, CPU.device)
-    models = Models(classifier, sam, config, CPU)
+    models = ImageSegmenter(classifier, sam, config, CPU)
     for patch in patches_for_sam(workspace, "train"):
         (mask,) = models.cam_masks(read_image(patch.path)[None], [patch.name])
         np.testing.assert_array_equal(mask, read_mask(workspace.pseudo_labels(0) / f"{patch.name}.png"))

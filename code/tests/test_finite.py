@@ -14,10 +14,11 @@ from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError, DataError, EpsamError
 from epsam.inference.run import infer
 from epsam.runtime.checkpoints import load_tensors, load_weights, save_tensors, save_weights
+from epsam.runtime.files import read_csv
 from epsam.sam.checkpoint import load_sam
 from epsam.sam.demo_model import build_sam_demo
-from epsam.sam.prediction import predict
 from epsam.sam.session import SamSession
+from epsam.segmenter import segment_stored
 from epsam.stages.embed import embed
 from tests.patch_factory import patch_list
 from tests.sam_factory import CPU, make_config, make_patches
@@ -92,9 +93,11 @@ def overflowing(settings, tmp_path):  # noqa: F811
     return dataclasses.replace(settings, resnet_checkpoint=path)
 
 
-def test_a_probability_that_is_not_finite_stops_with_the_name_of_the_patch(overflowing, patch_folder, hardware):  # noqa: F811
-    with pytest.raises(DataError, match=r"a_1: the classifier's logits are not finite"):
+def test_a_probability_that_is_not_finite_fails_its_patch_by_name(overflowing, patch_folder, hardware):  # noqa: F811
+    with pytest.raises(DataError, match=r"3 of 3 patches failed \(a_1, b_1, c_0\)"):
         infer(dataclasses.replace(overflowing, test_dataset_dir=patch_folder), hardware)
+    rows = read_csv(overflowing.output_dir / "predictions.csv", ["patch", "status", "reason"])
+    assert all("the classifier's logits are not finite" in row["reason"] for row in rows)
 
 
 def test_a_probability_that_is_not_finite_stops_with_the_name_of_the_slide(overflowing, hardware):  # noqa: F811
@@ -120,4 +123,4 @@ def test_logits_of_a_decoder_that_are_not_finite_stop_with_the_name_of_the_patch
         with torch.no_grad():
             head.layers[-1].weight.fill_(3e38)
     with pytest.raises(DataError, match=r"val_x0_y0_1: SAM's logits are not finite"):
-        list(predict(context, "val", context.examples("val")))
+        list(segment_stored(context, "val", context.examples("val")))

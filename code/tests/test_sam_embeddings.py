@@ -12,11 +12,18 @@ from epsam.errors import DataError, EpsamError, StateError
 from epsam.patches.patch import patches_for_sam
 from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.files import read_image, read_mask, write_png
+from epsam.runtime.views import VIEWS, apply_view
 from epsam.sam.checkpoint import load_sam
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.embeddings import open_embeddings
-from epsam.sam.samples import Batches, Samples, examples_of, load_batches
-from epsam.sam.views import VIEWS, apply_view
+from epsam.sam.samples import (
+    Batches,
+    LabelledExample,
+    LabelledSamples,
+    PredictionSamples,
+    examples_of,
+    load_batches,
+)
 from epsam.stages.embed import embed, views_that_fit
 from epsam.workspace import SPLITS
 from tests.sam_factory import COUNTS, CPU, make_config, make_patches
@@ -138,10 +145,12 @@ def test_image_mask_and_prompts_of_a_view_line_up(tmp_path, prompts_from):
         prompts={"kind": "both", "points": 40},
     )
     patches = patches_for_sam(workspace, "train")
-    examples = [replace(example, target=example.patch.mask) for example in examples_of(workspace, "train", patches)]
-    samples = Samples(examples, open_embeddings(config, workspace, CPU, _sam(config), "train"), config, "train", True)
+    examples = [LabelledExample.of(example, example.patch.mask) for example in examples_of(workspace, "train", patches)]
+    samples = LabelledSamples(
+        examples, open_embeddings(config, workspace, CPU, _sam(config), "train"), config, "train", True
+    )
     shapes = set()
-    for index in range(len(samples)):
+    for index in range(len(examples)):
         for draw in range(6):
             sample = samples[index, draw]
             shapes.add(sample.target.shape)
@@ -165,7 +174,7 @@ def test_samples_read_ahead_are_those_read_one_by_one(stored, embeddings):
     workspace, _ = stored
     config = make_config(workspace.root, sam={"embeddings": embeddings})
     source = open_embeddings(config, workspace, CPU, _sam(config), "train")
-    samples = Samples(examples_of(workspace, "train", patches_for_sam(workspace, "train")), source, config, "predict")
+    samples = PredictionSamples(examples_of(workspace, "train", patches_for_sam(workspace, "train")), source, config)
     batches = list(load_batches(samples, Batches(len(samples), 3, seed=1), threads=2))
     assert [len(batch) for batch in batches] == [3, 3, 2]
     for index, there in zip(itertools.chain(*Batches(len(samples), 3, seed=1)), itertools.chain(*batches), strict=True):
@@ -178,14 +187,14 @@ def test_samples_read_ahead_are_those_read_one_by_one(stored, embeddings):
 def test_a_draw_depends_on_its_number_and_name_alone(tmp_path):
     workspace, config = make_patches(tmp_path), make_config(tmp_path, sam={"embeddings": "off", "views": 8})
     patches = patches_for_sam(workspace, "train")
-    examples = [replace(example, target=example.patch.mask) for example in examples_of(workspace, "train", patches)]
+    examples = [LabelledExample.of(example, example.patch.mask) for example in examples_of(workspace, "train", patches)]
     source = open_embeddings(config, workspace, CPU, _sam(config), "train")
-    forward = Samples(examples, source, config, "train", True)
-    backward = Samples(examples[::-1], source, config, "train", True)
+    forward = LabelledSamples(examples, source, config, "train", True)
+    backward = LabelledSamples(examples[::-1], source, config, "train", True)
     last = len(examples) - 1
     np.testing.assert_array_equal(forward[2, 5].prompts.points, backward[last - 2, 5].prompts.points)
     assert not np.array_equal(forward[2, 5].prompts.points, forward[2, 6].prompts.points)
-    plain = Samples(examples, source, config, "predict")[2, 0]
+    plain = LabelledSamples(examples, source, config, "predict")[2, 0]
     np.testing.assert_array_equal(plain.target, read_mask(examples[2].target))
     assert plain.size == read_image(patches[2].path).shape[:2]
 
@@ -193,15 +202,16 @@ def test_a_draw_depends_on_its_number_and_name_alone(tmp_path):
 def test_some_points_are_for_training_alone(tmp_path):
     workspace = make_patches(tmp_path)
     config = make_config(tmp_path, sam={"embeddings": "off"}, finetune={"prompts_from": "cam", "points": "some"})
-    examples = examples_of(workspace, "train", patches_for_sam(workspace, "train"))
+    patches = patches_for_sam(workspace, "train")
+    examples = [LabelledExample.of(example, example.patch.mask) for example in examples_of(workspace, "train", patches)]
     embeddings = open_embeddings(config, workspace, CPU, _sam(config), "train")
 
-    def counts(varied: bool) -> set[int]:
-        samples = Samples(examples, embeddings, config, "train", varied)
-        return {len(np.unique(samples[index, 0].prompts.points, axis=0)) for index in range(len(samples))}
+    def counts(augmented: bool) -> set[int]:
+        samples = LabelledSamples(examples, embeddings, config, "train", augmented)
+        return {len(np.unique(samples[index, 0].prompts.points, axis=0)) for index in range(len(examples))}
 
-    assert len(counts(varied=True)) > 1
-    assert counts(varied=False) == {10}
+    assert len(counts(augmented=True)) > 1
+    assert counts(augmented=False) == {10}
 
 
 def test_a_flipped_bit_in_a_shard_is_named_and_that_shard_alone_made_anew(tmp_path, monkeypatch, caplog):

@@ -12,22 +12,21 @@ from skimage.measure import label
 
 from epsam.cam.activation import ActivationMap
 from epsam.cam.store import load_cams, save_cams
-from epsam.config.schema import Retrain, Sam
+from epsam.config.schema import Postprocess, Retrain
 from epsam.errors import DataError
 from epsam.patches.patch import patches_for_sam
 from epsam.pseudo_labels import ids_score, warn_of_drift
 from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.files import read_csv, read_image, read_mask, write_png
 from epsam.sam.losses import dice_loss, iou_loss
-from epsam.sam.postprocessing import components_touching, postprocess, without_small_regions
-from epsam.sam.prediction import predict_split
+from epsam.sam.postprocessing import components_touching, keep_components, without_small_regions
 from epsam.sam.session import SamSession
 from epsam.sam.training import train_decoder, train_supervised, validation_examples, with_labels
 from epsam.stages.embed import embed
 from epsam.stages.finetune import finetune
 from epsam.stages.retrain import retrain
 from epsam.workspace import Workspace
-from tests.sam_factory import CPU, SIZE, make_config, make_patches
+from tests.sam_factory import CPU, SIZE, make_config, make_patches, predict_split
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "reference.npz")
 
@@ -45,7 +44,7 @@ def _weights(workspace: Workspace, round_: int | str):
 
 def _mean_dice(config, workspace, split, decoder):
     true = {patch.name: read_mask(patch.mask) for patch in patches_for_sam(workspace, split)}
-    predicted = dict(predict_split(config, workspace, CPU, split, decoder))
+    predicted = predict_split(config, workspace, CPU, split, decoder)
     assert predicted.keys() == true.keys()
     return np.mean([2 * (true[n] & predicted[n]).sum() / (true[n].sum() + predicted[n].sum()) for n in true])
 
@@ -55,7 +54,7 @@ def rounds(tmp_path_factory):
     """Rounds 0 and 1 and the supervised decoder, trained long enough to see a difference."""
     workspace, config = _trained(tmp_path_factory.mktemp("rounds"), finetune={"epochs": 8, "lr": 3e-3, "batch": 2})
     retrain(config, workspace, CPU)
-    train_supervised(config, workspace, CPU)
+    train_supervised(SamSession(config, workspace, CPU))
     return workspace, config
 
 
@@ -108,7 +107,7 @@ def test_a_round_leaves_curves_a_summary_and_a_contact_sheet(rounds):
 
 def test_pseudo_labels_are_the_predictions_for_the_patches_as_they_are(rounds):
     workspace, config = rounds
-    predicted = dict(predict_split(config, workspace, CPU, "train", workspace.decoder(0)))
+    predicted = predict_split(config, workspace, CPU, "train", workspace.decoder(0))
     for path in workspace.pseudo_labels(1).glob("*.png"):
         np.testing.assert_array_equal(read_mask(path), predicted[path.stem])
 
@@ -134,14 +133,14 @@ def test_islands_that_the_cam_does_not_touch_go():
     np.testing.assert_array_equal(kept[:15, :15], mask[:15, :15])
     assert kept.sum() == 64
     assert not components_touching(mask, np.zeros_like(cam)).any()
-    np.testing.assert_array_equal(postprocess(mask, cam, Sam()), mask, "as published, all stay")
+    np.testing.assert_array_equal(keep_components(mask, cam, Postprocess()), mask, "as published, all stay")
 
 
 def test_pseudo_labels_have_no_small_regions_when_these_are_set_to_go(rounds):
     workspace, config = rounds
-    tidied = config.model_copy(update={"sam": config.sam.model_copy(update={"min_region_px": 60})})
-    decoded = dict(predict_split(config, workspace, CPU, "train", None))
-    masks = dict(predict_split(tidied, workspace, CPU, "train", None))
+    cleaned = config.model_copy(update={"postprocess": Postprocess(min_region_px=60)})
+    decoded = predict_split(config, workspace, CPU, "train", None)
+    masks = predict_split(cleaned, workspace, CPU, "train", None)
     assert any((masks[name] != mask).any() for name, mask in decoded.items())
     for mask in masks.values():
         sizes = sorted(np.bincount(label(mask, connectivity=2).ravel())[1:])
@@ -150,8 +149,8 @@ def test_pseudo_labels_have_no_small_regions_when_these_are_set_to_go(rounds):
 
 def test_predictions_do_not_depend_on_the_batch(rounds):
     workspace, config = rounds
-    together = dict(predict_split(config, workspace, CPU, "test", workspace.decoder(1)))
-    single = dict(predict_split(config, workspace, replace(CPU, decoder_batch=1), "test", workspace.decoder(1)))
+    together = predict_split(config, workspace, CPU, "test", workspace.decoder(1))
+    single = predict_split(config, workspace, replace(CPU, decoder_batch=1), "test", workspace.decoder(1))
     assert together.keys() == single.keys()
     for name, mask in together.items():
         assert mask.shape == SIZE
@@ -198,8 +197,7 @@ def test_without_a_store_the_same_decoder_comes_out(tmp_path):
     ]
     np.testing.assert_allclose(*losses, atol=5e-3)
     masks = [
-        dict(predict_split(c, w, CPU, "test", w.decoder(0)))
-        for w, c in ((kept, make_config(kept.root)), (anew, config))
+        predict_split(c, w, CPU, "test", w.decoder(0)) for w, c in ((kept, make_config(kept.root)), (anew, config))
     ]
     assert np.mean([(masks[0][name] == masks[1][name]).mean() for name in masks[0]]) > 0.99
 
@@ -208,7 +206,7 @@ def test_patches_of_several_sizes_train_together(tmp_path):
     workspace = make_patches(tmp_path, sizes=(SIZE, (64, 64), (300, 200)))
     config = make_config(tmp_path, sam={"embeddings": "off", "views": 8}, finetune={"epochs": 1})
     finetune(config, workspace, CPU)
-    for name, mask in predict_split(config, workspace, CPU, "test", workspace.decoder(0)):
+    for name, mask in predict_split(config, workspace, CPU, "test", workspace.decoder(0)).items():
         assert mask.shape == read_image(workspace.split("test") / "image" / f"{name}.png").shape[:2]
 
 
@@ -282,7 +280,7 @@ def test_a_patch_without_prompts_is_predicted_empty_and_reported(tmp_path, caplo
     cams = load_cams(workspace.cams("test"))
     blank = list(cams)[1]
     save_cams(workspace.cams("test"), cams | {blank: ActivationMap(np.zeros_like(cams[blank].values), 0.5)})
-    masks = dict(predict_split(config, workspace, CPU, "test", None))
+    masks = predict_split(config, workspace, CPU, "test", None)
     assert list(masks) == list(cams)
     assert not masks[blank].any()
     text = caplog.text
@@ -295,7 +293,7 @@ def test_a_patch_without_a_map_is_named(tmp_path):
     missing = list(cams)[2]
     save_cams(workspace.cams("test"), {name: cam for name, cam in cams.items() if name != missing})
     with pytest.raises(DataError, match=rf"no CAM of {missing} \(1 of 3 patches\); run the stage initial-masks"):
-        list(predict_split(config, workspace, CPU, "test", None))
+        predict_split(config, workspace, CPU, "test", None)
 
 
 def test_ids_is_the_share_of_sam_inside_the_cam():

@@ -206,17 +206,22 @@ class Sam(Section):
     embeddings: Literal["on", "off"] = "on"
     views: Annotated[int, Field(ge=1, le=8)] = 4
     """Dihedral views of each training patch that are kept: the augmentation."""
-    islands: Literal["all", "supported"] = "all"
-    """Islands of SAM's masks that stay: all, or those that the CAM mask touches, from which the prompts came."""
-    min_region_px: Count = 0
-    """Islands and holes of SAM's masks of patches with fewer patch pixels are removed and filled; 0 leaves the masks
-    as decoded. Slides have inference.min_focus_px for this."""
 
     @field_validator("embeddings", mode="before")
     @classmethod
     def _as_word(cls, value: object) -> object:
         """YAML reads `on` and `off` as true and false."""
         return ("off", "on")[value] if isinstance(value, bool) else value
+
+
+class Postprocess(Section):
+    """What becomes of the masks that SAM predicts: in pseudo-labels, evaluation and inference, not in round 0."""
+
+    components: Literal["all", "touching_cam"] = "all"
+    """Connected components of a mask that stay: all, or those that the CAM mask touches, from which prompts came."""
+    min_region_px: Count = 0
+    """Components and holes of fewer patch pixels are removed and filled; 0 leaves masks as decoded. Slides have
+    inference.min_focus_px for this."""
 
 
 class Finetune(Section):
@@ -298,6 +303,7 @@ class Config(Section):
     cam: Cam = Cam()
     prompts: Prompts = Prompts()
     sam: Sam = Sam()
+    postprocess: Postprocess = Postprocess()
     finetune: Finetune = Finetune()
     retrain: Retrain = Retrain()
     student: Student = Student()

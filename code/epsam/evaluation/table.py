@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from epsam.cam.activation import resize_map
-from epsam.cam.store import load_cams
 from epsam.config.schema import Config
 from epsam.evaluation import metrics
 from epsam.evaluation.methods import Figures, Method
@@ -11,12 +10,12 @@ from epsam.patches.patch import Patch
 from epsam.results import Value
 from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
-from epsam.workspace import Workspace
+from epsam.sam.session import SamSession
 
 
-def cam_curve(workspace: Workspace, patches: Sequence[Patch]) -> metrics.MapCurve:
+def cam_curve(session: SamSession, patches: Sequence[Patch]) -> metrics.MapCurve:
     """Precision and recall of the CAMs of test patches over all thresholds."""
-    cams, curve = load_cams(workspace.cams("test")), metrics.MapCurve()
+    cams, curve = {e.patch.name: e.cam for e in session.examples("test")}, metrics.MapCurve()
     for patch in progress(patches, desc="PxAP", unit="patch"):
         truth = read_mask(patch.mask)
         curve.add(resize_map(cams[patch.name].values, truth.shape), truth)

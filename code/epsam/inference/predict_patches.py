@@ -14,7 +14,6 @@ from pydantic import Field
 
 from epsam.errors import DataError, EpsamError
 from epsam.evaluation.metrics import dice, iou
-from epsam.inference.models import Models
 from epsam.inference.output import OutputFolder
 from epsam.patches.manifest import short
 from epsam.results import result_line
@@ -22,6 +21,7 @@ from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import PlainName, Record, explain, parse_record
+from epsam.segmenter import ImageSegmenter
 
 COLUMNS = ["patch", "status", "reason", "classifier_probability", "segmented", "tumour_fraction", "dice", "iou"]
 
@@ -98,7 +98,7 @@ def _size(path: Path | None) -> tuple[int, int] | None:
         return None
 
 
-def predict_patches(folder: Path, outputs: OutputFolder, models: Models) -> None:
+def predict_patches(folder: Path, outputs: OutputFolder, models: ImageSegmenter) -> None:
     """Write mask/<name>.png, overlay/<name>.png and predictions.csv to `outputs`; log the figures if masks exist.
 
     Goes on after the patches that state/patches.jsonl names and whose mask and overlay are there. Figures are means
@@ -207,7 +207,7 @@ def _read_batches(inputs: list[Input], size: int, failed: Failed) -> Iterator[Ba
         yield waiting
 
 
-def _predict_guarded(batch: Batch, output: Path, models: Models, failed: Failed) -> list[dict[str, Any]]:
+def _predict_guarded(batch: Batch, output: Path, models: ImageSegmenter, failed: Failed) -> list[dict[str, Any]]:
     """Rows of a batch; where it cannot be predicted each patch is tried alone, and the guilty ones join `failed`."""
     try:
         with guard(batch[0][0].image, *(patch.mask for patch, _ in batch)):
@@ -221,7 +221,9 @@ def _predict_guarded(batch: Batch, output: Path, models: Models, failed: Failed)
         return []
 
 
-def _predict_batch(batch: list[Input], images: np.ndarray, output: Path, models: Models) -> list[dict[str, Any]]:
+def _predict_batch(
+    batch: list[Input], images: np.ndarray, output: Path, models: ImageSegmenter
+) -> list[dict[str, Any]]:
     probabilities = models.classify(images, [patch.name for patch in batch])
     chosen = probabilities >= models.config.inference.classifier_probability
     chosen |= np.array([patch.known_positive for patch in batch])

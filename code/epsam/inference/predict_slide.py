@@ -11,7 +11,6 @@ import numpy as np
 from shapely.geometry import Polygon
 
 from epsam.inference.export import write_asap_xml, write_geojson
-from epsam.inference.models import Models
 from epsam.inference.outlines import Focus, find_foci
 from epsam.inference.overlay import write_overlay
 from epsam.inference.probability import ProbabilityMap
@@ -20,6 +19,7 @@ from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
 from epsam.patches.grid import window_px
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
+from epsam.segmenter import ImageSegmenter
 from epsam.slides.remote import RemoteSlide
 from epsam.slides.slide import Slide, read_window
 from epsam.slides.tissue import find_tissue
@@ -40,7 +40,7 @@ class Frame:
         return self.read_px / self.side
 
 
-def predict_slide(path: Path, name: str, output: Path, work: Path, models: Models) -> dict[str, Any]:
+def predict_slide(path: Path, name: str, output: Path, work: Path, models: ImageSegmenter) -> dict[str, Any]:
     """Predict one slide, write `output`/`name` + OUTPUTS (see output.py), and return its row for slides.csv.
 
     Goes on from what an earlier call left in `work`. Raises SlideError when the slide cannot be read.
@@ -110,7 +110,13 @@ def caption(row: dict[str, Any]) -> str:
 
 
 def _predict_tiles(
-    slide: Slide, name: str, frame: Frame, grid: TileGrid, chunks: list[np.ndarray], store: TileStore, models: Models
+    slide: Slide,
+    name: str,
+    frame: Frame,
+    grid: TileGrid,
+    chunks: list[np.ndarray],
+    store: TileStore,
+    models: ImageSegmenter,
 ) -> None:
     """Fill `store`, the next tiles being read while the models are busy with these."""
     done = store.resume(chunks)

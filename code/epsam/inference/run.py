@@ -7,7 +7,7 @@ from typing import Any
 
 from epsam.config.schema import Config
 from epsam.errors import DataError, EpsamError, StateError
-from epsam.inference.models import Models, load_models
+from epsam.inference.models import load_models
 from epsam.inference.output import OUTPUTS, OutputFolder, check_place
 from epsam.inference.predict_patches import check_masks, find_inputs, predict_patches
 from epsam.inference.predict_slide import predict_slide
@@ -19,6 +19,7 @@ from epsam.runtime.failures import check_name, guard, has_usable_name, log_failu
 from epsam.runtime.files import read_csv, sha256, write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
+from epsam.segmenter import ImageSegmenter
 from epsam.slides.formats import SUFFIXES
 
 COLUMNS = [
@@ -163,11 +164,11 @@ def signature_of(settings: InferenceSettings, config: Config) -> dict[str, Any]:
         "SAM_DECODER_CHECKPOINT": sha256(settings.sam_decoder_checkpoint),
         "patches": patches,
         "seed": config.finetune.seed,
-        "sam": {key: dump["sam"][key] for key in ("islands", "min_region_px")},
+        "postprocess": dump["postprocess"],
     } | {section: dump[section] for section in ("cam", "prompts", "inference")}
 
 
-def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Models, *, alone: bool) -> None:
+def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: ImageSegmenter, *, alone: bool) -> None:
     """One slide after the other; those that cannot be read fail, and are named at the end.
 
     slides.csv keeps the rows of slides that earlier calls wrote to the same folder.
@@ -199,7 +200,7 @@ def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Model
         )
 
 
-def _predict_once(name: str, path: Path, folder: OutputFolder, models: Models) -> dict[str, Any]:
+def _predict_once(name: str, path: Path, folder: OutputFolder, models: ImageSegmenter) -> dict[str, Any]:
     """The row of a slide: kept when its outputs are there, else predicted, going on where it stopped."""
     check_name(path)
     output, record = folder.path, folder.path / "state" / "slides" / f"{name}.json"

@@ -6,15 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from epsam.cam.activation import resize_map
-from epsam.cam.mask import cam_mask
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.evaluation.metrics import dice
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import atomic, read_image, read_mask
-from epsam.sam.prediction import predict
 from epsam.sam.samples import Example, Sample
 from epsam.sam.session import SamSession
+from epsam.segmenter import segment_stored
 from epsam.visualization.contact_sheet import evenly_spaced
 from epsam.visualization.panels import draw_map, draw_mask, draw_prompts, photo
 from epsam.workspace import Workspace
@@ -31,18 +30,18 @@ def draw_overview(config: Config, workspace: Workspace, hardware: Hardware, path
     Training patches, because these alone have pseudo-labels: those that the last round learned from, evenly spread
     over the split. Raises DataError when none of them has a true mask to show beside it.
     """
-    context = SamSession(config, workspace, hardware)
+    session = SamSession(config, workspace, hardware)
     labels = workspace.pseudo_labels(config.retrain.rounds)
     kept = [
         example
-        for example in context.examples("train")
+        for example in session.examples("train")
         if example.patch.has_mask and (labels / f"{example.patch.name}.png").is_file()
     ]
     if not kept:
         raise DataError(f"{labels}: no pseudo-label of a patch that has a true mask; run the stages up to retrain")
-    context.use_decoder(workspace.decoder(config.retrain.rounds))
+    session.use_decoder(workspace.decoder(config.retrain.rounds))
     lines = [
-        _panels(config, labels, sample, mask) for sample, mask in predict(context, "train", evenly_spaced(kept, rows))
+        _panels(labels, sample, mask) for sample, mask in segment_stored(session, "train", evenly_spaced(kept, rows))
     ]
     figure, grid = plt.subplots(
         len(lines), len(TITLES), figsize=(12, 2.16 * len(lines) + 0.3), dpi=120, squeeze=False, layout="constrained"
@@ -61,11 +60,11 @@ def draw_overview(config: Config, workspace: Workspace, hardware: Hardware, path
     plt.close(figure)
 
 
-def _panels(config: Config, labels: Path, sample: Sample, prediction: np.ndarray) -> list[tuple[np.ndarray, str]]:
+def _panels(labels: Path, sample: Sample, prediction: np.ndarray) -> list[tuple[np.ndarray, str]]:
     example: Example = sample.example
     image, truth = read_image(example.patch.path), read_mask(example.patch.mask)
     label = read_mask(labels / f"{example.patch.name}.png")
-    first = cam_mask(example.cam, config.cam, truth.shape)
+    first = sample.prompted.cam_mask
     prompted = draw_prompts(draw_mask(image, first, PANEL_PX), sample.prompts.points, sample.prompts.boxes, truth.shape)
     return [
         (photo(image, PANEL_PX), ""),

@@ -3,7 +3,6 @@
 from epsam.sam.checkpoint import load_decoder, load_sam
 from epsam.sam.decoder import decode_batch, predict_masks
 from epsam.sam.postprocessing import components_touching, without_small_regions
-from epsam.sam.prediction import predict_split
 
 __all__ = [
     "components_touching",
@@ -11,6 +10,5 @@ __all__ = [
     "load_decoder",
     "load_sam",
     "predict_masks",
-    "predict_split",
     "without_small_regions",
 ]

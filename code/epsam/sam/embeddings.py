@@ -14,9 +14,9 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image
 from epsam.runtime.hashes import hashes_of
 from epsam.runtime.memory import BatchSize
+from epsam.runtime.views import apply_view
 from epsam.sam.encoder import encode, encoder_hash, to_input
 from epsam.sam.store import EmbeddingStore
-from epsam.sam.views import apply_view
 from epsam.workspace import Workspace
 
 

@@ -3,23 +3,23 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from epsam.cam.activation import ActivationMap, resize_map
-from epsam.cam.mask import cam_mask
+from epsam.cam.activation import ActivationMap
 from epsam.cam.store import load_cams
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.patches.patch import Patch
-from epsam.prompts import PromptSet, prompts_for, some_points
+from epsam.prompts import PromptedPatch, PromptSet, prompt_patch, prompts_for, some_points
 from epsam.runtime.files import read_mask
 from epsam.runtime.read_ahead import read_ahead
 from epsam.runtime.seeds import generator, torch_generator
+from epsam.runtime.views import apply_view
 from epsam.sam.embeddings import Embeddings
-from epsam.sam.views import apply_view
 from epsam.workspace import Workspace
 
 
@@ -31,22 +31,63 @@ class Example:
     position: int
     """Of its embedding in the split."""
     cam: ActivationMap
-    target: Path | None = None
-    """The mask to learn; None where there is only something to predict."""
+
+
+@dataclass(frozen=True)
+class LabelledExample(Example):
+    """A patch with the mask that the decoder learns, or is validated by."""
+
+    target: Path
+
+    @classmethod
+    def of(cls, example: Example, target: Path) -> "LabelledExample":
+        """`example` with its mask."""
+        return cls(example.patch, example.position, example.cam, target)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A patch in one view, ready for the decoder."""
+    """A patch as it is, prompted by its CAM, ready for the decoder."""
 
     example: Example
     item: torch.Tensor
     """What `Embeddings.item` gave."""
+    prompted: PromptedPatch
+
+    @property
+    def prompts(self) -> PromptSet:
+        """Its prompts."""
+        return self.prompted.prompts
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the patch."""
+        height, width = self.prompted.cam_mask.shape
+        return height, width
+
+
+@dataclass(frozen=True)
+class LabelledSample:
+    """A patch in one view with prompts and the mask to learn."""
+
+    example: LabelledExample
+    item: torch.Tensor
     prompts: PromptSet
-    size: tuple[int, int]
-    """(H, W) of the patch in this view."""
-    target: np.ndarray | None
+    target: np.ndarray
     """(H, W) bool, in this view."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the patch in this view."""
+        height, width = self.target.shape
+        return height, width
+
+
+AnySample = TypeVar("AnySample", Sample, LabelledSample)
+
+
+class _ByIndex(Protocol[AnySample]):
+    def __getitem__(self, index: tuple[int, int]) -> AnySample: ...
 
 
 def examples_of(workspace: Workspace, split: str, patches: Sequence[Patch]) -> list[Example]:
@@ -73,47 +114,55 @@ def patch_size(patch: Patch) -> tuple[int, int]:
         raise DataError(f"{patch.path}: cannot be read as an image ({error})") from None
 
 
-class Samples:
-    """Samples of examples; the index (i, draw) says which example and which draw of its randomness.
+class PredictionSamples:
+    """Samples of examples; the index (i, draw) says which example and which draw of prompts."""
 
-    `purpose` names the draws. With `varied`, the view and the place of the prompts are those of training: any
-    view, prompts from where the settings say. Without, the patch as it is, prompted by its CAM as in evaluation.
-    """
-
-    def __init__(
-        self, examples: Sequence[Example], embeddings: Embeddings, config: Config, purpose: str, varied: bool = False
-    ):
+    def __init__(self, examples: Sequence[Example], embeddings: Embeddings, config: Config):
         self.examples, self.embeddings, self.config = examples, embeddings, config
-        self.purpose, self.varied = purpose, varied
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         example, draw = self.examples[index[0]], index[1]
+        rng = generator(self.config.finetune.seed, example.patch.name, "predict", draw)
+        prompted = prompt_patch(example.cam, patch_size(example.patch), self.config, rng)
+        return Sample(example, self.embeddings.item(example.position, 0), prompted)
+
+
+class LabelledSamples:
+    """Samples with their masks; the index (i, draw) says which example and which draw of its randomness.
+
+    `purpose` names the draws. With `augmented`, views and prompts are those of training: any view that is stored, prompts
+    from where the settings take them. Without, the patch as it is, prompted by its CAM as in prediction.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[LabelledExample],
+        embeddings: Embeddings,
+        config: Config,
+        purpose: str,
+        augmented: bool = False,
+    ):
+        self.examples, self.embeddings, self.config = examples, embeddings, config
+        self.purpose, self.augmented = purpose, augmented
+
+    def __getitem__(self, index: tuple[int, int]) -> LabelledSample:
+        example, draw = self.examples[index[0]], index[1]
         rng = generator(self.config.finetune.seed, example.patch.name, self.purpose, draw)
-        view = int(rng.integers(self.embeddings.views)) if self.varied else 0
-        target = None
-        if example.target is not None:
-            target = apply_view(_read_target(example), view)
-        prompts, size = self._prompts(example, target, view, rng)
-        if self.varied and self.config.finetune.points == "some":
-            prompts = some_points(prompts, rng)
-        return Sample(example, self.embeddings.item(example.position, view), prompts, size, target)
+        view = int(rng.integers(self.embeddings.views)) if self.augmented else 0
+        target = apply_view(_read_target(example), view)
+        prompts = self._prompts(example, target, view, rng)
+        return LabelledSample(example, self.embeddings.item(example.position, view), prompts, target)
 
-    def _prompts(
-        self, example: Example, target: np.ndarray | None, view: int, rng: np.random.Generator
-    ) -> tuple[PromptSet, tuple[int, int]]:
-        if self.varied and self.config.finetune.prompts_from == "mask":
-            return prompts_for(target, None, self.config.prompts, rng), target.shape
-        size = patch_size(example.patch)
-        # The mask is cut from the map before both are turned: opening is not symmetric for an even element.
-        mask = apply_view(cam_mask(example.cam, self.config.cam, size), view)
-        cam = apply_view(resize_map(example.cam.values, size), view)
-        return prompts_for(mask, cam, self.config.prompts, rng), mask.shape
+    def _prompts(self, example: LabelledExample, target: np.ndarray, view: int, rng: np.random.Generator) -> PromptSet:
+        settings = self.config.finetune
+        if self.augmented and settings.prompts_from == "mask":
+            prompts = prompts_for(target, None, self.config.prompts, rng)
+        else:
+            prompts = prompt_patch(example.cam, patch_size(example.patch), self.config, rng, view).prompts
+        return some_points(prompts, rng) if self.augmented and settings.points == "some" else prompts
 
 
-def _read_target(example: Example) -> np.ndarray:
+def _read_target(example: LabelledExample) -> np.ndarray:
     mask, size = read_mask(example.target), patch_size(example.patch)
     if mask.shape != size:
         raise DataError(
@@ -140,12 +189,12 @@ class Batches:
             yield [(index, self.draw) for index in part.tolist()]
 
 
-def load_batches(samples: Samples, batches: Batches, threads: int) -> Iterator[list[Sample]]:
+def load_batches(samples: "_ByIndex[AnySample]", batches: Batches, threads: int) -> Iterator[list[AnySample]]:
     """Lists of samples, batch by batch, read ahead by `threads`."""
     return read_ahead(lambda indices: [samples[index] for index in indices], batches, threads)
 
 
-def by_size(samples: Sequence[Sample]) -> list[tuple[tuple[int, int], list[Sample]]]:
+def by_size(samples: Sequence[AnySample]) -> list[list[AnySample]]:
     """The samples grouped by patch size: one group for most data sets."""
     sizes = sorted({sample.size for sample in samples})
-    return [(size, [sample for sample in samples if sample.size == size]) for size in sizes]
+    return [[sample for sample in samples if sample.size == size] for size in sizes]

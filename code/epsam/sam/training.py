@@ -1,17 +1,14 @@
 """Training of SAM's mask decoder."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from epsam.config.paths import settings_for_weights
-from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.runtime.checkpoints import load_tensors, save_weights
-from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
@@ -21,21 +18,29 @@ from epsam.sam.decoder import predict_masks
 from epsam.sam.embeddings import Embeddings, reading_threads
 from epsam.sam.encoder import encoder_hash
 from epsam.sam.losses import dice_loss, iou_loss
-from epsam.sam.samples import Batches, Example, Sample, Samples, by_size, load_batches
+from epsam.sam.samples import (
+    Batches,
+    Example,
+    LabelledExample,
+    LabelledSample,
+    LabelledSamples,
+    by_size,
+    load_batches,
+)
 from epsam.sam.session import SamSession
 from epsam.workspace import Workspace
 
 
-def train_supervised(config: Config, workspace: Workspace, hardware: Hardware) -> None:
+def train_supervised(session: SamSession) -> None:
     """Train the original decoder on the true masks of the train split: the upper bound of the method.
 
     The settings are those of a round; the best epoch is chosen by the true masks of the val split. Writes
     workspace.decoder("supervised"). Raises DataError when true masks are missing.
     """
-    chosen_by_truth = config.finetune.model_copy(update={"select_on": "val_masks"})
-    context = SamSession(config.model_copy(update={"finetune": chosen_by_truth}), workspace, hardware)
-    train = with_labels(context.examples("train"), workspace.split("train") / "mask")
-    train_decoder(context, "supervised", train, validation_examples(context, 0), workspace.decoder("supervised"))
+    workspace = session.workspace
+    train = with_labels(session.examples("train"), workspace.split("train") / "mask")
+    val = _with_true_masks(session)
+    train_decoder(session, "supervised", train, val, workspace.decoder("supervised"), chosen_by="true masks")
 
 
 def labels_folder(workspace: Workspace, split: str, round_: int) -> Path:
@@ -43,12 +48,12 @@ def labels_folder(workspace: Workspace, split: str, round_: int) -> Path:
     return workspace.split(split) / workspace.pseudo_labels(round_).name
 
 
-def with_labels(examples: Sequence[Example], folder: Path) -> list[Example]:
+def with_labels(examples: Sequence[Example], folder: Path) -> list[LabelledExample]:
     """The examples with the masks of `folder` as targets; empty masks teach nothing and are left out.
 
     Raises DataError when a mask is missing, or all are empty.
     """
-    found = [replace(example, target=folder / f"{example.patch.name}.png") for example in examples]
+    found = [LabelledExample.of(example, folder / f"{example.patch.name}.png") for example in examples]
     missing = [example.target for example in found if not example.target.is_file()]
     if missing:
         raise DataError(
@@ -67,62 +72,77 @@ def with_labels(examples: Sequence[Example], folder: Path) -> list[Example]:
     return kept
 
 
-def validation_examples(context: SamSession, round_: int) -> list[Example]:
+def validation_examples(session: SamSession, round_: int) -> list[LabelledExample]:
     """Val patches with what the best epoch is chosen by: pseudo masks, or true ones with `select_on: val_masks`."""
-    examples = context.examples("val")
+    examples = session.examples("val")
     if not examples:
-        raise DataError(f"{context.workspace.split('val')}: no positive patch to choose the best epoch by")
-    if context.config.finetune.select_on == "val_masks":
-        true = [replace(example, target=example.patch.mask) for example in examples if example.patch.has_mask]
-        if not true:
-            raise DataError(f"{context.workspace.split('val')}: no mask/ to choose by; set finetune.select_on=pseudo")
-        return true
-    folder = labels_folder(context.workspace, "val", round_)
+        raise DataError(f"{session.workspace.split('val')}: no positive patch to choose the best epoch by")
+    if session.config.finetune.select_on == "val_masks":
+        return _with_true_masks(session)
+    folder = labels_folder(session.workspace, "val", round_)
     labelled = [example for example in examples if (folder / f"{example.patch.name}.png").is_file()]
     if not labelled and round_:
         logger.warning(
             f"{folder}: no pseudo-label of the val split passed the filter; the best epoch of round "
             f"{round_} is chosen by the CAM masks instead"
         )
-        return validation_examples(context, 0)
+        return validation_examples(session, 0)
     return with_labels(labelled, folder)
 
 
-def train_decoder(context: SamSession, name: str, train: Sequence[Example], val: Sequence[Example], path: Path) -> None:
+def _with_true_masks(session: SamSession) -> list[LabelledExample]:
+    true = [LabelledExample.of(e, e.patch.mask) for e in session.examples("val") if e.patch.has_mask]
+    if not true:
+        raise DataError(f"{session.workspace.split('val')}: no mask/ to choose by; set finetune.select_on=pseudo")
+    return true
+
+
+def train_decoder(
+    session: SamSession,
+    name: str,
+    train: Sequence[LabelledExample],
+    val: Sequence[LabelledExample],
+    path: Path,
+    *,
+    chosen_by: str = "",
+) -> None:
     """Train SAM's original decoder on `train` and write the one that is best on `val` to `path`.
 
     `name` (`round0`, ...) names the training state to go on from, runs/<name>/state/<name>.pth, and the curves.
     """
-    config, workspace = context.config, context.workspace
+    config, workspace = session.config, session.workspace
     settings = config.finetune
+    chosen_by = chosen_by or ("pseudo masks" if settings.select_on == "pseudo" else "true masks")
     logger.info(
         f"{name}: {len(train)} training patches, {len(val)} validation patches; the best epoch is chosen by "
-        f"{'pseudo masks' if settings.select_on == 'pseudo' else 'true masks'} of the val split"
+        f"{chosen_by} of the val split"
     )
-    context.use_decoder(None)
-    trainer = DecoderTraining(context, name, train, val)
+    session.use_decoder(None)
+    trainer = DecoderTraining(session, name, train, val)
     state, best = workspace.state / f"{name}.pth", workspace.state / f"{name}_best.pth"
     run(
         name,
         trainer.run_epoch,
-        {"decoder": context.sam.mask_decoder, "optimizer": trainer.optimizer, "schedule": trainer.schedule},
-        lambda: decoder_weights(context.sam),
+        {"decoder": session.sam.mask_decoder, "optimizer": trainer.optimizer, "schedule": trainer.schedule},
+        lambda: decoder_weights(session.sam),
         epochs=settings.epochs,
         early_stop=settings.early_stop,
         state=state,
         best=best,
         curves=workspace.run / f"{name}_curves.csv",
     )
-    context.sam.mask_decoder.requires_grad_(False)
-    save_weights(path, load_tensors(best), settings_for_weights(config), encoder_hash(context.sam))
+    session.sam.mask_decoder.requires_grad_(False)
+    save_weights(path, load_tensors(best), settings_for_weights(config), encoder_hash(session.sam))
 
 
 class DecoderTraining:
-    """One training of the decoder that is in the context's SAM: data, optimiser, schedule."""
+    """One training of the decoder that is in the session's SAM: data, optimiser, schedule."""
 
-    def __init__(self, context: SamSession, name: str, train: Sequence[Example], val: Sequence[Example]):
-        config = context.config
-        self.sam, self.hardware, self.settings, self.name = context.sam, context.hardware, config.finetune, name
+    def __init__(
+        self, session: SamSession, name: str, train: Sequence[LabelledExample], val: Sequence[LabelledExample]
+    ):
+        config = session.config
+        self.sam, self.hardware, self.settings, self.name = session.sam, session.hardware, config.finetune, name
         parameters = list(self.sam.mask_decoder.requires_grad_(True).parameters())
         self.optimizer = torch.optim.AdamW(
             parameters, self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
@@ -130,11 +150,11 @@ class DecoderTraining:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.settings.epochs)
         self.part = BatchSize(f"{name}, decoder", self.hardware.decoder_batch)
         self.threads = reading_threads(config, self.hardware)
-        self.embeddings = context.embeddings("train")
-        self.val_embeddings = context.embeddings("val")
+        self.embeddings = session.embeddings("train")
+        self.val_embeddings = session.embeddings("val")
         self.batches = Batches(len(train), self.settings.batch, self.settings.seed)
-        self.train = Samples(train, self.embeddings, config, "train", varied=True)
-        self.val = Samples(val, self.val_embeddings, config, "val")
+        self.train = LabelledSamples(train, self.embeddings, config, "train", augmented=True)
+        self.val = LabelledSamples(val, self.val_embeddings, config, "val")
         self.val_batches = Batches(len(val), self.hardware.decoder_batch)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
@@ -160,7 +180,7 @@ class DecoderTraining:
             raise DataError(f"{self.name}: no training patch gives a prompt; see prompts.kind and prompts.min_box_px")
         return float(np.mean(losses))
 
-    def _step(self, batch: list[Sample]) -> list[float]:
+    def _step(self, batch: list[LabelledSample]) -> list[float]:
         """One step of the optimiser; the losses of its patches."""
         if not batch:
             return []
@@ -168,13 +188,13 @@ class DecoderTraining:
         self.optimizer.step()
         return losses
 
-    def _accumulate(self, batch: list[Sample], part: int) -> list[float]:
+    def _accumulate(self, batch: list[LabelledSample], part: int) -> list[float]:
         """Gradients of the mean loss of `batch`, `part` patches at a time."""
         losses = []
         self.optimizer.zero_grad(set_to_none=True)
         for start in range(0, len(batch), part):
-            for size, group in by_size(batch[start : start + part]):
-                loss = self._loss(self._logits(group, size, self.embeddings), group)
+            for group in by_size(batch[start : start + part]):
+                loss = self._loss(self._logits(group, self.embeddings), group)
                 (loss * len(group) / len(batch)).backward()
                 losses += [loss.item()] * len(group)
         return losses
@@ -182,21 +202,21 @@ class DecoderTraining:
     def _validate(self) -> dict[str, float]:
         losses, dices = [], []
         for batch in load_batches(self.val, self.val_batches, self.threads):
-            for size, group in by_size(batch):
+            for group in by_size(batch):
                 with torch.no_grad():
-                    logits = self._logits(group, size, self.val_embeddings)
+                    logits = self._logits(group, self.val_embeddings)
                     losses += [self._loss(logits, group).item()] * len(group)
                     dices += [1 - dice_loss((logits > 0).float(), _targets(group, logits)).item()] * len(group)
         return {"val_loss": float(np.mean(losses)), "val_dice": float(np.mean(dices))}
 
-    def _logits(self, group: list[Sample], size: tuple[int, int], embeddings: Embeddings) -> torch.Tensor:
+    def _logits(self, group: list[LabelledSample], embeddings: Embeddings) -> torch.Tensor:
         inputs = embeddings.batch([sample.item for sample in group])
-        return predict_masks(self.sam, inputs, [sample.prompts for sample in group], size)
+        return predict_masks(self.sam, inputs, [sample.prompts for sample in group], group[0].size)
 
-    def _loss(self, logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor, group: list[LabelledSample]) -> torch.Tensor:
         probability, target, smooth = logits.sigmoid(), _targets(group, logits), self.settings.smooth
         return dice_loss(probability, target, smooth) + iou_loss(probability, target, smooth)
 
 
-def _targets(group: list[Sample], like: torch.Tensor) -> torch.Tensor:
+def _targets(group: list[LabelledSample], like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack([sample.target for sample in group])).to(like.device, like.dtype)

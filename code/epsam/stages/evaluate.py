@@ -5,22 +5,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from epsam.cam.mask import cam_mask
-from epsam.cam.store import load_cams
 from epsam.classifier.building import load_classifier
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.evaluation import metrics
 from epsam.evaluation.methods import Figures, Method, figures_csv, methods_of, predictions, read_figures, write_figures
 from epsam.evaluation.table import cam_curve, log_table, map_figures, result_row
-from epsam.inference.models import Models
 from epsam.patches.patch import Patch, patches_for_classifier, patches_for_sam
 from epsam.results import record_results
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.runtime.log import logger, progress
-from epsam.sam.checkpoint import load_decoder, load_sam
-from epsam.sam.prediction import predict_split
+from epsam.sam.samples import patch_size
+from epsam.sam.session import SamSession
 from epsam.sam.training import train_supervised
+from epsam.segmenter import ImageSegmenter, segment_stored
 from epsam.workspace import Workspace
 
 
@@ -38,15 +37,16 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     if not known:
         record_results(workspace, "evaluate", [])
         return
+    session = SamSession(config, workspace, hardware)
     if config.evaluate.supervised:
-        train_supervised(config, workspace, hardware)
+        train_supervised(session)
     methods = methods_of(config, workspace)
     negatives = [patch for patch in patches_for_classifier(workspace, "test") if patch.label == 0]
     todo = [method for method in methods if not _is_measured(workspace, method, [*known, *negatives])]
     if todo:
-        _measure(config, workspace, hardware, todo, known, negatives)
+        _measure(session, todo, known, negatives)
     rows = [result_row(config, method.name, read_figures(figures_csv(workspace, method.name))) for method in methods]
-    rows[0] |= map_figures(config, cam_curve(workspace, known))
+    rows[0] |= map_figures(config, cam_curve(session, known))
     record_results(workspace, "evaluate", rows)
     log_table(methods, rows)
 
@@ -70,29 +70,24 @@ def _is_measured(workspace: Workspace, method: Method, patches: Sequence[Patch])
 
 
 def _measure(
-    config: Config,
-    workspace: Workspace,
-    hardware: Hardware,
-    methods: Sequence[Method],
-    known: Sequence[Patch],
-    negatives: Sequence[Patch],
+    session: SamSession, methods: Sequence[Method], known: Sequence[Patch], negatives: Sequence[Patch]
 ) -> None:
     """Predict the patches with each method and keep masks and figures."""
-    sam = load_sam(config.sam.model_type, config.sam.checkpoint, workspace.checkpoints, hardware.device)
-    models = Models(load_classifier(config.classifier, workspace.classifier, hardware.device), sam, config, hardware)
+    config, workspace, hardware = session.config, session.workspace, session.hardware
+    classifier = load_classifier(config.classifier, workspace.classifier, hardware.device)
+    segmenter = ImageSegmenter(classifier, session.sam, config, hardware)
     patches = [*known, *negatives]
-    probabilities = _classify(models, patches)
-    gate = config.inference.classifier_probability
-    alarms = [patch for patch in negatives if probabilities[patch.name] >= gate]
+    probabilities = _classify(segmenter, patches)
+    threshold = config.inference.classifier_probability
+    false_positives = [patch for patch in negatives if probabilities[patch.name] >= threshold]
     logger.info(
         f"evaluate: {len(known)} test patches with tumour, {len(negatives)} normal ones, of which the "
-        f"classifier takes {len(alarms)} for tumour"
+        f"classifier takes {len(false_positives)} for tumour"
     )
     for method in methods:
-        if method.decoder:
-            load_decoder(sam, method.decoder)
+        session.use_decoder(method.decoder)
         overlaps = {patch.name: (0, 0, 0) for patch in negatives}
-        for patch, mask in _masks(config, workspace, hardware, models, method, known, alarms):
+        for patch, mask in _masks(session, segmenter, method, known, false_positives):
             write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
             overlaps[patch.name] = _overlap(patch, mask)
         write_figures(
@@ -106,45 +101,57 @@ def _measure(
         )
 
 
-def _classify(models: Models, patches: Sequence[Patch]) -> dict[str, float]:
+def _classify(segmenter: ImageSegmenter, patches: Sequence[Patch]) -> dict[str, float]:
     """Probability of tumour of each patch, by name."""
-    step = models.hardware.classifier_batch
+    step = segmenter.hardware.classifier_batch
     probabilities: dict[str, float] = {}
     with progress(total=len(patches), desc="classify test", unit="patch") as bar:
         for start in range(0, len(patches), step):
             batch = patches[start : start + step]
             images = np.stack([read_image(patch.path) for patch in batch])
             names = [patch.name for patch in batch]
-            probabilities |= dict(zip(names, models.classify(images, names).tolist(), strict=True))
+            probabilities |= dict(zip(names, segmenter.classify(images, names).tolist(), strict=True))
             bar.update(len(batch))
     return probabilities
 
 
 def _masks(
-    config: Config,
-    workspace: Workspace,
-    hardware: Hardware,
-    models: Models,
+    session: SamSession,
+    segmenter: ImageSegmenter,
     method: Method,
     known: Sequence[Patch],
-    alarms: Sequence[Patch],
+    false_positives: Sequence[Patch],
 ) -> Iterator[tuple[Patch, np.ndarray]]:
-    """Predicted masks (H, W) bool of the patches with tumour and of the false alarms."""
+    """Predicted masks (H, W) bool of the patches with tumour and of the classifier's false positives."""
+    names = {patch.name for patch in known}
+    examples = [example for example in session.examples("test") if example.patch.name in names]
     if method.name == "cam":
-        cams = load_cams(workspace.cams("test"))
-        for patch in known:
-            yield patch, cam_mask(cams[patch.name], config.cam, read_mask(patch.mask).shape)
+        for example in examples:
+            yield example.patch, cam_mask(example.cam, session.config.cam, patch_size(example.patch))
     else:
-        by_name = {patch.name: patch for patch in known}
-        for name, mask in predict_split(config, workspace, hardware, "test", method.decoder):
-            if name in by_name:
-                yield by_name[name], mask
-    for patch in progress(alarms, desc=f"{method.name}: false alarms", unit="patch") if alarms else ():
-        image = read_image(patch.path)[None]
-        if method.name == "cam":
-            yield patch, models.cam_masks(image, [patch.name])[0]
-        else:
-            yield patch, models.masks(image, [patch.name])[0]
+        for sample, mask in segment_stored(session, "test", examples):
+            yield sample.example.patch, mask
+    step = session.hardware.decoder_batch
+    with progress(total=len(false_positives), desc=f"{method.name}: false positives", unit="patch") as bar:
+        for batch in _batches_of_one_size(false_positives, step):
+            images = np.stack([image for _, image in batch])
+            predict = segmenter.cam_masks if method.name == "cam" else segmenter.masks
+            masks = predict(images, [patch.name for patch, _ in batch])
+            yield from ((patch, mask) for (patch, _), mask in zip(batch, masks, strict=True))
+            bar.update(len(batch))
+
+
+def _batches_of_one_size(patches: Sequence[Patch], count: int) -> Iterator[list[tuple[Patch, np.ndarray]]]:
+    """Patches with their images, at most `count` at a time."""
+    batch: list[tuple[Patch, np.ndarray]] = []
+    for patch in patches:
+        image = read_image(patch.path)
+        if batch and (len(batch) == count or batch[0][1].shape != image.shape):
+            yield batch
+            batch = []
+        batch.append((patch, image))
+    if batch:
+        yield batch
 
 
 def _overlap(patch: Patch, mask: np.ndarray) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ from epsam.cam.mask import cam_mask
 from epsam.config.schema import Config
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_png
-from epsam.sam.samples import Samples, patch_size
+from epsam.sam.samples import LabelledSamples, patch_size
 from epsam.sam.session import SamSession
 from epsam.sam.training import labels_folder, train_decoder, validation_examples, with_labels
 from epsam.visualization.contact_sheet import Row, evenly_spaced, sheet_path, write_sheet
@@ -16,15 +16,16 @@ def finetune(config: Config, workspace: Workspace, hardware: Hardware) -> None:
 
     Raises DataError when initial masks are missing or all empty.
     """
-    context = SamSession(config, workspace, hardware)
+    session = SamSession(config, workspace, hardware)
     folder = labels_folder(workspace, "val", 0)
-    for example in context.examples("val"):
+    for example in session.examples("val"):
         write_png(folder / f"{example.patch.name}.png", cam_mask(example.cam, config.cam, patch_size(example.patch)))
-    train = with_labels(context.examples("train"), labels_folder(workspace, "train", 0))
-    shown = Samples(evenly_spaced(train), context.embeddings("train"), config, "predict")
+    train = with_labels(session.examples("train"), labels_folder(workspace, "train", 0))
+    shown = evenly_spaced(train)
+    samples = LabelledSamples(shown, session.embeddings("train"), config, "predict")
     rows = [
         Row(s.example.patch, s.example.cam, s.prompts, s.target, "initial mask")
-        for s in (shown[index, 0] for index in range(len(shown)))
+        for s in (samples[index, 0] for index in range(len(shown)))
     ]
     write_sheet(sheet_path(workspace, 0), rows)
-    train_decoder(context, "round0", train, validation_examples(context, 0), workspace.decoder(0))
+    train_decoder(session, "round0", train, validation_examples(session, 0), workspace.decoder(0))

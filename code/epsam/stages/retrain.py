@@ -9,9 +9,9 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import read_rows
-from epsam.sam.prediction import predict
 from epsam.sam.session import SamSession
 from epsam.sam.training import labels_folder, train_decoder, validation_examples, with_labels
+from epsam.segmenter import segment_stored
 from epsam.visualization.contact_sheet import Row, evenly_spaced, sheet_path, write_sheet
 from epsam.workspace import Workspace
 
@@ -27,34 +27,34 @@ def retrain(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     first = next((n for n in rounds if not workspace.decoder(n).is_file()), None)
     if first is None:
         return
-    context = SamSession(config, workspace, hardware)
+    session = SamSession(config, workspace, hardware)
     for round_ in rounds[first - 1 :]:
-        _run_round(context, round_)
+        _run_round(session, round_)
 
 
-def _run_round(context: SamSession, round_: int) -> None:
-    workspace = context.workspace
-    context.use_decoder(workspace.decoder(round_ - 1))
+def _run_round(session: SamSession, round_: int) -> None:
+    workspace = session.workspace
+    session.use_decoder(workspace.decoder(round_ - 1))
     folders = {split: labels_folder(workspace, split, round_) for split in ("train", "val")}
-    candidates = make_pseudo_labels(context, "train", folders["train"])
-    make_pseudo_labels(context, "val", folders["val"])
-    _write_sheet(context, round_, candidates)
-    _record(context, summarise(round_, candidates, prompt_sensitivity(context, "train")))
+    candidates = make_pseudo_labels(session, "train", folders["train"])
+    make_pseudo_labels(session, "val", folders["val"])
+    _write_sheet(session, round_, candidates)
+    _record(session, summarise(round_, candidates, prompt_sensitivity(session, "train")))
     kept = [candidate.example for candidate in candidates if candidate.kept]
     if not kept:
         best = max(candidates, key=lambda candidate: candidate.ids)
         raise DataError(
             f"round {round_} keeps none of {len(candidates)} pseudo-labels: the best IDS is "
-            f"{best.ids:.4f}, retrain.ids asks for {context.config.retrain.ids}. {_how_to_keep(best)} Or "
+            f"{best.ids:.4f}, retrain.ids asks for {session.config.retrain.ids}. {_how_to_keep(best)} Or "
             f"look at {sheet_path(workspace, round_)}: where SAM's masks reach far beyond the CAM masks, "
             "a lower cam.threshold (with --from initial-masks) or more finetune.epochs (with --from "
             "finetune) may help"
         )
     train_decoder(
-        context,
+        session,
         f"round{round_}",
         with_labels(kept, folders["train"]),
-        validation_examples(context, round_),
+        validation_examples(session, round_),
         workspace.decoder(round_),
     )
 
@@ -67,23 +67,23 @@ def _how_to_keep(best: Candidate) -> str:
     return f"Run ./train.sh again with --from retrain retrain.ids={lower:g}."
 
 
-def _write_sheet(context: SamSession, round_: int, candidates: Sequence[Candidate]) -> None:
+def _write_sheet(session: SamSession, round_: int, candidates: Sequence[Candidate]) -> None:
     shown = evenly_spaced(sorted(candidates, key=lambda candidate: candidate.ids))
     masks = {
         sample.example.patch.name: (sample, mask)
-        for sample, mask in predict(context, "train", [candidate.example for candidate in shown])
+        for sample, mask in segment_stored(session, "train", [candidate.example for candidate in shown])
     }
     rows = []
     for candidate in shown:
         sample, mask = masks[candidate.example.patch.name]
         caption = f"IDS {candidate.ids:.2f} {'kept' if candidate.kept else 'dropped'}"
         rows.append(Row(candidate.example.patch, candidate.example.cam, sample.prompts, mask, caption))
-    write_sheet(sheet_path(context.workspace, round_), rows)
+    write_sheet(sheet_path(session.workspace, round_), rows)
 
 
-def _record(context: SamSession, summary: RoundRow) -> None:
+def _record(session: SamSession, summary: RoundRow) -> None:
     """Log the summary, put it into runs/<name>/pseudo_labels.csv and warn of drifting masks."""
-    path, round_, figures = context.workspace.run / "pseudo_labels.csv", summary.round, summary.model_dump()
+    path, round_, figures = session.workspace.run / "pseudo_labels.csv", summary.round, summary.model_dump()
     rows = read_rows(path, RoundRow, FIX_ROUNDS) if path.is_file() and round_ > 1 else []
     rows = [row for row in rows if row.round < round_]
     before = rows[-1].relative_size if rows else 1.0  # round 0 learned from the CAM masks themselves
