@@ -36,6 +36,6 @@ def test_a_copy_of_a_series_in_another_folder_is_no_second_slide(folder):
 def test_a_dicom_slide_is_read_with_all_levels(folder):
     slide = open_slide(group_slides(folder.iterdir())[0].path)
     assert slide.vendor == "dicom"
-    assert [size for size in slide.level_sizes] == [(768, 640), (384, 320)]
+    assert list(slide.level_sizes) == [(768, 640), (384, 320)]
     assert slide.mpp == pytest.approx((0.25, 0.25))
     assert np.abs(slide.read(200, 200, 64, 64).astype(int) - draw()[200:264, 200:264]).mean() < 8
