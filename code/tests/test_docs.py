@@ -1,4 +1,4 @@
-"""What the contributors' page and the hooks name is there."""
+"""The contributors' pages and the hooks name files, tests and functions that exist."""
 
 import ast
 import re
@@ -6,8 +6,12 @@ from pathlib import Path
 
 import yaml
 
+from tests.test_layers import layer_of
+
 CODE = Path(__file__).parents[1]
 PAGE = (CODE / "README.md").read_text(encoding="utf-8")
+LAYOUT = PAGE.split("```")[1]
+BAD_INPUT = (CODE / "docs" / "BAD_INPUT.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (.+?) \| (.+?) \| `(test_\w+\.py)::(test_\w+)` \|$", re.MULTILINE)
 
 
@@ -17,10 +21,11 @@ def _tests_of(file: Path) -> set[str]:
 
 
 def test_every_kind_of_bad_input_has_a_test_that_is_there():
-    table = PAGE[PAGE.index("## Bad input") :]
-    rows = ROW.findall(table)
+    rows = ROW.findall(BAD_INPUT)
     lines = [
-        line for line in table.splitlines() if line.startswith("| ") and not line.startswith(("| **", "| bad input"))
+        line
+        for line in BAD_INPUT.splitlines()
+        if line.startswith("| ") and not line.startswith(("| **", "| bad input"))
     ]
     assert len(rows) == len(lines), "every row ends in `test_file.py::test_name`"
     assert len(rows) >= 45
@@ -30,13 +35,47 @@ def test_every_kind_of_bad_input_has_a_test_that_is_there():
     assert not {file: tests for file, tests in missing.items() if tests}
 
 
-def test_every_path_on_the_page_is_there():
-    house = PAGE.split("```")[1]
-    named = set(re.findall(r"[\w/]+\.(?:py|sh)\b|\b[a-z]+/(?=\s)", house))
-    named |= set(re.findall(r"`(?:python )?([\w/]+\.(?:py|sh|md))[`:, ]", PAGE))
-    assert len(named) > 30
+def _listed(indent: int, after: str) -> list[str]:
+    """Names that the picture of the layout lists, so many spaces deep, below the line that begins with `after`."""
+    lines = LAYOUT[re.search(rf"^ *{re.escape(after)}", LAYOUT, re.MULTILINE).end() :].splitlines()[1:]
+    names = []
+    for line in lines:
+        depth = len(line) - len(line.lstrip())
+        if depth < indent:
+            break
+        if depth == indent:
+            names.append(line.split()[0])
+    return names
+
+
+def test_the_layout_lists_the_package_in_the_order_of_its_imports():
+    listed = _listed(4, "epsam/")
+    there = {
+        path.name + "/" * path.is_dir()
+        for path in (CODE / "epsam").iterdir()
+        if not path.name.startswith(("__", ".")) and path.suffix in ("", ".py")
+    }
+    assert len(listed) == len(set(listed))
+    assert set(listed) == there
+    numbers = [layer_of(name.removesuffix(".py").removesuffix("/"))[0] for name in listed]
+    assert numbers == sorted(numbers)
+
+
+def test_the_layout_lists_what_lies_beside_the_package():
+    listed = {name.split("/")[0] for name in _listed(2, "code/")}
+    there = {path.name for path in CODE.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
+    assert listed == {name for name in there if not name.endswith(".egg-info")}
+    assert all((CODE.parent / script).is_file() for script in re.findall(r"\w+\.sh", LAYOUT))
+
+
+def test_every_path_and_link_on_the_pages_is_there():
+    named = set(re.findall(r"`(?:python )?([\w/]+\.(?:py|sh|md))[`:, ]", PAGE))
+    assert len(named) > 20
     places = (CODE.parent, CODE, CODE / "epsam", CODE / "tests", CODE / "benchmarks")
     assert not [name for name in sorted(named) if not any((place / name).exists() for place in places)]
+    for page in (CODE.parent / "README.md", CODE / "README.md", CODE.parent / "dataset" / "README.md"):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (page.parent / link).exists()], page
 
 
 def test_names_after_a_colon_are_in_their_files():
