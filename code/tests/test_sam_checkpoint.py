@@ -1,5 +1,8 @@
 """SAM and decoder files: what loads, and what is refused with a reason."""
 
+from argparse import Namespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -52,11 +55,14 @@ def test_the_decoder_upscales_contiguous_input_to_the_same_masks():
         lambda w: {"model_state": w, "epoch": 3},
         lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
         lambda w: {f"sam.{k}": v for k, v in w.items()},
+        lambda w: {"net": {f"module._orig_mod.{k}": v for k, v in w.items()}, "optimizer": {"state": {}}, "epoch": 3},
+        lambda w: {"model_state": w, "best_metric": np.float64(0.5), "step": np.int64(7)},
+        lambda w: {**w, "decoder_state": {"head": torch.zeros(1)}},
     ],
-    ids=["model_state", "parallel", "prefix"],
+    ids=["model_state", "parallel", "prefix", "compiled", "numpy-scalars", "second-entry"],
 )
 def test_wrapped_weights_are_unwrapped(tmp_path, weights, wrap):
-    save_tensors(tmp_path / "sam.pth", wrap(weights))
+    torch.save(wrap(weights), tmp_path / "sam.pth")
     sam = load_sam("demo", tmp_path / "sam.pth")
     torch.testing.assert_close(sam.state_dict(), weights, check_device=False)
 
@@ -72,6 +78,34 @@ def test_weights_of_another_model_type_are_refused(tmp_path, weights):
     save_tensors(tmp_path / "demo.pth", weights)
     with pytest.raises(CheckpointError, match=r"does not fit SAM vit_b: other shapes: .*Set sam.model_type"):
         load_sam("vit_b", tmp_path / "demo.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 375042383\n", "a Git LFS pointer"),
+        (b"\r\n<!DOCTYPE html><html>sign in \x1b[31m</html>", "a web page"),
+        (b'{"message": "rate limit"}', "JSON"),
+        ((2).to_bytes(8, "little") + b"{}", "safetensors"),
+        (b"", "is empty"),
+        (b"not a checkpoint", "no file of torch.save"),
+    ],
+)
+def test_files_that_are_no_weights_are_called_what_they_are(tmp_path, content, what):
+    (tmp_path / "sam.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"sam.pth is .*{what}|sam.pth {what}") as caught:
+        load_sam("demo", tmp_path / "sam.pth")
+    assert str(caught.value).isprintable()
+
+
+def test_weights_that_are_cut_off_or_hold_objects_say_so(tmp_path, weights):
+    torch.save({"model_state": weights, "args": Namespace(lr=1)}, tmp_path / "objects.pth")
+    with pytest.raises(CheckpointError, match=r"holds Python objects \(argparse.Namespace\).*save the weights alone"):
+        load_sam("demo", tmp_path / "objects.pth")
+    save_tensors(tmp_path / "sam.pth", weights)
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "sam.pth").read_bytes()[:50_000])
+    with pytest.raises(CheckpointError, match=r"cut.pth is cut off"):
+        load_sam("demo", tmp_path / "cut.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])

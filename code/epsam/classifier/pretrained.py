@@ -10,6 +10,7 @@ from epsam.classifier.building import check_fit
 from epsam.classifier.resnet import ResNetADL
 from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.downloads import fetch, packaged_weights
+from epsam.runtime.weights_format import unwrap
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 SPREAD = torch.tensor([0.229, 0.224, 0.225])
@@ -37,7 +38,7 @@ def initialise(model: Backbone, init: Literal["random", "imagenet"] | Path, fold
     path = _imagenet(model, folder) if init == "imagenet" else Path(init)
     channels = model.input_weight().shape[1]
     rename = from_torchvision if isinstance(model, ResNetADL) else from_package
-    weights = rename(load_tensors(path), channels)
+    weights = rename(unwrap(load_tensors(path)), channels)
     weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("fc.")}
     check_fit(model, weights, path)
     model.load_state_dict(weights)

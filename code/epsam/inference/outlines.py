@@ -8,7 +8,9 @@ import contourpy
 import cv2
 import numpy as np
 import shapely
-from shapely.geometry import MultiPolygon, Polygon, box
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from shapely.geometry import Polygon
 from shapely.geometry.polygon import orient
 
 from epsam.inference.probability import ProbabilityMap
@@ -33,16 +35,70 @@ class Focus:
 def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> list[Focus]:
     """Regions where the map, interpolated between its pixel centres, exceeds `threshold`; top to bottom.
 
-    `min_area` (level-0 px2): smaller foci are dropped, smaller holes filled. Works block by block; memory grows
-    with the length of the outlines only.
+    `min_area` (level-0 px2): smaller foci are dropped, smaller holes filled. Works block by block and outline by
+    outline; memory grows with the length of the simplified outlines and of those that lie across blocks.
     """
-    region = shapely.unary_union([p for block in source.blocks(BLOCK) for p in _polygons_of(source, block, threshold)])
-    region = _tidy(region, min_area)
-    region = shapely.simplify(region, SIMPLIFY * source.step, preserve_topology=True)
-    region = shapely.set_precision(shapely.make_valid(region), GRID)
-    region = region.intersection(box(0, 0, *source.slide_size))
-    polygons = sorted((orient(p) for p in _tidy(region, min_area).geoms), key=lambda p: (p.bounds[1], p.bounds[0]))
+    outlines, cut = [], []
+    for block in source.blocks(BLOCK):
+        for polygon in _polygons_of(source, block, threshold):
+            if _is_cut(polygon, source, block):
+                cut.append(polygon)
+            else:
+                outlines += _simplified(polygon, source.step, min_area)
+    for polygon in _merged(cut):
+        outlines += _simplified(polygon, source.step, min_area)
+    # Simplified outlines may overlap, and a hole that was filled may have held another polygon.
+    filled = [_without_small_holes(p, min_area) for p in _merged(outlines, GRID)]
+    polygons = [orient(p) for p in _merged(filled, GRID) if p.area >= min_area]
+    polygons.sort(key=lambda p: (p.bounds[1], p.bounds[0]))
     return [Focus(polygon, _mean_inside(source, polygon)) for polygon in polygons]
+
+
+def _is_cut(polygon: Polygon, source: ProbabilityMap, block: tuple[int, int, int, int]) -> bool:
+    """Whether a polygon of `block` ends where the next block begins, and so may go on there."""
+    row0, row1, column0, column1 = ((edge + 0.5) * source.step for edge in block)
+    rows, columns = source.shape
+    x0, y0, x1, y1 = polygon.bounds
+    return bool(
+        (block[0] > 0 and y0 <= row0)
+        or (block[1] < rows and y1 >= row1)
+        or (block[2] > 0 and x0 <= column0)
+        or (block[3] < columns and x1 >= column1)
+    )
+
+
+def _merged(polygons: list[Polygon], grid: float | None = None) -> list[Polygon]:
+    """The union of `polygons`; only those that meet are united, as the time of a union grows with all it is given.
+
+    `grid` (level-0 px): vertices of a union are put on its multiples.
+    """
+    if len(polygons) < 2:
+        return polygons
+    pairs = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    links = coo_array((np.ones(pairs.shape[1], bool), pairs), shape=(len(polygons), len(polygons)))
+    groups: dict[int, list[Polygon]] = {}
+    for polygon, number in zip(polygons, connected_components(links, directed=False)[1].tolist(), strict=True):
+        groups.setdefault(number, []).append(polygon)
+    return [
+        part
+        for group in groups.values()
+        for part in (group if len(group) == 1 else _parts(shapely.unary_union(group, grid_size=grid)))
+    ]
+
+
+def _simplified(polygon: Polygon, step: float, min_area: float) -> list[Polygon]:
+    """What is left of one outline: small holes filled, vertices left out, those that stay on the grid."""
+    filled = _without_small_holes(polygon, min_area)
+    if filled.area < min_area:
+        return []
+    simple = shapely.simplify(filled, SIMPLIFY * step, preserve_topology=False)
+    if not simple.is_valid:  # rare, and the careful way takes several times as long
+        simple = shapely.simplify(filled, SIMPLIFY * step, preserve_topology=True)
+    return _parts(shapely.set_precision(shapely.make_valid(simple), GRID))
+
+
+def _without_small_holes(polygon: Polygon, min_area: float) -> Polygon:
+    return Polygon(polygon.exterior, [hole for hole in polygon.interiors if Polygon(hole).area >= min_area])
 
 
 def _polygons_of(source: ProbabilityMap, block: tuple[int, int, int, int], threshold: float) -> list[Polygon]:
@@ -76,13 +132,6 @@ def _centres(first: int, last: int, count: int, step: float, length: int) -> tup
     if behind:
         centres = np.append(np.minimum(centres, length - GRID), length)
     return np.insert(centres, 0, [0.0] * before), before, behind
-
-
-def _tidy(region: shapely.Geometry, min_area: float) -> MultiPolygon:
-    """Without holes and then without polygons smaller than `min_area`."""
-    filled = [Polygon(p.exterior, [h for h in p.interiors if Polygon(h).area >= min_area]) for p in _parts(region)]
-    # A filled hole may have held a polygon of its own.
-    return MultiPolygon([p for p in _parts(shapely.unary_union(filled)) if p.area >= min_area])
 
 
 def _parts(geometry: shapely.Geometry) -> list[Polygon]:

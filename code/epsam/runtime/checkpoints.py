@@ -1,6 +1,7 @@
 """Weights on disk: a flat state dict, and beside it a JSON file with the settings they belong to."""
 
 import io
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from epsam.runtime.files import atomic, sha256, write_json
 from epsam.runtime.finite import first_non_finite
 from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.sidecar import flatten, read_metadata, sidecar_path
+from epsam.runtime.weights_format import NUMPY_NUMBERS, unwrap, what_it_is
 
 
 def save_weights(
@@ -33,12 +35,12 @@ def save_weights(
 
 
 def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-    """Read a state dict; with a settings file beside it, compare its hash and the settings in `expected` first.
+    """Read a state dict, unwrapped; with a settings file beside it, compare its hash and the settings in `expected`.
 
     Raises CheckpointError when the file is missing or damaged, is not the one that the settings were written for,
     or was trained with other settings (nested or flat).
     """
-    weights = load_tensors(path)
+    weights = unwrap(load_tensors(path))
     note = read_metadata(path)
     if "sha256" in note and note["sha256"] != sha256(path):
         raise CheckpointError(
@@ -74,14 +76,13 @@ def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """torch.load of tensors and plain values only; raises CheckpointError for anything else, and for NaN or infinity."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such checkpoint'}")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = _load(path)
         bad = first_non_finite(value) if isinstance(value, dict) else None
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
     except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged or hostile file
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: cannot be loaded as weights ({reason}); make or fetch it again") from None
+        raise CheckpointError(f"{path} {what_it_is(path, str(error))}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of weights")
     if bad is not None:
@@ -90,3 +91,13 @@ def load_tensors(path: Path) -> dict[str, Any]:
             "are damaged or come from a training that failed. Copy or fetch them again, or train again"
         )
     return value
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "numpy" not in str(error) or not hasattr(torch.serialization, "safe_globals"):  # from torch 2.5 on
+            raise
+    with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        return torch.load(path, map_location="cpu", weights_only=True)

@@ -14,14 +14,13 @@ from epsam.runtime.checkpoints import load_tensors, load_weights
 from epsam.runtime.downloads import WEIGHTS, fetch
 from epsam.runtime.files import sha256
 from epsam.runtime.sidecar import read_metadata
+from epsam.runtime.weights_format import unwrap
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.encoder import encoder_hash
 
 ModelType = Literal["vit_b", "vit_l", "vit_h", "demo"]
 
 DEMO_FILE = "sam_demo.pth"
-WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model")
-PREFIXES = ("module.", "sam.", "model.")
 DECODER = "mask_decoder."
 
 
@@ -39,7 +38,7 @@ def load_sam(
     """
     path = Path(checkpoint) if checkpoint is not None else find_weights(model_type, folder)
     sam = build_sam(model_type)
-    weights = _unwrap(load_tensors(path))
+    weights = unwrap(load_tensors(path))
     _check_fit(path, weights, sam.state_dict(), f"SAM {model_type}")
     sam.load_state_dict(weights)
     return sam.requires_grad_(False).eval().to(device)
@@ -85,7 +84,7 @@ def load_decoder(sam: Sam, path: Path) -> Sam:
     The file holds `mask_decoder.*`, perhaps after `module.`. Raises CheckpointError when it is missing, damaged
     or the decoder of another SAM: of another shape, or trained on what another encoder gives.
     """
-    weights = _unwrap(load_weights(path))
+    weights = load_weights(path)
     _check_fit(path, weights, decoder_weights(sam), "this SAM's mask decoder")
     trained_on = read_metadata(path).get("encoder")
     if trained_on and trained_on != (here := encoder_hash(sam)):
@@ -100,17 +99,6 @@ def load_decoder(sam: Sam, path: Path) -> Sam:
 def decoder_weights(sam: Sam) -> dict[str, torch.Tensor]:
     """State dict of the mask decoder, keys as in the whole model (`mask_decoder.*`), a copy on the CPU."""
     return {DECODER + name: tensor.detach().cpu().clone() for name, tensor in sam.mask_decoder.state_dict().items()}
-
-
-def _unwrap(weights: Mapping) -> dict[str, torch.Tensor]:
-    for key in WRAPPERS:
-        if isinstance(weights.get(key), Mapping):
-            weights = weights[key]
-            break
-    for prefix in PREFIXES:
-        if weights and all(str(name).startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    return dict(weights)
 
 
 def _check_fit(path: Path, weights: Mapping, expected: Mapping[str, torch.Tensor], model: str) -> None:
