@@ -18,7 +18,6 @@ from epsam.inference.models import load_models
 from epsam.patches.patch import patches_for_sam
 from epsam.pipeline import STAGES
 from epsam.report.overview import draw_overview
-from epsam.report.page import duration
 from epsam.report.result_section import headline
 from epsam.results import read_results, record_results
 from epsam.runs.record import write_done
@@ -26,8 +25,10 @@ from epsam.runs.runner import run_stage, signature_of
 from epsam.runs.stage import find_stage
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
+from epsam.runtime.text import duration
 from epsam.stages.evaluate import evaluate
 from epsam.stages.report import report
+from epsam.visualization.drawing import write_jpeg
 from epsam.workspace import Workspace
 from tests.slide_factory import write_slide
 
@@ -276,7 +277,7 @@ def test_report_shows_failed_slides_and_escapes_what_it_is_given(copy):
     }
     failed = dict.fromkeys(columns, "") | {"slide": "tumor_002", "status": "failed", "reason": "<script>alert(1)"}
     write_csv(workspace.slides_csv, [used, failed], columns)
-    write_png(workspace.qa / "tumor_001.png", np.full((40, 60, 3), 200, np.uint8))
+    write_jpeg(workspace.qa / "tumor_001.jpg", np.full((40, 60, 3), 200, np.uint8))
     report(config, workspace, choose_hardware("cpu"))
     text = workspace.report.read_text()
     assert "script" not in _Page(text).tags

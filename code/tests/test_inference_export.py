@@ -12,10 +12,11 @@ from shapely.geometry import Polygon, box, shape
 
 from epsam.inference.export import exclusions, write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus, find_foci
-from epsam.inference.overlay import round_length, write_overlay
+from epsam.inference.overlay import write_overlay
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
 from epsam.runtime.files import read_image
+from epsam.runtime.text import round_length
 from epsam.slides.annotation import load_annotation
 from epsam.slides.reader import open_slide
 

@@ -17,7 +17,7 @@ from epsam.patches.patch import list_patches, patches_for_sam
 from epsam.slides.annotation import load_annotation
 from epsam.slides.reader import open_slide
 from epsam.stages.preprocess import preprocess
-from epsam.visualization import slide_sheet as qa
+from epsam.visualization import palette
 from epsam.workspace import SPLITS, Workspace
 from tests.slide_factory import GROUPS, box_points, draw, make_dataset, philips, spoil_tile, write_slide, write_xml
 
@@ -151,11 +151,11 @@ def test_second_call_leaves_what_is_whole_untouched(ws):
 
 def test_sheets_drawn_from_kept_scans_are_those_of_the_first_call(ws):
     preprocess(config(), ws)
-    first = {path.name: path.read_bytes() for path in ws.qa.glob("*.png")}
+    first = {path.name: path.read_bytes() for path in ws.qa.glob("*.jpg")}
     assert first
     shutil.rmtree(ws.qa)
     preprocess(config(), ws)
-    assert {path.name: path.read_bytes() for path in ws.qa.glob("*.png")} == first
+    assert {path.name: path.read_bytes() for path in ws.qa.glob("*.jpg")} == first
 
 
 def test_masks_that_were_lost_are_written_again_and_the_images_stay(ws):
@@ -378,7 +378,7 @@ def test_names_with_spaces_capitals_and_other_letters(ws):
         row = slides(ws)[name]
         assert row["status"] == "ok"
         assert list((ws.split(row["split"]) / "mask").glob(f"{name}_x*_1.png"))
-        assert (ws.qa / f"{name}.png").is_file()
+        assert (ws.qa / f"{name}.jpg").is_file()
 
 
 def test_data_set_that_is_a_link(ws, tmp_path):
@@ -513,7 +513,7 @@ def test_workers_that_cannot_start_are_not_blamed_on_the_slides(tmp_path):
 
 
 def sheet(ws, slide: str) -> np.ndarray:
-    return cv2.imread(str(ws.qa / f"{slide}.png"))[..., ::-1].astype(int)
+    return cv2.imread(str(ws.qa / f"{slide}.jpg"))[..., ::-1].astype(int)
 
 
 def share_of(colour, pixels: np.ndarray) -> float:
@@ -528,16 +528,16 @@ def test_qa_sheet_shows_tissue_annotation_and_windows_in_their_places(ws):
     preprocess(config(), ws)
     picture = sheet(ws, "tumor_001")  # 768 px wide, as the slide
     assert picture.shape[:2] > (640, 768)
-    assert share_of(qa.TISSUE, picture[62:67, 420:600]) > 0.3
-    assert share_of(qa.TUMOUR, picture[150:350, 135:138]) > 0.5
-    assert share_of(qa.HOLE, picture[190:250, 199:202]) > 0.5
+    assert share_of(palette.TISSUE, picture[62:67, 420:600]) > 0.3
+    assert share_of(palette.TRUTH, picture[150:350, 135:138]) > 0.5
+    assert share_of(palette.EXCLUDED, picture[190:250, 199:202]) > 0.5
     rows = [row for row in table(ws.patches_csv) if row["slide"] == "tumor_001"]
     corner = {name: [] for name in ("1", "0")}
     for row in rows:
         x, y = int(row["x"]), int(row["y"])
         frame = picture[y + 20 : y + 44, x]  # its left side; other lines may cover a part
-        colours = qa.POSITIVE if row["label"] == "1" else qa.NEGATIVE
-        corner[row["chosen"]].append(max(share_of(colours, frame), share_of(qa.EXTRA, frame)) > 0.5)
+        colours = palette.TUMOUR_PATCH if row["label"] == "1" else palette.NORMAL_PATCH
+        corner[row["chosen"]].append(max(share_of(colours, frame), share_of(palette.CLASSIFIER_PATCH, frame)) > 0.5)
     assert np.mean(corner["1"]) > 0.8
     assert np.mean(corner["0"]) < 0.3
 
@@ -549,7 +549,7 @@ def test_qa_sheet_of_a_small_slide_is_large_enough_to_read(ws):
     picture = sheet(ws, "normal_001")
     assert picture.shape[1] == 640
     assert 510 < picture.shape[0] < 600
-    assert share_of(qa.TISSUE, picture[66:74, 150:500]) > 0.15  # tissue begins at 20 of 188 px
+    assert share_of(palette.TISSUE, picture[66:74, 150:500]) > 0.15  # tissue begins at 20 of 188 px
 
 
 @pytest.mark.skipif(not WSI.is_dir(), reason="no real slides here")
@@ -572,7 +572,7 @@ def test_real_slides_and_broken_ones(ws):
     for name, (status, reason) in expected.items():
         assert rows[name]["status"] == status
         assert reason in rows[name]["reason"]
-        assert (ws.qa / f"{name}.png").is_file() == (status == "ok")
+        assert (ws.qa / f"{name}.jpg").is_file() == (status == "ok")
 
 
 SPARSE = """

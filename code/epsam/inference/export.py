@@ -12,9 +12,10 @@ from shapely.ops import split
 
 from epsam.inference.outlines import Focus
 from epsam.runtime.files import atomic, write_text
+from epsam.visualization.palette import EXCLUDED, PREDICTION, css
 
-TUMOUR_COLOUR = (200, 0, 0)
-HOLE_COLOUR = (100, 100, 100)
+QUPATH_TUMOUR = (200, 0, 0)
+"""QuPath's own colour of its class Tumor, which it shows whatever a file says."""
 
 
 def write_geojson(
@@ -38,7 +39,7 @@ def write_geojson(
                 "properties": {
                     "objectType": "annotation",
                     "name": f"Focus {number}",
-                    "classification": {"name": "Tumor", "color": TUMOUR_COLOUR},
+                    "classification": {"name": "Tumor", "color": QUPATH_TUMOUR},
                     "measurements": measurements,
                 },
             }
@@ -66,16 +67,16 @@ def write_asap_xml(path: Path, foci: list[Focus]) -> None:
         stream.write('<?xml version="1.0" encoding="utf-8"?>\n<ASAP_Annotations>\n\t<Annotations>\n')
         number = 0
         for group, colour, rings in (
-            ("Tumor", TUMOUR_COLOUR, (f.polygon.exterior for f in foci)),
-            ("Exclusion", HOLE_COLOUR, exclusions(foci)),
+            ("Tumor", PREDICTION, (f.polygon.exterior for f in foci)),
+            ("Exclusion", EXCLUDED, exclusions(foci)),
         ):
             for ring in rings:
                 stream.write(_annotation(number, group, colour, ring))
                 number += 1
         stream.write("\t</Annotations>\n\t<AnnotationGroups>\n")
-        for group, colour in (("Tumor", TUMOUR_COLOUR), ("Exclusion", HOLE_COLOUR)):
+        for group, colour in (("Tumor", PREDICTION), ("Exclusion", EXCLUDED)):
             stream.write(
-                f'\t\t<Group Name="{group}" PartOfGroup="None" Color="{_hex(colour)}">\n'
+                f'\t\t<Group Name="{group}" PartOfGroup="None" Color="{css(colour)}">\n'
                 "\t\t\t<Attributes />\n\t\t</Group>\n"
             )
         stream.write("\t</AnnotationGroups>\n</ASAP_Annotations>\n")
@@ -87,12 +88,8 @@ def _annotation(number: int, group: str, colour: tuple[int, int, int], ring: sha
     )
     return (
         f'\t\t<Annotation Name={quoteattr(f"{group} {number}")} Type="Polygon" PartOfGroup="{group}" '
-        f'Color="{_hex(colour)}">\n\t\t\t<Coordinates>\n{corners}\t\t\t</Coordinates>\n\t\t</Annotation>\n'
+        f'Color="{css(colour)}">\n\t\t\t<Coordinates>\n{corners}\t\t\t</Coordinates>\n\t\t</Annotation>\n'
     )
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def exclusions(foci: list[Focus]) -> Iterator[shapely.LinearRing]:

@@ -1,10 +1,9 @@
 """One picture of a slide to look at: tissue, probability in colour, outlines, scale bar, figures."""
 
-import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, patheffects
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -15,11 +14,12 @@ from matplotlib.patches import Rectangle
 from epsam.inference.outlines import Focus
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
+from epsam.runtime.text import length_text, round_length
 from epsam.slides.slide import Slide, overview
+from epsam.visualization.palette import MAP, PREDICTION, css, edge_of, map_colours
 
 LONG_SIDE = 1800
 """Pixels of the longer side of the slide in the picture."""
-COLOURS = colormaps["viridis"]
 OPACITY = 0.5
 """Of the colour where the probability is 1."""
 DPI = 100
@@ -53,7 +53,7 @@ def _tint(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """`image` RGB uint8 with the colours of `probability` (uint8, 255 for 1) over it, the more opaque the higher."""
     values = np.arange(256, dtype=np.float32) / 255
     opacity = OPACITY * np.clip(values * 1.5, 0, 1)[:, None]
-    colours = (COLOURS(values)[:, :3] * 255 * opacity).astype(np.float32)
+    colours = (map_colours(values) * opacity).astype(np.float32)
     return (image * (1 - opacity)[probability] + colours[probability]).astype(np.uint8)
 
 
@@ -75,15 +75,15 @@ def _canvas(columns: int, rows: int) -> tuple[Figure, Axes]:
 
 def _draw_outlines(axes: Axes, foci: list[Focus]) -> None:
     rings = [np.asarray(ring.coords) for f in foci for ring in (f.polygon.exterior, *f.polygon.interiors)]
-    lines = LineCollection(rings, colors="black", linewidths=1.2, capstyle="round")
-    lines.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+    lines = LineCollection(rings, colors=css(PREDICTION), linewidths=1.5, capstyle="round")
+    lines.set_path_effects([patheffects.withStroke(linewidth=3.5, foreground=css(edge_of(PREDICTION)))])
     axes.add_collection(lines, autolim=False)
 
 
 def _draw_scale_bar(axes: Axes, width: int, height: int, mpp: float) -> None:
     """A bar of a round length, about a sixth of the slide's width, in the lower left corner."""
     length = round_length(width * mpp / 6)
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    label = length_text(length)
     bar, pad = length / mpp, 0.012 * max(width, height)
     pixels = axes.get_window_extent().width / width
     axes.add_patch(
@@ -110,12 +110,6 @@ def _draw_scale_bar(axes: Axes, width: int, height: int, mpp: float) -> None:
     axes.set_ylim(height, 0)
 
 
-def round_length(length: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above `length`."""
-    power = 10 ** math.floor(math.log10(length))
-    return max(step * power for step in (1, 2, 5) if step * power <= length * (1 + 1e-9))
-
-
 def _add_text(figure: Figure, axes: Axes, title: str, caption: str) -> None:
     box = axes.get_position()
     height = figure.get_figheight() * DPI
@@ -125,13 +119,13 @@ def _add_text(figure: Figure, axes: Axes, title: str, caption: str) -> None:
     )  # a slide may be named $\x$
     figure.text(left, 1 - 72 / height, caption, fontsize=14, color="0.3", ha="left", va="center", parse_math=False)
     bar = figure.add_axes((left, box.y0 - 40 / height, 300 / (figure.get_figwidth() * DPI), 16 / height))
-    colour_bar = figure.colorbar(ScalarMappable(cmap=COLOURS), cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
+    colour_bar = figure.colorbar(ScalarMappable(cmap=MAP), cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
     colour_bar.outline.set_visible(False)
     colour_bar.ax.tick_params(labelsize=12, length=0)
     figure.text(
         left + 320 / (figure.get_figwidth() * DPI),
         box.y0 - 32 / height,
-        "probability of tumour; lines: outline of the foci",
+        "probability of tumour; blue lines: outline of the foci",
         fontsize=13,
         va="center",
     )

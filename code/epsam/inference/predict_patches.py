@@ -22,12 +22,14 @@ from epsam.runtime.files import read_image, read_mask, write_csv, write_png
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import PlainName, Record, explain, parse_record
 from epsam.segmenter import ImageSegmenter
+from epsam.visualization.drawing import Entry, add_legend, outline, resize_mask, tint
+from epsam.visualization.palette import PREDICTION, TRUTH
 
 COLUMNS = ["patch", "status", "reason", "classifier_probability", "segmented", "tumour_fraction", "dice", "iou"]
 
 
-PREDICTED, TRUE = (255, 215, 0), (0, 150, 80)
-"""Colours of the outlines in the overlays."""
+OVERLAY_PX = 512
+"""Least longer side of an overlay; smaller patches are enlarged."""
 
 
 @dataclass(frozen=True)
@@ -257,12 +259,14 @@ def _score(patch: Input, output: Path) -> dict[str, float | str]:
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """The patch with what is predicted outlined in yellow and lit, and the true outline, if known, in green."""
-    drawn = image.copy()
-    drawn[~mask] = (drawn[~mask] * 0.75).astype(np.uint8)
-    for outlined, colour in ((truth, TRUE), (mask, PREDICTED)):
-        if outlined is not None:
-            lines, _ = cv2.findContours(outlined.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(drawn, lines, -1, (0, 0, 0), 4, cv2.LINE_AA)
-            cv2.drawContours(drawn, lines, -1, colour, 2, cv2.LINE_AA)
-    return drawn
+    """The patch, at least OVERLAY_PX long, with what is predicted and the annotation, if known, above a legend."""
+    scale = max(1.0, OVERLAY_PX / max(mask.shape))
+    drawn = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
+    legend = [Entry("predicted", PREDICTION)]
+    predicted = resize_mask(mask, drawn.shape[1::-1])
+    tint(drawn, predicted, PREDICTION, 0.25)
+    if truth is not None:
+        outline(drawn, resize_mask(truth, drawn.shape[1::-1]), TRUTH)
+        legend.append(Entry("annotation", TRUTH, "line"))
+    outline(drawn, predicted, PREDICTION)
+    return add_legend(drawn, legend)

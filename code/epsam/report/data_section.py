@@ -21,7 +21,7 @@ THUMBNAILS = 12
 def data_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     """Everything of the section "Data"."""
     slides = read_summary(workspace)
-    thumbnails = sorted(workspace.qa.glob("*.png"))
+    thumbnails = sorted(workspace.qa.glob("*.jpg"))
     more = len(thumbnails) - THUMBNAILS
     return {
         "explanation": _explanation(config, slides),

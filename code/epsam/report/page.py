@@ -11,6 +11,7 @@ from epsam.report.result_section import headline, tiles
 from epsam.runs.environment import read_environment
 from epsam.runs.record import read_state
 from epsam.runtime.sidecar import flatten
+from epsam.runtime.text import duration
 from epsam.workspace import Workspace
 
 
@@ -62,14 +63,3 @@ def settings_section(config: Config) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 8 s, 3 min 20 s, 2 h 5 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

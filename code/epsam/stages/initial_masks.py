@@ -16,7 +16,7 @@ from epsam.runtime.files import read_image, write_png
 from epsam.runtime.log import logger, progress
 from epsam.sam.samples import patch_size
 from epsam.sam.session import SamSession
-from epsam.visualization.cam_sheet import draw_cam_sheet
+from epsam.visualization.contact_sheet import draw_cam_sheet
 from epsam.workspace import SPLITS, Workspace
 
 

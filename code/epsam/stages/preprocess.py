@@ -10,10 +10,11 @@ from epsam.patches.manifest import SlideRecord, find_slides, usable
 from epsam.patches.selection import Candidates, may_be_positive, select
 from epsam.patches.splits import apply_published, assign_random
 from epsam.patches.tables import remove_stale, write_patches, write_summary
+from epsam.report.qa_index import write_index
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.log import logger, progress
 from epsam.runtime.workers import run_tasks
-from epsam.visualization.slide_sheet import write_index, write_slide_sheet
+from epsam.visualization.slide_sheet import write_slide_sheet
 from epsam.workspace import SPLITS, Workspace
 
 

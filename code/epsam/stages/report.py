@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from epsam import report as report_package
 from epsam.config.schema import Config
 from epsam.report.data_section import data_section
 from epsam.report.example_section import example_section
@@ -13,6 +12,7 @@ from epsam.report.result_section import result_section
 from epsam.report.training_section import training_section
 from epsam.runtime.files import write_text
 from epsam.runtime.log import logger
+from epsam.visualization.page import render
 from epsam.workspace import Workspace
 
 
@@ -21,14 +21,8 @@ def report(config: Config, workspace: Workspace, stages: Sequence[tuple[str, str
 
     Parts that have nothing to show (no true masks, no slides, no curves) say so.
     """
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1] / "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html")
-    page = template.render(
+    page = render(
+        Path(report_package.__file__).parent / "report.html",
         run=run_section(config, workspace, stages),
         results=result_section(config, workspace),
         examples=example_section(config, workspace),

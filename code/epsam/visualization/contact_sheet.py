@@ -1,40 +1,40 @@
-"""A picture of what a round learns from: patch, CAM, points and label side by side."""
+"""Contact sheets: patches in rows with their maps, prompts and masks, to look at before trusting any figure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import cv2
 import numpy as np
 
-from epsam.cam.activation import ActivationMap, resize_map
+from epsam.cam.activation import ActivationMap
 from epsam.patches.patch import Patch
 from epsam.prompts import PromptSet
 from epsam.runtime.files import read_image, read_mask, write_png
+from epsam.visualization.drawing import Entry, add_legend, draw_text, fit_text
+from epsam.visualization.palette import PREDICTION, PROMPT, TRUTH
+from epsam.visualization.panels import draw_map, draw_mask, draw_prompts, draw_truth, photo
 from epsam.workspace import Workspace
 
 TILE_PX = 224
-
-
-HEADER_PX = 22
-
-
-GAP_PX = 4
-
-
+CAM_TILE_PX = 160
+HEADER_PX, NAME_PX = 24, 20
+"""Heights of the titles above the columns and of the line above each row."""
+GAP_PX = 6
 ROWS = 8
+"""Patches of the sheet of a round; that of the maps shows twice as many, side by side."""
 
+CAM_MAP = "class activation map (CAM)"
+MASK_ENTRY = Entry("mask", PREDICTION)
+TRUTH_ENTRY = Entry("annotation, where there is one; nothing learns from it", TRUTH, "line")
+PROMPT_ENTRY = Entry("prompt given to SAM", PROMPT, "point")
 
-TITLES = ("patch, truth", "CAM", "prompts", "label, truth")
-
-
-TRUTH, LABEL, PROMPT = (0, 160, 0), (255, 220, 0), (0, 90, 255)
-"""RGB of the outlines and points."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One patch of the sheet."""
+    """One patch of the sheet of a round."""
 
     patch: Patch
     cam: ActivationMap
@@ -44,12 +44,20 @@ class Row:
     caption: str
 
 
+@dataclass(frozen=True)
+class Strip:
+    """Panels side by side, squares of one size, RGB uint8, and the text above them."""
+
+    text: str
+    panels: Sequence[np.ndarray]
+
+
 def sheet_path(workspace: Workspace, round_: int) -> Path:
     """The sheet of a round."""
     return workspace.run / f"labels_round{round_}.png"
 
 
-def evenly_spaced(items: Sequence, count: int = ROWS) -> list:
+def evenly_spaced(items: Sequence[Item], count: int = ROWS) -> list[Item]:
     """Up to `count` items, evenly spaced from the first to the last."""
     if not items:
         return []
@@ -57,54 +65,68 @@ def evenly_spaced(items: Sequence, count: int = ROWS) -> list:
 
 
 def write_sheet(path: Path, rows: Sequence[Row]) -> None:
-    """Write a PNG with one line per row; the truth is outlined where the patch has a mask, for the eye alone."""
-    lines = [np.hstack([_framed(tile) for tile in _tiles(row)]) for row in rows]
-    header = _header([_framed(np.zeros((TILE_PX, TILE_PX, 3), np.uint8)).shape[1]] * len(TITLES))
-    write_png(path, np.vstack([header, *lines]))
+    """Write a PNG of what a round learns from: patch, CAM, prompts and label, one patch a line."""
+    strips = [Strip(f"{row.caption}   {row.patch.name}", list(_round_panels(row))) for row in rows]
+    titles = ("patch", "CAM", "CAM and prompts", "label")
+    legend = [Entry("label", PREDICTION), TRUTH_ENTRY, PROMPT_ENTRY]
+    write_png(path, add_legend(arrange(titles, strips), legend, CAM_MAP))
 
 
-def _tiles(row: Row) -> list[np.ndarray]:
+def _round_panels(row: Row) -> Iterator[np.ndarray]:
     image = read_image(row.patch.path)
-    truth = read_mask(row.patch.mask) if row.patch.has_mask else None
-    size = image.shape[:2]
-    heat = cv2.applyColorMap((resize_map(row.cam.values, size) * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    cam = cv2.addWeighted(image, 0.5, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.5, 0)
-    tiles = [_scaled(picture) for picture in (image, cam, image, image)]
-    scale = TILE_PX / max(size)
-    for x, y in row.prompts.points:
-        cv2.circle(tiles[2], (round(float(x) * scale), round(float(y) * scale)), 2, PROMPT, -1, cv2.LINE_AA)
-    for x0, y0, x1, y1 in (row.prompts.boxes * scale).round().astype(int).tolist():
-        cv2.rectangle(tiles[2], (x0, y0), (x1 - 1, y1 - 1), PROMPT, 1)
-    _outline(tiles[3], row.label, LABEL)
-    if truth is not None:
-        for tile in (tiles[0], tiles[3]):
-            _outline(tile, truth, TRUTH)
-    cv2.putText(tiles[3], row.caption, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 3, cv2.LINE_AA)
-    cv2.putText(tiles[3], row.caption, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
-    return tiles
+    yield _with_truth(photo(image, TILE_PX), row.patch)
+    heat = draw_map(image, row.cam.values, TILE_PX)
+    yield heat
+    yield draw_prompts(heat, row.prompts.points, row.prompts.boxes, image.shape[:2])
+    yield _with_truth(draw_mask(image, row.label, TILE_PX), row.patch)
 
 
-def _scaled(image: np.ndarray) -> np.ndarray:
-    scale = TILE_PX / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+def draw_cam_sheet(path: Path, patches: Sequence[Patch], cams: Mapping[str, ActivationMap], masks: Path) -> None:
+    """Write a PNG of up to 16 patches evenly spread over `patches`: photo, map, and the mask in the folder `masks`."""
+    if not patches:
+        return
+    strips = [
+        Strip(
+            f"{patch.name}   cut at {cams[patch.name].limit:.2f}",
+            list(_cam_panels(patch, cams[patch.name], read_mask(masks / f"{patch.name}.png"))),
+        )
+        for patch in evenly_spaced(patches, 2 * ROWS)
+    ]
+    sheet = arrange(("patch", "CAM", "CAM mask"), strips, sets=2)
+    write_png(path, add_legend(sheet, [Entry("CAM mask", PREDICTION), TRUTH_ENTRY], CAM_MAP))
 
 
-def _outline(tile: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
-    small = cv2.resize(mask.astype(np.uint8), tile.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(small, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(tile, contours, -1, colour, 2)
+def _cam_panels(patch: Patch, cam: ActivationMap, mask: np.ndarray) -> Iterator[np.ndarray]:
+    image = read_image(patch.path)
+    yield _with_truth(photo(image, CAM_TILE_PX), patch)
+    yield draw_map(image, cam.values, CAM_TILE_PX)
+    yield _with_truth(draw_mask(image, mask, CAM_TILE_PX), patch)
 
 
-def _framed(tile: np.ndarray) -> np.ndarray:
-    """The tile in a white square of the same size for every patch."""
-    side = TILE_PX + GAP_PX
-    return np.pad(tile, ((0, side - tile.shape[0]), (0, side - tile.shape[1]), (0, 0)), constant_values=255)
+def _with_truth(panel: np.ndarray, patch: Patch) -> np.ndarray:
+    return draw_truth(panel, read_mask(patch.mask)) if patch.has_mask else panel
 
 
-def _header(widths: Sequence[int]) -> np.ndarray:
-    header = np.full((HEADER_PX, sum(widths), 3), 255, np.uint8)
-    for column, title in enumerate(TITLES):
-        left = sum(widths[:column]) + 4
-        cv2.putText(header, title, (left, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return header
+def arrange(titles: Sequence[str], strips: Sequence[Strip], sets: int = 1) -> np.ndarray:
+    """Titled columns with one strip a row, or `sets` of them side by side; at least one strip."""
+    drawn = [_draw_strip(strip) for strip in strips]
+    blank = np.full_like(drawn[0], 255)
+    drawn += [blank] * (-len(drawn) % sets)
+    rows = [np.hstack(drawn[start : start + sets]) for start in range(0, len(drawn), sets)]
+    header = np.full((HEADER_PX, rows[0].shape[1], 3), 255, np.uint8)
+    width = strips[0].panels[0].shape[1] + GAP_PX
+    for set_ in range(min(sets, len(strips))):
+        for column, title in enumerate(titles):
+            draw_text(header, set_ * drawn[0].shape[1] + column * width + GAP_PX, 5, title)
+    return np.vstack([header, *rows])
+
+
+def _draw_strip(strip: Strip) -> np.ndarray:
+    side = strip.panels[0].shape[0]
+    width = len(strip.panels) * (side + GAP_PX) + 2 * GAP_PX
+    drawn = np.full((NAME_PX + side + GAP_PX, width, 3), 255, np.uint8)
+    draw_text(drawn, GAP_PX, 3, fit_text(strip.text, width - 3 * GAP_PX, 12), (70, 70, 70), 12)
+    for column, panel in enumerate(strip.panels):
+        left = GAP_PX + column * (side + GAP_PX)
+        drawn[NAME_PX : NAME_PX + side, left : left + side] = panel
+    return drawn
