@@ -87,7 +87,7 @@ def draw_cam_sheet(path: Path, patches: Sequence[Patch], cams: Mapping[str, Acti
         return
     strips = [
         Strip(
-            f"{patch.name}   cut at {cams[patch.name].limit:.2f}",
+            f"{patch.name}   cut at {cams[patch.name].threshold:.2f}",
             list(_cam_panels(patch, cams[patch.name], read_mask(masks / f"{patch.name}.png"))),
         )
         for patch in evenly_spaced(patches, 2 * ROWS)

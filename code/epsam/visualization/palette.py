@@ -1,7 +1,8 @@
 """The colours of all pictures and of the report: a legend learned once holds everywhere.
 
-The eight colours of Okabe and Ito, which people with any common kind of colour blindness can tell apart
-(https://jfly.uni-koeln.de/color/), each with one meaning; maps in viridis, which is as safe.
+Seven of the colours of Okabe and Ito, which people with any common kind of colour blindness can tell apart
+(https://jfly.uni-koeln.de/color/), each with one meaning, and a brown; maps in viridis,
+which is as safe.
 """
 
 import cv2
@@ -28,8 +29,8 @@ EXCLUDED = BLACK
 """Areas taken out of the annotation."""
 TUMOUR_PATCH = (230, 159, 0)
 """Orange: patches with tumour, for the classifier and for SAM."""
-CLASSIFIER_PATCH = (204, 121, 167)
-"""Purple: patches with tumour for the classifier only."""
+CLASSIFIER_PATCH = (146, 73, 0)
+"""Brown: patches with tumour for the classifier only; the palette's own eighth colour, purple, is that of the stain."""
 NORMAL_PATCH = (86, 180, 233)
 """Sky blue: patches without tumour."""
 
