@@ -184,7 +184,7 @@ def test_no_masks_is_said_and_the_report_is_still_made(copy, caplog):
     with caplog.at_level(logging.WARNING, "epsam"):
         assert _evaluate(config, workspace) == {}
     assert "there are no masks; nothing is measured" in caplog.text
-    report(config, workspace, choose_hardware("cpu"))
+    report(config, workspace, [("preprocess", "cut patches from the slides")])
     assert "The test split has no true masks" in workspace.report.read_text()
 
 
@@ -278,7 +278,7 @@ def test_report_shows_failed_slides_and_escapes_what_it_is_given(copy):
     failed = dict.fromkeys(columns, "") | {"slide": "tumor_002", "status": "failed", "reason": "<script>alert(1)"}
     write_csv(workspace.slides_csv, [used, failed], columns)
     write_jpeg(workspace.qa / "tumor_001.jpg", np.full((40, 60, 3), 200, np.uint8))
-    report(config, workspace, choose_hardware("cpu"))
+    report(config, workspace, [("preprocess", "cut patches from the slides")])
     text = workspace.report.read_text()
     assert "script" not in _Page(text).tags
     assert "&lt;script&gt;alert(1)" in text
@@ -312,7 +312,7 @@ def test_report_shows_test_patches_in_their_places_on_the_slides(copy):
         for name in ("slide_0", "slide_1")
     ]
     write_csv(workspace.slides_csv, rows, columns)
-    report(config, workspace, choose_hardware("cpu"))
+    report(config, workspace, [("preprocess", "cut patches from the slides")])
     page = _Page(workspace.report.read_text())
     in_place = [image["alt"] for image in page.images if "in their places" in image["alt"]]
     figures = read_figures(figures_csv(workspace, "round1"))
