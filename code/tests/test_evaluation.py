@@ -25,7 +25,6 @@ from epsam.runs.runner import run_stage, signature_of
 from epsam.runs.stage import find_stage
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
-from epsam.runtime.text import duration
 from epsam.stages.evaluate import evaluate
 from epsam.stages.report import report
 from epsam.visualization.drawing import write_jpeg
@@ -353,13 +352,6 @@ def test_headline_speaks_of_the_gain_where_there_is_one(copy, dice, said):
         workspace, "evaluate", [{"method": name} | row for name, row in (rows | {"sam": rows["cam"]}).items()]
     )
     assert headline(config, workspace).endswith(said)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(7.6, "8 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
-)
-def test_durations_read_as_people_say_them(seconds, shown):
-    assert duration(seconds) == shown
 
 
 def test_figures_of_each_patch_are_kept(made):

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.efficientnet import EfficientNetLite0
 from epsam.classifier.resnet import ResNetADL
 from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError
-from epsam.runtime.checkpoints import load_weights
+from epsam.runtime.checkpoints import load_weights, mismatch
 
 MODEL_SETTINGS = ("backbone", "depth", "layer3_stride", "padding", "high_frequency", "frequency_block_px")
 """Settings that must be those of the training when a checkpoint is used."""
@@ -42,22 +41,9 @@ def load_classifier(settings: Classifier, path: Path, device: torch.device | str
 
 def check_fit(model: Backbone, weights: Mapping[str, torch.Tensor], source: Path | str) -> None:
     """Raise CheckpointError, in one line, when `weights` are not those of `model`."""
-    if differences := unlike(model, weights):
+    if differences := mismatch(weights, model.state_dict()):
         channels = model.input_weight().shape[1]
         raise CheckpointError(
-            f"{source}: not the weights of {model.title} with ADL and {channels} input channels: entries "
+            f"{source}: not the weights of {model.title} with ADL and {channels} input channels: "
             f"{differences}. Set classifier.backbone, depth and high_frequency as it was trained"
         )
-
-
-def unlike(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> str:
-    """In what entries `weights` differ from those that `model` has: missing, unknown or of another shape; "" for none."""
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in weights]
-    unknown = [name for name in weights if name not in expected]
-    unequal = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
-    return ", ".join(
-        f"{len(names)} {what} (e.g. {names[0]})"
-        for names, what in ((missing, "missing"), (unknown, "unknown"), (unequal, "of another shape"))
-        if names
-    )

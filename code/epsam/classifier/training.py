@@ -1,7 +1,6 @@
 """Parts of the classifier's training: data, one epoch, figures."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from epsam.patches.patch import patches_for_classifier
 from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
 from epsam.runtime.log import logger, progress
+from epsam.runtime.text import listed
 from epsam.workspace import Workspace
 
 
@@ -89,7 +89,7 @@ def train_epoch(learner: TrainStep, train: LabelledImages, config: Config, epoch
         loss = learner.step(inputs, train.labels[indices])
         if not math.isfinite(loss):
             raise EpsamError(
-                f"classifier, epoch {epoch}: the loss is {loss} on the batch {_shown(batch_names)}; the "
+                f"classifier, epoch {epoch}: the loss is {loss} on the batch {listed(batch_names)}; the "
                 "state of the last complete epoch is kept. Look at these patches, or lower classifier.lr "
                 "with --from train-classifier"
             )
@@ -109,7 +109,3 @@ def positive_weight(train: LabelledImages, settings: Classifier) -> torch.Tensor
         return None
     positives = train.labels.sum()
     return (len(train.labels) - positives) / positives
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -11,7 +11,8 @@ from epsam.patches.manifest import SUFFIXES
 from epsam.patches.patch import list_patches
 from epsam.runtime.downloads import WEIGHTS, packaged_weights
 from epsam.runtime.failures import printable
-from epsam.runtime.files import sha256, size_text
+from epsam.runtime.files import sha256
+from epsam.runtime.text import listed, size_text
 from epsam.workspace import SPLITS, Workspace
 
 BUCKET = "s3://camelyon-dataset"
@@ -39,7 +40,7 @@ def check_slides(config: Config, workspace: Workspace) -> Check:
     )
     doubts = {what: names for what, names in _doubts(config, files, slides, annotations).items() if names}
     if doubts:
-        found = "; ".join(f"{what}: {_some(names)}" for what, names in doubts.items())
+        found = "; ".join(f"{what}: {listed(names)}" for what, names in doubts.items())
         return Check("slides", "warning", f"{message}; {found}", f"go on without them, or: {get}")
     return Check("slides", "ok", message)
 
@@ -77,7 +78,7 @@ def check_split(config: Config, workspace: Workspace) -> Check:
         return Check("split", "error", f"{message}: {', '.join(absent)} would be empty", how_to_get(config, workspace))
     if any(missing.values()):
         named = [name for names in missing.values() for name in names]
-        return Check("split", "warning", f"{message}; missing: {_some(named)}", "download them, or go on without")
+        return Check("split", "warning", f"{message}; missing: {listed(named)}", "download them, or go on without")
     return Check("split", "ok", message)
 
 
@@ -170,8 +171,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _bytes(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

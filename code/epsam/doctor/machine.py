@@ -19,7 +19,7 @@ from epsam.config.schema import Config
 from epsam.doctor import Check
 from epsam.runs.environment import commit as commit_of_program
 from epsam.runs.lock import STALE_S, holder_of
-from epsam.runtime.files import size_text
+from epsam.runtime.text import duration_text, size_text
 
 GIB = 2**30
 NEEDED_GIB = {"8gb": 7.0, "12gb": 11.0, "24gb": 22.0}
@@ -28,6 +28,8 @@ OLD_CARD = (
     ".venv/bin/pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126"
 )
 NEW_CARD = "the card may be newer than this torch: .venv/bin/pip install --upgrade torch torchvision"
+MAX_CPU_SECONDS = 36 * 3600
+"""Of a run on the CPU, above which it is warned of."""
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -129,8 +131,10 @@ def check_gpu(config: Config, work: float = 0) -> Check:
 def _without_gpu(config: Config, work: float) -> Check:
     import torch
 
-    takes = _duration(work / _flop_per_second()) if work else ""
-    message = f"{torch.get_num_threads()} CPU threads" + (f": the run takes {takes}" if takes else "")
+    seconds = work / _flop_per_second()
+    message = f"{torch.get_num_threads()} CPU threads" + (
+        f": the run takes about {duration_text(seconds)}" if work else ""
+    )
     if config.profile == "cpu":
         return Check("GPU", "ok", f"not wanted (profile: cpu); {message}")
     if DRIVER.is_file():
@@ -140,7 +144,7 @@ def _without_gpu(config: Config, work: float) -> Check:
             f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it; {message}",
             f"update the driver, or install wheels for it (see https://pytorch.org); {OLD_CARD}",
         )
-    if "day" in takes:
+    if seconds > MAX_CPU_SECONDS:
         return Check("GPU", "warning", f"none; {message}", "run on a machine with a GPU")
     return Check("GPU", "ok", f"none; {message}")
 
@@ -155,13 +159,6 @@ def _flop_per_second(side: int = 1024, repeats: int = 4) -> float:
     for _ in range(repeats):
         matrix @ matrix
     return repeats * 2 * side**3 / (time.perf_counter() - began)
-
-
-def _duration(seconds: float) -> str:
-    hours = seconds / 3600
-    if hours < 1:
-        return "less than an hour"
-    return f"about {hours:.0f} hours" if hours < 36 else f"about {hours / 24:.0f} days"
 
 
 def check_folders(*folders: Path) -> Check:

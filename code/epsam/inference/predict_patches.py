@@ -9,18 +9,18 @@ from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from epsam.errors import DataError, EpsamError
 from epsam.evaluation.metrics import dice, iou
 from epsam.inference.output import OutputFolder
-from epsam.patches.manifest import short
 from epsam.results import result_line
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.files import read_image, read_mask, write_csv, write_png
+from epsam.runtime.image_formats import image_size
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import PlainName, Record, explain, parse_record
+from epsam.runtime.text import listed
 from epsam.segmenter import ImageSegmenter
 from epsam.visualization.drawing import Entry, add_legend, outline, resize_mask, tint
 from epsam.visualization.palette import PREDICTION, TRUTH
@@ -94,8 +94,8 @@ def _size(path: Path | None) -> tuple[int, int] | None:
     if path is None:
         return None
     try:
-        with guard(path), Image.open(path) as image:
-            return image.size
+        with guard(path):
+            return image_size(path)
     except OF_THE_ITEM:
         return None
 
@@ -130,7 +130,7 @@ def predict_patches(folder: Path, outputs: OutputFolder, models: ImageSegmenter)
         logger.info(result_line({"split": folder.name, "method": "final"} | means | {"patches": len(scored)}))
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(rows)} patches failed ({short(sorted(failed))}): see the reasons in "
+            f"{len(failed)} of {len(rows)} patches failed ({listed(sorted(failed))}): see the reasons in "
             f"{output / 'predictions.csv'}; the others are done"
         )
 

@@ -11,7 +11,6 @@ from epsam.inference.models import load_models
 from epsam.inference.output import OUTPUTS, OutputFolder, check_place
 from epsam.inference.predict_patches import check_masks, find_inputs, predict_patches
 from epsam.inference.predict_slide import predict_slide
-from epsam.patches.manifest import short
 from epsam.results import result_line
 from epsam.runs.lock import lock
 from epsam.runtime.device import Hardware
@@ -19,6 +18,7 @@ from epsam.runtime.failures import check_name, guard, has_usable_name, log_failu
 from epsam.runtime.files import read_csv, sha256, write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
+from epsam.runtime.text import listed
 from epsam.segmenter import ImageSegmenter
 from epsam.slides.formats import SUFFIXES
 
@@ -119,7 +119,10 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
         decoder=settings.sam_decoder_checkpoint,
         weights_dir=settings.weights_dir,
     )
-    with lock(output / "state"), OutputFolder(output, signature_of(settings, config), fresh=settings.fresh) as folder:
+    with (
+        lock(output / "state"),
+        OutputFolder(output, inference_signature(settings, config), fresh=settings.fresh) as folder,
+    ):
         if slides is None:
             predict_patches(data, folder, models)
         else:
@@ -154,7 +157,7 @@ def output_names(paths: list[Path]) -> dict[str, Path]:
     return {name: path for path, name in names.items()}
 
 
-def signature_of(settings: InferenceSettings, config: Config) -> dict[str, Any]:
+def inference_signature(settings: InferenceSettings, config: Config) -> dict[str, Any]:
     """What predictions depend on: the weights and the settings that are used here."""
     dump = config.model_dump(mode="json")
     patches = {key: dump["patches"][key] for key in ("size_px", "target_mpp", "tissue")}
@@ -195,7 +198,7 @@ def _predict_slides(slides: dict[str, Path], folder: OutputFolder, models: Image
             logger.info(result_line({key: value for key, value in figures.items() if value is not None}))
     if failed := [name for name in slides if rows[printable(name)]["status"] != "ok"]:
         raise DataError(
-            f"{len(failed)} of {len(slides)} slides failed ({short(failed)}): see the reasons in {table}; "
+            f"{len(failed)} of {len(slides)} slides failed ({listed(failed)}): see the reasons in {table}; "
             "the others are done"
         )
 

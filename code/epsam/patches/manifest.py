@@ -11,6 +11,7 @@ from epsam.patches.camelyon import KNOWN_ISSUES, canonical_name, kind_of, patien
 from epsam.runtime.failures import check_name
 from epsam.runtime.files import read_csv
 from epsam.runtime.log import logger
+from epsam.runtime.text import listed
 from epsam.workspace import SPLITS, Workspace
 
 SUFFIXES = {".tif", ".tiff", ".svs", ".svslide", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".czi", ".dcm"}
@@ -105,7 +106,7 @@ def find_slides(workspace: Workspace, settings: Slides) -> list[SlideRecord]:
         )
     left = [p.name for p in files if p not in slides and p.suffix.lower() != ".xml" and p.is_file()]
     if left:
-        logger.warning(f"{folder}: {len(left)} files are no slides by their names and are left alone: {short(left)}")
+        logger.warning(f"{folder}: {len(left)} files are no slides by their names and are left alone: {listed(left)}")
     annotations = _find_annotations(workspace)
     overrides = read_overrides(settings.overrides) if settings.overrides else {}
     names = Counter(p.stem.casefold() for p in slides)
@@ -133,7 +134,7 @@ def find_slides(workspace: Workspace, settings: Slides) -> list[SlideRecord]:
                 )
             )
     if unknown := sorted(set(overrides) - set(names)):
-        logger.warning(f"{settings.overrides}: no such slides: {short(unknown)}")
+        logger.warning(f"{settings.overrides}: no such slides: {listed(unknown)}")
     return records
 
 
@@ -195,9 +196,3 @@ def _override(where: str, cells: dict[str, str]) -> Override:
     if threshold is not None and not 0 <= threshold <= 255:
         raise ConfigError(f"{where}: tissue_threshold {threshold} is not in 0..255")
     return Override(cells.get("split"), cells.get("patient"), mpp, threshold, cells.get("exclude"))
-
-
-def short(names: Iterable[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

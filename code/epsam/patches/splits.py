@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from epsam.config.schema import Config
 from epsam.errors import ConfigError, DataError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
-from epsam.patches.manifest import SlideRecord, short
+from epsam.patches.manifest import SlideRecord
 from epsam.runtime.log import logger
 from epsam.runtime.seeds import seed_of
+from epsam.runtime.text import listed
 from epsam.workspace import SPLITS
 
 
@@ -45,7 +46,7 @@ def _warn_missing(records: Iterable[SlideRecord], published: Mapping[str, str], 
     for split in SPLITS:
         wanted = sorted(name for name, of in published.items() if of == split)
         if missing := [name for name in wanted if name not in here]:
-            lines.append(f"{split} {len(missing)} of {len(wanted)} ({short(missing, 10)})")
+            lines.append(f"{split} {len(missing)} of {len(wanted)} ({listed(missing, 10)})")
     if lines:
         logger.warning(f"slides of the published split of {collection} that are not here: {'; '.join(lines)}")
     found = {record.split for record in records if record.is_slide}

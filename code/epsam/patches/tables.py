@@ -12,6 +12,7 @@ from epsam.patches.stale import remove_patches
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import Row, read_rows
+from epsam.runtime.text import listed
 from epsam.workspace import SPLITS, Workspace
 
 PATCH_COLUMNS = [
@@ -113,7 +114,7 @@ def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
         if record.status != "ok":
             reasons.setdefault((record.status, record.reason), []).append(record.slide)
     for (status, reason), slides in reasons.items():
-        shown = ", ".join(slides[:6]) + (f" and {len(slides) - 6} more" if len(slides) > 6 else "")
+        shown = listed(slides, 6)
         logger.info(f"{status}: {shown}: {reason}")
     if failed := [record.slide for record in records if record.status == "failed"]:
         logger.warning(

@@ -11,7 +11,7 @@ from epsam.report.result_section import headline, tiles
 from epsam.runs.environment import read_environment
 from epsam.runs.record import read_state
 from epsam.runtime.sidecar import flatten
-from epsam.runtime.text import duration
+from epsam.runtime.text import duration_text
 from epsam.workspace import Workspace
 
 
@@ -20,14 +20,14 @@ def run_section(config: Config, workspace: Workspace, stages: Sequence[tuple[str
     records = [(name, does, read_state(workspace.state, name)) for name, does in stages]
     done = [(name, does, record) for name, does, record in records if record and record["done"]]
     rows = [
-        (name, does, duration(record["seconds"]), f"{record['peak_memory_mib']:,} MiB", record["device"])
+        (name, does, duration_text(record["seconds"]), f"{record['peak_memory_mib']:,} MiB", record["device"])
         for name, does, record in done
     ]
     seconds = sum(record["seconds"] for *_, record in done)
     peak = max((record["peak_memory_mib"] for *_, record in done), default=0)
     if rows:
-        rows.append(("in all", "", duration(seconds), f"{peak:,} MiB at most", ""))
-    in_short = " ".join(duration(seconds).split()[:2])
+        rows.append(("in all", "", duration_text(seconds), f"{peak:,} MiB at most", ""))
+    in_short = " ".join(duration_text(seconds).split()[:2])
     machine = {"title": "Time", "value": in_short, "note": f"peak memory {peak / 1024:.1f} GiB"}
     return {
         "name": config.name,

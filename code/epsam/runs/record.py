@@ -15,6 +15,7 @@ from epsam.errors import StateError
 from epsam.runs.lock import OWNER, start_of
 from epsam.runtime.files import write_json
 from epsam.runtime.records import Record, read_record
+from epsam.runtime.text import listed
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal to send when the parent dies."""
@@ -50,9 +51,8 @@ def check_signature(stage: str, saved: Mapping[str, Any], now: Mapping[str, Any]
         if saved.get(key) != now.get(key)
     ]
     if changed:
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise StateError(
-            f"stage {stage} was run with something else: {'; '.join(changed[:4])}{more}. "
+            f"stage {stage} was run with something else: {listed(changed, 4, '; ')}. "
             f"Start again at the first stage that changed (--from {stage} or earlier), all anew (--fresh), "
             "or give the run another name"
         )

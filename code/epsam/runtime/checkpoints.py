@@ -13,6 +13,7 @@ from epsam.runtime.files import atomic, sha256, write_json
 from epsam.runtime.finite import first_non_finite
 from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.sidecar import flatten, read_metadata, sidecar_path
+from epsam.runtime.text import listed
 from epsam.runtime.weights_format import NUMPY_NUMBERS, unwrap, what_it_is
 
 
@@ -59,6 +60,22 @@ def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[
             "Use the settings it was trained with, or train again"
         )
     return weights
+
+
+def mismatch(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> str:
+    """Entries of `weights` that a model with the entries `expected` cannot take, in one line; empty when all fit."""
+    shapes = [
+        f"{name} is {tuple(getattr(weights[name], 'shape', ()))} there, {tuple(tensor.shape)} here"
+        for name, tensor in expected.items()
+        if name in weights and getattr(weights[name], "shape", None) != tensor.shape
+    ]
+    missing = [name for name in expected if name not in weights]
+    unknown = [str(name) for name in weights if name not in expected]
+    return "; ".join(
+        f"{len(names)} {what}: {listed(names, 2)}"
+        for what, names in (("other shapes", shapes), ("missing", missing), ("unknown", unknown))
+        if names
+    )
 
 
 def save_tensors(path: Path, value: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 
 from epsam.errors import DataError
-from epsam.runtime.image_formats import TIFF_HEADS, check_pixels, decode_tiff, jpeg_size
+from epsam.runtime.image_formats import HEAD_BYTES, TIFF_HEADS, decode_tiff, image_size
 
 MASK_VALUES = (0, 1, 255, 65535)
 """Greatest values of true masks."""
@@ -63,11 +62,6 @@ def _beginning(stem: str) -> str:
 
 def _ending(suffix: str) -> str:
     return suffix if len(os.fsencode(suffix)) <= SUFFIX else ""
-
-
-def size_text(count: float) -> str:
-    """Bytes as people say them."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def remove(paths: Iterable[Path]) -> None:
@@ -230,25 +224,13 @@ def _decode(path: Path, mode: int) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
         if data[:4].tobytes() in TIFF_HEADS:
             return decode_tiff(path)
-        _check_size(path, data)
+        image_size(path, data[:HEAD_BYTES].tobytes())
         array = cv2.imdecode(data, mode)
     except (OSError, cv2.error) as error:
         raise DataError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from None
     if array is None:
         raise DataError(f"{path}: cannot be decoded as an image; delete it and make it again")
     return array
-
-
-def _check_size(path: Path, data: np.ndarray) -> None:
-    """Refuse what is neither PNG nor JPEG, and a file of a few kilobytes that unpacks to gigabytes."""
-    head = data[:24].tobytes()
-    if head.startswith(b"\xff\xd8\xff"):
-        width, height = jpeg_size(path)
-    elif len(head) == 24 and head.startswith(b"\x89PNG\r\n\x1a\n"):
-        width, height = struct.unpack(">II", head[16:24])
-    else:
-        raise DataError(f"{path}: is not a PNG, JPEG or TIFF, or not a whole one")
-    check_pixels(path, width, height)
 
 
 def sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
-"""JPEG and TIFF as people have their patches in: how large they are, before anything is decoded."""
+"""PNG, JPEG and TIFF: how large a picture is, from its header, before anything is decoded."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from epsam.errors import DataError
 
 MAX_PX = 2**27
 """Of one patch or mask: a file of a few kilobytes may unpack to gigabytes."""
+HEAD_BYTES = 24
+"""Of a file, with which its size can be read or its kind be told."""
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF."""
 
@@ -20,15 +23,44 @@ def check_pixels(path: Path, width: int, height: int) -> None:
         raise DataError(f"{path}: {width} x {height} px are too many for a patch")
 
 
-def jpeg_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a JPEG by its header; raises DataError when it has none."""
+def image_size(path: Path, head: bytes = b"") -> tuple[int, int]:
+    """(width, height) of a PNG, JPEG or TIFF from its header; `head`: its first bytes, where they are read already.
+
+    Raises DataError when it is none of these, is cut off or has more than MAX_PX pixels.
+    """
+    head = (head or _head(path))[:HEAD_BYTES]
+    if head.startswith(b"\xff\xd8\xff"):
+        width, height = _size_by_library(path, "JPEG")
+    elif head.startswith(TIFF_HEADS):
+        width, height = _size_by_library(path, "TIFF")
+    elif len(head) == HEAD_BYTES and head.startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = struct.unpack(">II", head[16:])
+    else:
+        raise DataError(f"{path}: is not a PNG, JPEG or TIFF, or not a whole one")
+    check_pixels(path, width, height)
+    return width, height
+
+
+def _head(path: Path) -> bytes:
     try:
-        with Image.open(path, formats=["JPEG"]) as image:
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from None
+
+
+def _size_by_library(path: Path, kind: str) -> tuple[int, int]:
+    try:
+        if kind == "TIFF":
+            with tifffile.TiffFile(path) as tiff:
+                page = tiff.pages.first
+                return page.imagewidth, page.imagelength
+        with Image.open(path, formats=[kind]) as image:
             return image.size
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error}") from None
-    except Exception as error:  # noqa: BLE001 Pillow raises anything on damaged headers
-        raise DataError(f"{path}: not a whole JPEG ({' '.join(str(error).split())[:200]})") from None
+    except Exception as error:  # noqa: BLE001 Pillow and tifffile raise anything on damaged headers
+        raise DataError(f"{path}: not a whole {kind} ({' '.join(str(error).split())[:200]})") from None
 
 
 def decode_tiff(path: Path) -> np.ndarray:

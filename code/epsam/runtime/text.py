@@ -1,23 +1,27 @@
-"""Figures and lists as text for people."""
+"""Lists, sizes, durations and lengths as text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
-def duration(seconds: float) -> str:
-    """Seconds with two units at most: 8 s, 3 min 20 s, 2 h 5 min."""
+def listed(names: Iterable[str], count: int = 5, separator: str = ", ") -> str:
+    """The first `count` names, and how many more there are: "a, b and 3 more"."""
+    names = list(names)
+    return separator.join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def size_text(count: float) -> str:
+    """Bytes: 310 MiB, 2.5 GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds: 8 s, 3 min 20 s, 2 h 5 min, 4 days 3 h."""
     seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def and_more(names: Sequence[str], most: int) -> str:
-    """The first `most` names, and how many more there are: `a, b and 5 more`."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    for unit, name, smaller, smaller_name in ((86400, "days", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= (2 if name == "days" else 1) * unit:
+            return f"{seconds // unit} {name} {seconds % unit // smaller} {smaller_name}"
+    return f"{seconds} s"
 
 
 def round_length(length: float) -> float:

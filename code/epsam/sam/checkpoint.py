@@ -10,7 +10,7 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from epsam.errors import CheckpointError
-from epsam.runtime.checkpoints import load_tensors, load_weights
+from epsam.runtime.checkpoints import load_tensors, load_weights, mismatch
 from epsam.runtime.downloads import WEIGHTS, fetch
 from epsam.runtime.files import sha256
 from epsam.runtime.sidecar import read_metadata
@@ -102,20 +102,8 @@ def decoder_weights(sam: Sam) -> dict[str, torch.Tensor]:
 
 
 def _check_fit(path: Path, weights: Mapping, expected: Mapping[str, torch.Tensor], model: str) -> None:
-    missing = sorted(expected.keys() - weights.keys())
-    unknown = sorted(str(name) for name in weights.keys() - expected.keys())
-    shapes = [
-        f"{name} is {tuple(getattr(weights[name], 'shape', ()))} there, {tuple(tensor.shape)} here"
-        for name, tensor in expected.items()
-        if name in weights and getattr(weights[name], "shape", None) != tensor.shape
-    ]
-    complaints = [
-        f"{what}: {', '.join(names[:2])}" + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        for what, names in (("other shapes", shapes), ("missing", missing), ("unknown", unknown))
-        if names
-    ]
-    if complaints:
+    if differences := mismatch(weights, expected):
         raise CheckpointError(
-            f"{path} does not fit {model}: {'; '.join(complaints)}. Set sam.model_type (vit_b, "
-            "vit_l, vit_h, demo) to the one these weights were made for"
+            f"{path} does not fit {model}: {differences}. Set sam.model_type (vit_b, vit_l, vit_h, demo) to the one "
+            "these weights were made for"
         )

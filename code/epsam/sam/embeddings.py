@@ -77,7 +77,7 @@ def open_embeddings(config: Config, workspace: Workspace, hardware: Hardware, sa
     patches = patches_for_sam(workspace, split)
     if config.sam.embeddings == "off":
         return RecomputedEmbeddings(sam, patches, views_of(config, split), hardware)
-    store = EmbeddingStore.open(workspace.embeddings(split), signature_of(config, workspace, sam, split, patches))
+    store = EmbeddingStore.open(workspace.embeddings(split), store_signature(config, workspace, sam, split, patches))
     store.check()
     return StoredEmbeddings(store, hardware)
 
@@ -87,7 +87,7 @@ def views_of(config: Config, split: str) -> int:
     return config.sam.views if split == "train" else 1
 
 
-def signature_of(
+def store_signature(
     config: Config, workspace: Workspace, sam: Sam, split: str, patches: Sequence[Patch]
 ) -> dict[str, Any]:
     """What the embeddings of a split depend on."""

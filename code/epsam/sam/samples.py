@@ -7,7 +7,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from epsam.cam.activation import ActivationMap
 from epsam.cam.store import load_cams
@@ -16,6 +15,7 @@ from epsam.errors import DataError
 from epsam.patches.patch import Patch
 from epsam.prompts import PromptedPatch, PromptSet, prompt_patch, prompts_for, some_points
 from epsam.runtime.files import read_mask
+from epsam.runtime.image_formats import image_size
 from epsam.runtime.read_ahead import read_ahead
 from epsam.runtime.seeds import generator, torch_generator
 from epsam.runtime.views import apply_view
@@ -107,11 +107,8 @@ def examples_of(workspace: Workspace, split: str, patches: Sequence[Patch]) -> l
 
 def patch_size(patch: Patch) -> tuple[int, int]:
     """(H, W) of a patch, from the file's header; raises DataError when it is no image."""
-    try:
-        with Image.open(patch.path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise DataError(f"{patch.path}: cannot be read as an image ({error})") from None
+    width, height = image_size(patch.path)
+    return height, width
 
 
 class PredictionSamples:

@@ -19,6 +19,7 @@ from epsam.runtime.files import atomic, remove, sha256
 from epsam.runtime.hashes import Sha256
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import Record, read_record, write_record
+from epsam.runtime.text import listed
 
 FORMAT = 2
 SHARD_BYTES = 128 * 2**20
@@ -208,8 +209,4 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         "no longer here": [name for name in there if name not in here],
         "with another image": [name for name in here if name in there and there[name] != here[name]],
     }
-    return found + [
-        f"patches {what}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for what, names in changed.items()
-        if names
-    ]
+    return found + [f"patches {what}: {listed(names, 1)}" for what, names in changed.items() if names]

@@ -11,6 +11,7 @@ import shapely
 
 from epsam.errors import AnnotationError
 from epsam.runtime.log import logger
+from epsam.runtime.text import listed
 from epsam.slides.asap_xml import read_asap_xml
 from epsam.slides.geojson import read_geojson
 from epsam.slides.mask_annotation import join, read_mask_file
@@ -248,7 +249,7 @@ def _by_rule(path: Path, outlines: Sequence[Outline], groups: Mapping[str, Seque
 
 
 def _cut(texts: Sequence[str], most: int = 20) -> str:
-    return (", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")) or "none"
+    return listed(texts, most) or "none"
 
 
 def _rules(groups: Mapping[str, Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import XMLParser
 
 from epsam.errors import AnnotationError
+from epsam.runtime.text import listed
 from epsam.slides.outline import Outline, check_coordinates, shown
 
 AREAS = ("Polygon", "Rectangle", "Spline")
@@ -48,8 +49,7 @@ def read_asap_xml(path: Path) -> tuple[list[Outline], list[str]]:
 
 
 def _listed(names: set[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown(name) for name in sorted(names)[:most]) + more
+    return listed(map(shown, sorted(names)), most)
 
 
 def _parse(path: Path, content: "_Content") -> None:

@@ -12,12 +12,12 @@ from epsam.config.schema import Config
 from epsam.errors import EpsamError
 from epsam.patches.patch import Patch, patches_for_sam
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import size_text
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.read_ahead import read_ahead
+from epsam.runtime.text import size_text
 from epsam.sam.checkpoint import load_sam
-from epsam.sam.embeddings import _encode_in_parts, _load_inputs, reading_threads, signature_of
+from epsam.sam.embeddings import _encode_in_parts, _load_inputs, reading_threads, store_signature
 from epsam.sam.store import EmbeddingStore, Layout
 from epsam.workspace import SPLITS, Workspace
 
@@ -44,7 +44,7 @@ def embed(config: Config, workspace: Workspace, hardware: Hardware) -> None:
 def _create_stores(
     config: Config, workspace: Workspace, sam: Sam, patches: dict[str, list[Patch]]
 ) -> dict[str, EmbeddingStore]:
-    signatures = {split: signature_of(config, workspace, sam, split, patches[split]) for split in SPLITS}
+    signatures = {split: store_signature(config, workspace, sam, split, patches[split]) for split in SPLITS}
     shape = (sam.prompt_encoder.embed_dim, *sam.prompt_encoder.image_embedding_size)
     new = [split for split in SPLITS if not EmbeddingStore.exists(workspace.embeddings(split))]
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from epsam.classifier.backbone import Backbone
-from epsam.classifier.building import MODEL_SETTINGS, build_classifier, load_classifier, unlike
+from epsam.classifier.building import MODEL_SETTINGS, build_classifier, load_classifier
 from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError
-from epsam.runtime.checkpoints import load_weights
+from epsam.runtime.checkpoints import load_weights, mismatch
 
 WIDTH = 48
 """Channels of the decoder."""
@@ -70,10 +70,10 @@ def load_student(settings: Classifier, path: Path, device: torch.device | str = 
     """
     weights = load_weights(path, {f"classifier.{name}": getattr(settings, name) for name in MODEL_SETTINGS})
     model = build_student(settings)
-    if differences := unlike(model, weights):
+    if differences := mismatch(weights, model.state_dict()):
         raise CheckpointError(
             f"{path}: not the weights of a student on {model.trunk.title} with "
-            f"{model.trunk.input_weight().shape[1]} input channels: entries {differences}. Set "
+            f"{model.trunk.input_weight().shape[1]} input channels: {differences}. Set "
             "classifier.backbone, depth and high_frequency as it was trained"
         )
     model.load_state_dict(weights)
