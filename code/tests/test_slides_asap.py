@@ -113,15 +113,10 @@ def test_colours_are_in_order_whatever_the_compression(asap, tmp_path, compressi
     )
 
 
-def test_grey_slides_are_read_as_three_equal_channels(asap, tmp_path):
-    grey = draw()[..., 0]
-    tifffile.imwrite(tmp_path / "b.tif", grey, tile=(128, 128), photometric="minisblack", metadata=None)
-    read = open_slide(tmp_path / "b.tif", "asap", asap).read(70, 50, 60, 60)
-    np.testing.assert_array_equal(read, np.dstack([grey[50:110, 70:130]] * 3))
-
-
-@pytest.mark.parametrize("kind", ["one wide level", "levels in SubIFDs"])
-def test_tiffs_that_asap_refuses_go_to_openslide(asap, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "reader", "levels"), [("one wide level", "openslide", 1), ("levels in SubIFDs", "tifffile", 2)]
+)
+def test_tiffs_that_asap_refuses_go_to_another_reader(asap, tmp_path, kind, reader, levels):
     path = tmp_path / "b.tif"
     if kind == "one wide level":
         write_slide(path, np.full((128, 4096, 3), 200, np.uint8), levels=1)
@@ -131,7 +126,26 @@ def test_tiffs_that_asap_refuses_go_to_openslide(asap, tmp_path, kind):
             tiff.write(draw()[::2, ::2], tile=(128, 128), photometric="rgb", metadata=None)
     with pytest.raises(SlideError, match=r"slides\.reader=openslide"):
         open_slide(path, "asap", asap)
-    assert open_slide(path, "auto", asap).reader == "openslide"
+    slide = open_slide(path, "auto", asap)
+    assert (slide.reader, len(slide.level_sizes)) == (reader, levels)
+
+
+def test_a_macro_among_the_levels_is_left_out(asap, tmp_path):
+    image = draw()
+    with tifffile.TiffWriter(tmp_path / "b.tif") as tiff:
+        for level, pixels in enumerate(
+            (image, image[::2, ::2], np.full((100, 300, 3), 200, np.uint8), image[::8, ::8])
+        ):
+            tiff.write(
+                np.ascontiguousarray(pixels),
+                tile=(128, 128),
+                photometric="rgb",
+                subfiletype=int(level > 0),
+                metadata=None,
+            )
+    slide = open_slide(tmp_path / "b.tif", "asap", asap)
+    assert slide.level_sizes == ((768, 640), (384, 320), (96, 80))
+    np.testing.assert_array_equal(slide.read(80, 80, 60, 50, level=2), image[80:480:8, 80:560:8])
 
 
 def test_black_in_the_slide_stays_black(asap, tmp_path):
@@ -159,16 +173,16 @@ def test_a_tiff_that_is_cut_off_is_refused(asap, path):
 
 def test_black_is_not_believed_where_openslide_refuses(asap, tmp_path, monkeypatch):
     image = draw()
-    image[200:400, 200:400] = 0
+    image[100:200, 100:200] = 0
     slide = open_slide(write_slide(tmp_path / "b.tif", image, compression="lzw"), "asap", asap)
 
     def refuse(path):
         raise SlideError(f"{path}: damaged")
 
     monkeypatch.setattr("epsam.slides.asap.OpenSlideSlide", refuse)
-    assert slide.read(70, 50, 60, 60).any()
+    assert slide.read(220, 50, 60, 60).any()
     with pytest.raises(SlideError, match="ASAP gives black"):
-        slide.read(150, 150, 100, 100)
+        slide.read(110, 110, 60, 60)
 
 
 def test_what_asap_does_not_open_is_an_error_and_auto_goes_on_with_openslide(asap, tmp_path):

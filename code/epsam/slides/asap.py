@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import openslide
 import tifffile
@@ -14,13 +15,13 @@ import tifffile
 from epsam.errors import SlideError
 from epsam.runtime.log import logger
 from epsam.slides.openslide import OpenSlideSlide
-from epsam.slides.slide import Slide, plausible_mpp
+from epsam.slides.slide import Slide, levels_of_slide, plausible_mpp
 
 MODULE = "multiresolutionimageinterface"
 INSTALLED = Path("/opt/ASAP/bin")
 CACHE_BYTES = 64 * 2**20
-CHANNELS = {1: [0, 0, 0], 3: [0, 1, 2], 4: [2, 1, 0]}
-"""Where R, G and B stand in what ASAP gives: grey, RGB, or BGRA (JPEG in versions 1.8 and 1.9)."""
+CHANNELS = {3: [0, 1, 2], 4: [2, 1, 0]}
+"""Where R, G and B stand in what ASAP gives: RGB, or BGRA (JPEG in versions 1.8 and 1.9)."""
 _told: set[str] = set()
 
 
@@ -59,6 +60,7 @@ class AsapSlide(Slide):
     def __init__(self, path: Path, folder: Path | None = None):
         super().__init__(path)
         self._folder = folder
+        self._other: OpenSlideSlide | None = None
         image = self.handle()
         module = self._module()
         # No version attribute is known before 2.2; the names of its enums tell 2.1 from what came before.
@@ -66,9 +68,10 @@ class AsapSlide(Slide):
         self.reader_version = str(getattr(module, "__version__", "2.1 or later" if since_21 else "before 2.1"))
         self.vendor = openslide.OpenSlide.detect_format(str(path)) or ""
         sizes = (image.getLevelDimensions(level) for level in range(image.getNumberOfLevels()))
-        self.level_sizes = tuple((int(size[0]), int(size[1])) for size in sizes)
-        if not self.level_sizes or min(self.size) < 1:
+        found = [(int(size[0]), int(size[1])) for size in sizes]
+        if not found or min(found[0]) < 1:
             raise SlideError(f"{path}: ASAP finds no pixels in it; read it with slides.reader=openslide")
+        self._levels, self.level_sizes = levels_of_slide(path, found)
         self.mpp = _mpp(path, image.getSpacing())
 
     def _module(self) -> ModuleType:
@@ -93,18 +96,18 @@ class AsapSlide(Slide):
         return image
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
-        raw = self.handle().getUCharPatch(x, y, width, height, level)
+        raw = self.handle().getUCharPatch(x, y, width, height, self._levels[level])
         if raw is None or np.shape(raw) not in [(height, width, channels) for channels in CHANNELS]:
             raise SlideError(f"{self.path}: ASAP gives nothing at x={x} y={y}, level {level}; download it again")
         pixels = _as_rgb(np.asarray(raw, np.uint8))
-        if pixels.any(axis=2).all():
+        if not cv2.countNonZero(cv2.inRange(pixels, (0, 0, 0), (0, 0, 0))):
             return pixels
         # Pure black may stand for a tile that is missing or cannot be decoded, on which OpenSlide is outspoken.
         return self._second_opinion(x, y, width, height, level, pixels)
 
     def _second_opinion(self, x: int, y: int, width: int, height: int, level: int, pixels: np.ndarray) -> np.ndarray:
         try:
-            other = OpenSlideSlide(self.path)
+            self._other = other = self._other or OpenSlideSlide(self.path)
         except SlideError:
             raise SlideError(
                 f"{self.path}: ASAP gives black at x={x} y={y}, level {level}, and OpenSlide, which would "
@@ -134,7 +137,7 @@ def _check_whole(path: Path) -> None:
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
     """(H, W, channels) as (H, W, 3) RGB; where A is 0, the rest is black."""
-    return np.ascontiguousarray(pixels[..., CHANNELS[pixels.shape[2]]])
+    return pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[..., CHANNELS[pixels.shape[2]]])
 
 
 def _mpp(path: Path, spacing: tuple[float, ...]) -> tuple[float, float] | None:

@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import openslide
+
 from epsam.errors import SlideError
 from epsam.slides.asap import AsapSlide, find_asap
 from epsam.slides.openslide import OpenSlideSlide
 from epsam.slides.slide import Slide
+from epsam.slides.tiff import TiffSlide, check_tiff, is_tiled_tiff, needs_tifffile
 
 
 def open_slide(path: Path | str, backend: str = "auto", asap_path: Path | None = None) -> Slide:
     """Open a slide with `asap`, `openslide`, or `auto`: ASAP when its module is there and opens it.
+
+    A TIFF that OpenSlide reads in part or not at all is read by tifffile, see tiff.py, unless `asap` is asked for.
 
     asap_path: folder of ASAP's module, when it lies neither on Python's path nor in /opt/ASAP/bin.
     A small region is read, so that a file which opens but cannot be decoded is found out now.
@@ -23,13 +28,24 @@ def open_slide(path: Path | str, backend: str = "auto", asap_path: Path | None =
         raise SlideError(f"{path}: {what}; give the path of a slide file")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty; download it again")
+    plain = openslide.OpenSlide.detect_format(path) in (None, "generic-tiff")
+    if plain:
+        check_tiff(path)
+        if backend != "asap" and needs_tifffile(path):
+            return _probe(TiffSlide(path))
     if backend == "asap" or (backend == "auto" and find_asap(asap_path)):
         try:
             return _probe(AsapSlide(path, asap_path))
         except SlideError:
             if backend == "asap":
                 raise
-    return _probe(OpenSlideSlide(path))
+    try:
+        slide: Slide = OpenSlideSlide(path)
+    except SlideError:
+        if not (plain and is_tiled_tiff(path)):
+            raise
+        slide = TiffSlide(path)  # such as one whose pages OpenSlide finds in no order
+    return _probe(slide)
 
 
 def _probe(slide: Slide) -> Slide:

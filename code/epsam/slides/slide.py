@@ -5,6 +5,8 @@ Frames: x and y are level-0 pixels of the slide; width and height are pixels of 
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import cv2
 import numpy as np
 
 from epsam.errors import SlideError
+from epsam.runtime.log import logger
 
 PLAUSIBLE_MPP = (0.02, 20.0)
 """um per pixel between which a resolution is believed; scanners write 0.1 to 1, converters anything."""
 
-
+MAX_RATIO_ERROR = 0.03
+"""By which the ratio of a level's sides may differ from level 0's; macros and labels differ by far more."""
 MAX_OVERVIEW_PX = 2**27
 """Of a whole slide held in memory: 400 MB. A slide of 300,000 x 300,000 px is below it at a downsample of 32."""
 
@@ -25,7 +29,7 @@ class Slide(ABC):
     """An opened slide. It can be pickled and used after a fork: every process opens the file for itself."""
 
     reader: str
-    """`asap` or `openslide`."""
+    """`asap`, `openslide` or `tifffile`."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -57,7 +61,7 @@ class Slide(ABC):
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """Read (height, width, 3) uint8 RGB; white outside the slide and where the file holds no tile.
 
-        x, y: top-left corner in level-0 pixels; width, height: pixels of `level`.
+        x, y: top-left corner in level-0 pixels, moved to the nearest pixel of `level`; width, height: pixels of `level`.
         Raises SlideError when the level does not exist or a tile cannot be decoded.
         """
         x, y, width, height = int(x), int(y), int(width), int(height)
@@ -72,7 +76,8 @@ class Slide(ABC):
         y0, y1 = max(0, -top), min(height, level_height - top)
         if x0 >= x1 or y0 >= y1:
             return np.full((height, width, 3), 255, np.uint8)
-        at = (max(0, x) if x0 == 0 else 0, max(0, y) if y0 == 0 else 0)
+        # Of the level's own pixels: off its grid OpenSlide interpolates where other readers round.
+        at = round((left + x0) * scale), round((top + y0) * scale)
         inside = self._read_inside(*at, x1 - x0, y1 - y0, level)
         if inside.shape[:2] == (height, width):
             return inside
@@ -106,6 +111,34 @@ class Slide(ABC):
     @abstractmethod
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
         """Read RGB of a part that lies inside the level; raises SlideError."""
+
+
+def levels_of_slide(
+    path: Path, sizes: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Numbers and sizes (width, height) of the levels that can show what level 0 shows.
+
+    Some files mark a macro or label as a reduced image; its sides have another ratio.
+    """
+    kept = [number for number, size in enumerate(sizes) if same_shape(sizes[0], size)]
+    for number in sorted(set(range(len(sizes))) - set(kept)):
+        _log_other_picture(path, number, tuple(sizes[number]))
+    return tuple(kept), tuple((int(sizes[number][0]), int(sizes[number][1])) for number in kept)
+
+
+@cache  # once a process: slides are opened again and again
+def _log_other_picture(path: Path, level: int, size: tuple[int, int]) -> None:
+    logger.info(f"{path}: level {level} ({size[0]} x {size[1]} px) is another picture than level 0 and is left out")
+
+
+def same_shape(size: tuple[int, int], level: tuple[int, int]) -> bool:
+    """Whether a level has the sides (width, height) of level 0 in the same ratio, but for rounding and cut-off edges."""
+    (width, height), (level_width, level_height) = size, level
+    expected = height * level_width / width, width * level_height / height
+    return any(
+        abs(side - other) <= max(2, MAX_RATIO_ERROR * side)
+        for side, other in zip((level_height, level_width), expected, strict=True)
+    )
 
 
 def plausible_mpp(x: float | str | None, y: float | str | None) -> tuple[float, float] | None:
