@@ -108,6 +108,18 @@ def demo_command(config_name: str, root: Path, overrides: tuple[str, ...]) -> No
     make_demo(workspace.dataset)
 
 
+@cli.command("convert")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--mpp", type=float, metavar="UM_PER_PIXEL", help="Resolution, needed where SOURCE does not say it.")
+def convert_command(source: Path, target: Path, mpp: float | None) -> None:
+    """Make a slide (tiled JPEG pyramid) of a PNG, JPEG, striped or 12-bit TIFF."""
+    from epsam.slides.conversion import convert
+
+    set_up_logging()
+    convert(source, target, mpp)
+
+
 @cli.command("doctor")
 @config_option
 @root_option

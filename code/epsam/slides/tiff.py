@@ -46,7 +46,7 @@ class TiffSlide(Slide):
         self.reader_version = tifffile.__version__
         self.vendor = "ome-tiff" if page.is_ome else "tiff"
         self.level_sizes = tuple(level.size for level in tiles.levels)
-        self.mpp = _mpp(page)
+        self.mpp = mpp_of(page)
 
     def _open(self) -> TiffTiles:
         try:
@@ -90,7 +90,7 @@ def needs_tifffile(path: Path) -> bool:
     """Whether a TIFF that OpenSlide knows as a plain one has levels or colours that it does not see."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            page = _largest(tiff)
+            page = largest_page(tiff)
             planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel >= 3
             other = page.compression not in OPENSLIDE_READS
             return page.is_tiled and bool(planar or other or page.subifds or tiff.pages[0].is_ome)
@@ -102,7 +102,7 @@ def is_tiled_tiff(path: Path) -> bool:
     """Whether tifffile finds tiles in the largest picture of the file."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            return bool(_largest(tiff).is_tiled)
+            return bool(largest_page(tiff).is_tiled)
     except Exception:  # noqa: BLE001 as above
         return False
 
@@ -111,7 +111,7 @@ def check_tiff(path: Path) -> None:
     """Raise SlideError for a plain TIFF that has no colours, not 8 bits or no tiles; other files pass."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            page, planes = _largest(tiff), _planes(tiff)
+            page, planes = largest_page(tiff), _planes(tiff)
     except Exception:  # noqa: BLE001 as above: its reader says what is wrong
         return
     if len(planes) == 1:
@@ -136,13 +136,13 @@ def pyramid(path: Path, tiff: tifffile.TiffFile) -> list[TiffLevel]:
     return levels
 
 
-def _largest(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+def largest_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     return max(first_pages(tiff), key=lambda page: (page.is_tiled, page.imagewidth * page.imagelength))
 
 
 def _planes(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """The largest page, or the three pages of red, green and blue of an OME-TIFF."""
-    page, pages = _largest(tiff), first_pages(tiff)
+    page, pages = largest_page(tiff), first_pages(tiff)
     number = next(i for i, other in enumerate(pages) if other is page)
     planes = pages[number : number + 3]
     grey = all(p.samplesperpixel == 1 and p.bitspersample == 8 and p.is_tiled for p in planes)
@@ -162,7 +162,7 @@ def _subifds(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:
     return list(page.pages)[:64] if page.subifds else []
 
 
-def _mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
+def mpp_of(page: tifffile.TiffPage) -> tuple[float, float] | None:
     """um per pixel by OME-XML, else by the tags of resolution."""
     for pixels in _ome(page, "Pixels")[:1]:
         sides = [
