@@ -121,7 +121,7 @@ def lfs(path):
     ("make", "name", "reason"),
     [
         (grey, "a.tif", r"is grey \(one channel\)"),
-        (deep, "a.tif", r"16 bits a channel.* epsam convert \S+a\.tif \S+a-slide\.tif"),
+        (deep, "a.tif", r"16 bits a channel.* epsam convert \S+a\.tif OUT\.tif"),
         (striped, "a.tif", "stored in strips; convert it"),
         (lfs, "a.svs", "git lfs pull"),
         (lambda p: p.write_text("\n<!DOCTYPE html><html>Sign in"), "a.svs", "a web page"),

@@ -31,8 +31,8 @@ AGAIN = "download it again"
 
 def convert_advice(path: Path) -> str:
     """The command that makes a slide of a picture, as errors say it."""
-    source, target = (shlex.quote(printable(str(p))) for p in (path, path.with_name(path.stem + "-slide.tif")))
-    return f"convert it: .venv/bin/python -m epsam convert {source} {target} --mpp UM_PER_PIXEL"
+    source = shlex.quote(printable(str(path)))
+    return f"convert it: .venv/bin/python -m epsam convert {source} OUT.tif --mpp UM_PER_PIXEL"
 
 
 def why_unreadable(path: Path, error: Exception) -> str:
