@@ -40,7 +40,7 @@ def read_state(folder: Path, stage: str) -> dict[str, Any] | None:
     path = folder / f"{stage}.json"
     if not path.is_file():
         return None
-    return read_record(path, StageRecord, "delete it, and the stage runs anew").model_dump()
+    return read_record(path, StageRecord, "delete it, and the stage runs again").model_dump()
 
 
 def check_signature(stage: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -53,7 +53,7 @@ def check_signature(stage: str, saved: Mapping[str, Any], now: Mapping[str, Any]
     if changed:
         raise StateError(
             f"stage {stage} was run with something else: {listed(changed, 4, '; ')}. "
-            f"Start again at the first stage that changed (--from {stage} or earlier), all anew (--fresh), "
+            f"Start again at the first stage that changed (--from {stage} or earlier), start over (--fresh), "
             "or give the run another name"
         )
 

@@ -45,7 +45,9 @@ def _remove_patches(workspace: Workspace) -> None:
     if not workspace.patches_csv.is_file():
         return
     if not has_files(workspace.slides):
-        logger.warning(f"{workspace.slides} holds no slides to cut patches from anew: the patches that are there stay")
+        logger.warning(
+            f"{workspace.slides} holds no slides to cut the patches from again: the patches that are there stay"
+        )
         return
     recorded: dict[str, set[str]] = {}
     for row in read_csv(workspace.patches_csv, ["name", "split"]):
@@ -55,7 +57,7 @@ def _remove_patches(workspace: Workspace) -> None:
         folders = [folder for pattern in MADE_OF_PATCHES for folder in sorted(workspace.split(split).glob(pattern))]
         removed += sum(_remove_recorded(folder, recorded.get(split, set())) for folder in folders if folder.is_dir())
         _remove_empty(workspace.split(split))
-    logger.info(f"{workspace.dataset}: {removed} images and masks removed, to be cut anew")
+    logger.info(f"{workspace.dataset}: {removed} images and masks removed, to be cut again")
     remove([workspace.slides_csv, workspace.patches_csv])
 
 

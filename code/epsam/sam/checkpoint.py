@@ -66,7 +66,7 @@ def find_weights(model_type: ModelType, folder: Path) -> Path:
         if sha256(path) != WEIGHTS[model_type].sha256:
             raise CheckpointError(
                 f"{path}: the SHA-256 is not that of the published {model_type}; delete the file to "
-                "fetch it anew, or name it in sam.checkpoint if it is meant to be another SAM"
+                "fetch it again, or name it in sam.checkpoint if it is meant to be another SAM"
             )
         return path
     path = Path(folder) / DEMO_FILE

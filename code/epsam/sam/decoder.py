@@ -43,15 +43,15 @@ def decode_batch(
     groups = kinds.unique().tolist()
     logits = embeddings.new_empty(len(embeddings), *(4 * side for side in embeddings.shape[-2:]))
     for kind in groups:
-        rows = (kinds == kind).nonzero()[:, 0] if len(groups) > 1 else slice(None)
+        rows = (kinds == kind).nonzero()[:, 0]
         chosen, count = valid[rows], kind // 2
         given = None
         if count:
             given = (points[rows][chosen].view(-1, count, 2), labels[rows][chosen].view(-1, count))
-        decoded = _decode(sam, embeddings[rows], given, boxes[rows] if kind % 2 else None)
+        given_boxes = boxes[rows] if boxes is not None and kind % 2 else None
         if len(groups) == 1:
-            return decoded
-        logits = logits.index_copy(0, rows, decoded)
+            return _decode(sam, embeddings, given, given_boxes)
+        logits = logits.index_copy(0, rows, _decode(sam, embeddings[rows], given, given_boxes))
     return logits
 
 

@@ -84,10 +84,11 @@ class LabelledSample:
 
 
 AnySample = TypeVar("AnySample", Sample, LabelledSample)
+AnySample_co = TypeVar("AnySample_co", Sample, LabelledSample, covariant=True)
 
 
-class _ByIndex(Protocol[AnySample]):
-    def __getitem__(self, index: tuple[int, int]) -> AnySample: ...
+class _ByIndex(Protocol[AnySample_co]):
+    def __getitem__(self, index: tuple[int, int]) -> AnySample_co: ...
 
 
 def examples_of(workspace: Workspace, split: str, patches: Sequence[Patch]) -> list[Example]:

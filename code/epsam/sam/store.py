@@ -1,8 +1,8 @@
 """The embedding store: what SAM's frozen encoder says of each patch and view, kept in memory-mapped shards.
 
 A folder holds `store.json` (its signature, layout and the SHA-256 of each shard) and `shard_00000.npy`, ... each
-(n, views, C, h, w) float16 of n consecutive patches. Shards are written whole, so a store that was interrupted goes on
-with the next one; a shard that was damaged since is made anew alone.
+(n, views, C, h, w) float16 of n consecutive patches. Shards are written under a temporary name and renamed, so a store that was
+interrupted continues with the next one; a shard that was damaged since is replaced alone.
 """
 
 import tokenize
@@ -28,7 +28,7 @@ SHARD_PATCHES = 64
 
 
 _CHECKED: set[tuple[str, int, int, int, str]] = set()
-"""Shards that this process has hashed and found whole (path, bytes, time, inode, SHA-256): a stage opens stores often."""
+"""Shards that this process has hashed and found undamaged (path, bytes, time, inode, SHA-256): a stage opens stores often."""
 
 
 class StoreRecord(Record):
@@ -93,7 +93,7 @@ class EmbeddingStore:
             try:
                 return cls.open(folder, layout.signature)
             except (StateError, DataError) as error:
-                logger.warning(f"embeddings are made anew: {error}")
+                logger.warning(f"embeddings are computed again: {error}")
                 remove([Path(folder) / "store.json", *Path(folder).glob("shard_*.npy")])
         store = cls(folder, layout)
         store._write_record()
@@ -108,7 +108,7 @@ class EmbeddingStore:
         if not cls.exists(folder):
             raise StateError(f"{folder}: no embeddings there; run the stage embed, or set sam.embeddings=off")
         saved = read_record(
-            Path(folder) / "store.json", StoreRecord, "the stage embed makes it anew (./train.sh with --from embed)"
+            Path(folder) / "store.json", StoreRecord, "the stage embed makes it again (./train.sh with --from embed)"
         )
         differences = [f"store format: {saved.format} there, {FORMAT} here"] * (saved.format != FORMAT)
         differences += _differences(saved.signature, signature)
@@ -121,7 +121,7 @@ class EmbeddingStore:
         return cls(folder, Layout(saved.signature, saved.views, (channels, height, width)), saved.shards)
 
     def missing(self) -> list[int]:
-        """Shards that are not there, not whole, or not what was written."""
+        """Shards that are missing, incomplete, or not what was written."""
         shards = range(len(self.layout.shards))
         if all(self._is_checked(shard) for shard in shards):
             return []
@@ -137,7 +137,7 @@ class EmbeddingStore:
         if broken:
             raise StateError(
                 f"{self._path(broken[0])} {self._complaint(broken[0])} ({len(broken)} of "
-                f"{len(self.layout.shards)} shards); run the stage embed again, it makes that shard anew"
+                f"{len(self.layout.shards)} shards); run the stage embed again, it replaces that shard"
             )
 
     def write(self, shard: int, embeddings: np.ndarray) -> None:

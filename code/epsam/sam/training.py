@@ -159,7 +159,7 @@ class DecoderTraining:
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train and validate once; figures for the curves."""
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         loss = self.train_epoch(epoch)
         self.schedule.step()
         return {"train_loss": loss, **self._validate(), "lr": rate}

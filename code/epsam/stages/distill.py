@@ -10,7 +10,7 @@ from epsam.workspace import Workspace
 def distill(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     """Stage: label the positives of train and val with the last round, and train the student, into workspace.student.
 
-    The best epoch is chosen by the labels and the normal patches of the val split. Goes on after the last whole epoch.
+    The best epoch is chosen by the labels and the normal patches of the val split. Continues after the last complete epoch.
     """
     write_labels(config, workspace, hardware)
     labels = {split: labels_folder(workspace, split) for split in SPLITS_WITH_LABELS}

@@ -28,7 +28,7 @@ RESERVE = 0.1
 def embed(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     """Stage: encode every positive patch once, training patches in `sam.views` views.
 
-    Goes on after the last whole shard. Raises StateError for a store of something else, EpsamError when the disk
+    Continues after the last complete shard. Raises StateError for a store of something else, EpsamError when the disk
     has no room even for one view.
     """
     if config.sam.embeddings == "off":

@@ -29,8 +29,8 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     Two sets of figures. On patches that hold tumour, as published: each is predicted whatever the classifier says.
     On all patches (`all_...`), as a slide is predicted: one that the classifier gives less than
     `inference.classifier_probability` is predicted empty, tumour or not; a normal one above it goes the same way
-    as the others. Without true masks nothing is measured, which is said. Masks predicted for the test split and
-    figures patch by patch lie in runs/<name>/state/predictions/; a second call goes on after the last whole method.
+    as the others. Without true masks nothing is measured, with a warning. Masks predicted for the test split and
+    figures patch by patch lie in runs/<name>/state/predictions/; a second call continues after the last complete method.
     """
     known = [patch for patch in patches_for_sam(workspace, "test") if patch.has_mask]
     _warn_of_missing_masks(workspace, known)
