@@ -18,7 +18,8 @@ from epsam.config.schema import Cam, Config, Patches
 from epsam.errors import EpsamError
 from epsam.evaluation.methods import Figures, read_figures, write_figures
 from epsam.inference.output import OutputFolder
-from epsam.inference.predict_patches import Notes, check_masks, find_inputs
+from epsam.inference.patch_folder import check_masks, find_patches
+from epsam.inference.patch_rows import PatchRows
 from epsam.inference.run import COLUMNS, SlideFile, SlideRow, SlideState
 from epsam.patches.candidates import CandidatesTask, find_candidates
 from epsam.patches.manifest import SLIDE_COLUMNS, SlideRecord, read_overrides
@@ -116,7 +117,7 @@ def patch_name(folder: Path) -> Kind:
         try:
             for found in list_patches(folder):
                 location_of(found.name)
-            find_inputs(folder)
+            find_patches(folder)
         finally:
             patch.unlink()
 
@@ -275,10 +276,10 @@ def predictions_csv(folder: Path) -> Kind:
 def patch_notes(folder: Path) -> Kind:
     """state/patches.jsonl of an output folder."""
     path = folder / "patches.jsonl"
-    Notes(path).add(
+    PatchRows(path).add(
         [{"patch": f"a_{n}", "classifier_probability": 0.5, "segmented": 1, "tumour_fraction": 0.25} for n in range(3)]
     )
-    return written(path, mutations.json_lines, lambda: Notes(path))
+    return written(path, mutations.json_lines, lambda: PatchRows(path))
 
 
 @kind
@@ -456,7 +457,7 @@ def mask_image(folder: Path) -> Kind:
     write_png(path, np.eye(4, dtype=bool))
 
     def read() -> None:
-        check_masks(find_inputs(folder))
+        check_masks(find_patches(folder))
         read_mask(path)
 
     return written(path, mutations.png_file, read)

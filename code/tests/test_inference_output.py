@@ -8,8 +8,9 @@ import pytest
 
 from epsam.config.loading import load_config
 from epsam.errors import DataError, EpsamError, StateError
+from epsam.inference.names import output_names
 from epsam.inference.output import OUTPUTS
-from epsam.inference.run import InferenceSettings, infer, output_names
+from epsam.inference.run import InferenceSettings, infer
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_mask, write_png
 from tests.tiny import SETTINGS
@@ -53,7 +54,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr("epsam.inference.run.load_models", lambda *_, **__: models)
     monkeypatch.setattr("epsam.inference.run.predict_slide", _predict_slide)
     for name in "ab":
-        write_png(tmp_path / "patches" / "image" / f"{name}.png", np.zeros((16, 16, 3), np.uint8))
+        write_png(tmp_path / "patches" / "image" / f"{name}.png", np.zeros((128, 128, 3), np.uint8))
     (tmp_path / "slides").mkdir()
     for name in ("one", "two"):
         (tmp_path / "slides" / f"{name}.tif").write_text("a slide")
@@ -254,4 +255,4 @@ def test_every_slide_of_a_folder_has_outputs_of_its_own(place):
     made = {path.read_text() for path in place.out.glob("*.xml")}
     assert made == {f"of {name}" for name in ("one.tif", "two.tif", "x.svs", "x.tif", "x.svs.tif")}
     paths = sorted((place.top / "slides").iterdir())
-    assert output_names(paths) == output_names(paths[::-1])
+    assert output_names(paths, place.top / "slides") == output_names(paths[::-1], place.top / "slides")

@@ -258,7 +258,7 @@ def test_data_that_cannot_be_meant_are_refused(settings, hardware, patch_folder,
     refused("none of its 2 masks has the name of a patch", test_dataset_dir=patch_folder)
     shutil.rmtree(patch_folder / "image")
     (patch_folder / "image").mkdir()
-    refused("no PNG", test_dataset_dir=patch_folder)
+    refused("no picture", test_dataset_dir=patch_folder)
 
 
 def test_a_patch_folder_is_no_output_dir(settings, hardware, patch_folder):

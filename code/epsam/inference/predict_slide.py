@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from shapely.geometry import Polygon
 
@@ -15,6 +14,7 @@ from epsam.inference.outlines import Focus, find_foci
 from epsam.inference.overlay import write_overlay
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
+from epsam.inference.tile_prediction import predict_tiles
 from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
 from epsam.patches.grid import window_px
 from epsam.runtime.log import logger, progress
@@ -127,13 +127,7 @@ def _predict_tiles(
     with progress(total=len(grid.positions), initial=before, desc=name, unit="tile") as bar:
         for chunk, images in _read_ahead(slide, frame, grid, chunks[done:], size_px):
             names = [f"{name}_x{x}_y{y}" for x, y in _corners(frame, grid, chunk)]
-            probabilities = models.classify(images, names)
-            chosen = store.is_candidate(probabilities)
-            maps = np.empty((0, frame.side, frame.side), np.float32)
-            if chosen.any():
-                names = [name for name, seen in zip(names, chosen, strict=True) if seen]
-                maps = shrink(models.segment(images[chosen], names), frame.side)
-            store.append(probabilities, maps)
+            predict_tiles(images, names, store, models)
             bar.update(len(chunk))
 
 
@@ -156,8 +150,3 @@ def _read_ahead(
             images = waiting.pop().result()
             waiting = [reader.submit(read, following) for following in chunks[number + 1 : number + 2]]
             yield chunk, images
-
-
-def shrink(maps: np.ndarray, side: int) -> np.ndarray:
-    """Maps (N, H, W) float as (N, side, side), each pixel the mean of what it covers."""
-    return np.stack([cv2.resize(one, (side, side), interpolation=cv2.INTER_AREA) for one in maps])

@@ -1,6 +1,5 @@
 """What ./infer.sh does: patches or slides, found and predicted, each once."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 from epsam.config.schema import Config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.inference.models import load_models
+from epsam.inference.names import output_names
 from epsam.inference.output import OUTPUTS, OutputFolder, check_place
-from epsam.inference.predict_patches import check_masks, find_inputs, predict_patches
+from epsam.inference.patch_folder import check_masks, find_patches
+from epsam.inference.predict_patches import predict_patches
 from epsam.inference.predict_slide import predict_slide
 from epsam.results import result_line
 from epsam.runs.lock import lock
@@ -17,10 +18,11 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.failures import check_name, guard, has_usable_name, log_failure, printable
 from epsam.runtime.files import read_csv, sha256, write_csv
 from epsam.runtime.log import logger
-from epsam.runtime.records import PlainName, Record, is_plain, read_record, write_record
+from epsam.runtime.records import PlainName, Record, read_record, write_record
 from epsam.runtime.text import listed
 from epsam.segmenter import ImageSegmenter
-from epsam.slides.formats import SUFFIXES
+from epsam.slides.formats import SUFFIXES, is_slide_name, slide_name
+from epsam.slides.grouping import group_slides
 
 COLUMNS = [
     "slide",
@@ -104,9 +106,9 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     when `output_dir` holds what was made with other settings or not by this program.
     """
     data, output = settings.test_dataset_dir, settings.output_dir
-    slides = None if (data / "image").is_dir() else find_slides(data)
-    if slides is None:
-        check_masks(find_inputs(data))
+    patches = find_patches(data) if (data / "image").is_dir() else []
+    slides = {} if patches else find_slides(data)
+    check_masks(patches)
     check_place(data, output)
     config = settings.config.model_copy(
         update={"sam": settings.config.sam.model_copy(update={"model_type": settings.sam_model_type})}
@@ -123,8 +125,8 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
         lock(output / "state"),
         OutputFolder(output, inference_signature(settings, config), fresh=settings.fresh) as folder,
     ):
-        if slides is None:
-            predict_patches(data, folder, models)
+        if patches:
+            predict_patches(data, patches, folder, models)
         else:
             folder.check_free(
                 name + suffix for name, path in slides.items() if has_usable_name(path) for suffix in OUTPUTS
@@ -133,28 +135,23 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
 
 
 def find_slides(data: Path) -> dict[str, Path]:
-    """Slides by the name of their outputs; raises DataError when there are none."""
+    """Slides by the name of their outputs, those of subfolders too; raises DataError when there are none."""
     if data.is_file():
-        return output_names([data])
+        return output_names([data], data.parent, slide_name)
     if not data.is_dir():
         raise DataError(f"{data}: no such file or folder; give a patch folder, a slide or a folder of slides")
-    paths = sorted(
-        p for p in data.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
-    )
+    files = [path for path in sorted(data.rglob("*")) if path.is_file() and not _is_hidden(path.relative_to(data))]
+    paths = [slide.path for slide in group_slides(path for path in files if is_slide_name(path))]
     if not paths:
         raise DataError(
-            f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file ending in "
-            f"{', '.join(SUFFIXES)})"
+            f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file in it or below it ends "
+            f"in {', '.join(SUFFIXES)})"
         )
-    return output_names(paths)
+    return output_names(paths, data, slide_name)
 
 
-def output_names(paths: list[Path]) -> dict[str, Path]:
-    """Files of one folder by a name of their own: the stem, or the whole name where the stem is another one's too."""
-    names = {path: path.stem if is_plain(path.stem) else path.name for path in paths}
-    while shared := {name for name, count in Counter(names.values()).items() if count > 1}:
-        names |= {path: path.name for path in paths if names[path] in shared}
-    return {name: path for path, name in names.items()}
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def inference_signature(settings: InferenceSettings, config: Config) -> dict[str, Any]:
