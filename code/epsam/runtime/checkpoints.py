@@ -18,11 +18,16 @@ from epsam.runtime.weights_format import NUMPY_NUMBERS, unwrap, what_it_is
 
 
 def save_weights(
-    path: Path, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], encoder: str = ""
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
+    encoder: str = "",
+    mpp: float | None = None,
 ) -> None:
     """Write `weights` to `path` and `settings` (nested or flat; with the weights' hash) beside it, atomically.
 
     The settings are those of the whole run, `settings_for_weights(config)`, so that inference finds them all.
+    `mpp`: um per pixel of the training patches, None where it is not known; see `sidecar.trained_mpp`.
     A decoder also notes the hash of the SAM `encoder` it was trained on. Other weights of that name are renamed first.
     """
     with atomic(path) as temporary:
@@ -31,7 +36,7 @@ def save_weights(
         if path.is_file() and sha256(path) != digest:
             keep_old_weights(path)
         # Before the weights get their name: weights that exist have their settings beside them.
-        note = {"settings": flatten(settings), "sha256": digest} | ({"encoder": encoder} if encoder else {})
+        note = {"settings": flatten(settings), "sha256": digest, "mpp": mpp} | ({"encoder": encoder} if encoder else {})
         write_json(sidecar_path(path), note)
 
 

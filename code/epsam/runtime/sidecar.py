@@ -25,9 +25,22 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What lies beside a checkpoint: its `settings`, `sha256` and perhaps `encoder`; empty when nothing does."""
+    """What lies beside a checkpoint: its `settings`, `sha256`, `mpp` and perhaps `encoder`; empty when nothing does."""
     file = sidecar_path(path)
     note = read_object(file) if file.is_file() else {}
     if not isinstance(note.get("settings", {}), dict):
         raise CheckpointError(f"{file}: does not hold the settings of a checkpoint; copy it again or delete it")
     return note
+
+
+def trained_mpp(metadata: Mapping[str, Any]) -> float | None:
+    """um per pixel of the patches that weights were trained on, from their `read_metadata`; None: not known.
+
+    Raises CheckpointError when it is no number.
+    """
+    mpp = metadata.get("mpp")
+    if mpp is None:
+        return None
+    if isinstance(mpp, bool) or not isinstance(mpp, (int, float)) or not 0 < mpp < 1000:
+        raise CheckpointError("the .json beside the weights has an `mpp` that is no resolution; copy it again")
+    return float(mpp)

@@ -8,6 +8,7 @@ import torch
 
 from epsam.config.paths import settings_for_weights
 from epsam.errors import DataError
+from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
@@ -132,7 +133,9 @@ def train_decoder(
         curves=workspace.run / f"{name}_curves.csv",
     )
     session.sam.mask_decoder.requires_grad_(False)
-    save_weights(path, load_tensors(best), settings_for_weights(config), encoder_hash(session.sam))
+    save_weights(
+        path, load_tensors(best), settings_for_weights(config), encoder_hash(session.sam), patch_mpp(config, workspace)
+    )
 
 
 class DecoderTraining:

@@ -7,6 +7,7 @@ from epsam.errors import DataError, EpsamError
 from epsam.patches.candidates import CandidatesTask, SlideCandidates, find_candidates
 from epsam.patches.extraction import extract
 from epsam.patches.manifest import SlideRecord, find_slides, usable
+from epsam.patches.resolution import check_resolutions
 from epsam.patches.selection import Candidates, may_be_positive, select
 from epsam.patches.splits import apply_published, assign_random
 from epsam.patches.tables import remove_stale, write_patches, write_summary
@@ -48,6 +49,7 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
     try:
         apply_published(records, config)
         scans = find_all_candidates(records, config, workspace)
+        check_resolutions({r.slide: scans[r.slide].mpp for r in usable(records)}, config.patches.target_mpp)
         if config.slides.split == "random":
             assign_random(records, lambda record: may_be_positive(scans[record.slide].fraction, config), config)
         purposes = choose(records, scans, config)

@@ -18,6 +18,7 @@ from epsam.classifier.validation import map_error
 from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Config
 from epsam.evaluation.metrics import auc
+from epsam.patches.resolution import patch_mpp
 from epsam.results import record_results
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import Hardware
@@ -79,7 +80,9 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     )
     draw_curves(curves.with_suffix(".png"), done)
     model.load_state_dict(load_tensors(best))
-    save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config))
+    save_weights(
+        workspace.classifier, model.state_dict(), settings_for_weights(config), mpp=patch_mpp(config, workspace)
+    )
     logger.info(f"classifier: peak memory {peak_memory_mib(str(hardware.device)):.0f} MiB")
     record_results(
         workspace,

@@ -14,6 +14,7 @@ from epsam.classifier.train_step import TrainStep
 from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Config
 from epsam.errors import EpsamError
+from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import Hardware
 from epsam.runtime.log import logger, progress
@@ -60,7 +61,7 @@ def train_student(
         best=best,
         curves=workspace.run / f"{name}_curves.csv",
     )
-    save_weights(path, load_tensors(best), settings_for_weights(config))
+    save_weights(path, load_tensors(best), settings_for_weights(config), mpp=patch_mpp(config, workspace))
 
 
 class StudentTraining:
