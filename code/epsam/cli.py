@@ -120,6 +120,21 @@ def convert_command(source: Path, target: Path, mpp: float | None) -> None:
     convert(source, target, mpp)
 
 
+@cli.command("slides-csv")
+@config_option
+@root_option
+@overrides_argument
+def slides_csv_command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
+    """Write dataset/NAME/slides.csv to fill in: patient, split, label and more of each slide."""
+    from epsam.patches.manifest import find_slides
+    from epsam.patches.slide_table import write_template
+
+    config, workspace = _open_run(config_name, overrides, root)
+    slides = [record.slide for record in find_slides(workspace, config.slides) if record.is_slide]
+    write_template(workspace.slide_table, ({"slide": slide} for slide in slides))
+    logger.info(f"{workspace.slide_table}: {len(slides)} slides; fill in what you know and leave the rest empty")
+
+
 @cli.command("doctor")
 @config_option
 @root_option

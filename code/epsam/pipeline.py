@@ -68,7 +68,7 @@ PREPROCESS = Stage(
     _preprocess,
     settings=("slides", "patches", "classifier.positive_share"),
     outputs=("dataset/{name}/{split}/image",),
-    files=("dataset/{name}/patches.csv", "dataset/{name}/{split}/image/*.png", "dataset/{name}/{split}/mask/*.png"),
+    files=("dataset/{name}/patches.csv", "dataset/{name}/{split}/image/*", "dataset/{name}/{split}/mask/*"),
     needs_device=False,
 )
 TRAIN_CLASSIFIER = Stage(

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPLITS = ("train", "val", "test")
+RESERVED_FOLDERS = ("image", "mask", "initial_mask")
+"""Folders of a split that the program itself writes, beside iter_*."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Workspace:
     def slides_csv(self) -> Path:
         """Every slide: how it was read, or why it failed."""
         return self.run / "slides.csv"
+
+    def class_folders(self) -> list[Path]:
+        """Folders of the splits that the program does not write: patches in a folder per class, by whatever name."""
+        return [
+            folder
+            for split in SPLITS
+            if self.split(split).is_dir()
+            for folder in sorted(self.split(split).iterdir())
+            if folder.is_dir() and folder.name not in RESERVED_FOLDERS and not folder.name.startswith((".", "iter_"))
+        ]
 
     def split(self, split: str) -> Path:
         """Patch folder of a split: image/, mask/."""

@@ -22,8 +22,10 @@ from epsam.inference.patch_folder import check_masks, find_patches
 from epsam.inference.patch_rows import PatchRows
 from epsam.inference.run import COLUMNS, SlideFile, SlideRow, SlideState
 from epsam.patches.candidates import CandidatesTask, find_candidates
-from epsam.patches.manifest import SLIDE_COLUMNS, SlideRecord, read_overrides
+from epsam.patches.labels import read_labels
+from epsam.patches.manifest import SLIDE_COLUMNS, SlideRecord
 from epsam.patches.patch import list_patches, patches_for_sam
+from epsam.patches.slide_table import read_slide_table
 from epsam.patches.tables import PATCH_COLUMNS
 from epsam.pipeline import EVALUATE
 from epsam.report.data_section import data_section
@@ -81,7 +83,8 @@ GEOJSON = b"""{"type": "FeatureCollection", "features": [
 "properties": {"objectType": "annotation", "name": "a", "classification": {"name": "Tumor", "color": [200, 0, 0]}}},
 {"type": "Feature", "id": "2", "geometry": {"type": "MultiPolygon", "coordinates": [[[[2, 2], [3, 2], [3, 3], [2, 2]]]]},
 "properties": {"objectType": "annotation", "classification": {"name": "Exclusion"}}}]}"""
-OVERRIDES = b"slide,split,mpp,tissue_threshold,exclude\ntumor_001,train,0.25,12,\nb,,,,blurred\n"
+SLIDE_TABLE = b"slide,split,mpp,tissue_threshold,exclude\ntumor_001,train,0.25,12,\nb,,,,blurred\n"
+LABELS = b"slide;x;y;label;width\na.svs;0;512;1;256\na;256,0;0;normal;256\n"
 CONFIG = Config(name="tiny")
 
 
@@ -177,10 +180,17 @@ def geojson(folder: Path) -> Kind:
 
 
 @kind
-def overrides_csv(folder: Path) -> Kind:
-    """The table slides.overrides."""
-    path = folder / "overrides.csv"
-    return Kind(path, OVERRIDES, mutations.csv_file, lambda: read_overrides(path))
+def slide_table(folder: Path) -> Kind:
+    """What people say of slides."""
+    path = folder / "slides.csv"
+    return Kind(path, SLIDE_TABLE, mutations.csv_file, lambda: read_slide_table(path))
+
+
+@kind
+def labels_csv(folder: Path) -> Kind:
+    """Windows that people labelled."""
+    path = folder / "labels.csv"
+    return Kind(path, LABELS, mutations.csv_file, lambda: read_labels(path))
 
 
 @kind

@@ -49,7 +49,7 @@ def sidecar(tmp_path):
 
 
 def test_the_schema_has_the_paths_that_are_known():
-    assert set(PATHS) >= {"slides.asap_path", "slides.overrides", "sam.checkpoint", "classifier.init"}
+    assert set(PATHS) >= {"slides.asap_path", "sam.checkpoint", "classifier.init"}
 
 
 @pytest.mark.parametrize("key", PATHS)

@@ -284,9 +284,15 @@ def test_slides_that_fit_their_annotations_are_well(workspace):
     [
         (lambda w: write_text(w.slides / "tumor_001.tif", ""), "empty files: tumor_001.tif"),
         (lambda w: (w.slides / "normal_002.tif").symlink_to("nowhere"), "links that lead nowhere: normal_002.tif"),
-        (lambda w: write_text(w.slides / "tumor_009.tif.6Fa31bC2", "half"), "broke off?): tumor_009.tif.6Fa31bC2"),
-        (lambda w: write_text(w.annotations / "tumor_005.xml", "<xml/>"), "annotations without a slide: tumor_005.xml"),
-        (lambda w: (w.annotations / "Tumor_002.xml").unlink(), "tumour slides without an annotation: tumor_002.TIF"),
+        (
+            lambda w: write_text(w.slides / "tumor_009.tif.6Fa31bC2", "half"),
+            "(broken downloads?) and are not used: images/tumor_009.tif.6Fa31bC2",
+        ),
+        (lambda w: write_text(w.annotations / "tumor_005.xml", "<xml/>"), "tumor_005.xml: annotation without a slide"),
+        (
+            lambda w: (w.annotations / "Tumor_002.xml").unlink(),
+            "tumor_002: a tumour slide by its name, but its annotation is missing",
+        ),
     ],
 )
 def test_doubts_about_slides_are_warnings(workspace, spoil, said):
@@ -299,7 +305,7 @@ def test_doubts_about_slides_are_warnings(workspace, spoil, said):
 
 def test_no_slides_no_annotations_and_patches_alone(workspace):
     shutil.rmtree(workspace.annotations)
-    assert "holds no XML" in check_slides(DEMO, workspace).message
+    assert "say nothing of where tumour is" in check_slides(DEMO, workspace).message
     shutil.rmtree(workspace.slides)
     assert check_slides(DEMO, workspace).status == "error"
     (workspace.split("train") / "image").mkdir(parents=True)
@@ -309,6 +315,33 @@ def test_no_slides_no_annotations_and_patches_alone(workspace):
         "ok",
         "none, but patches: train 8, val 8, test 8",
     )
+
+
+def test_slides_that_nobody_annotated_are_counted_with_what_to_do(workspace):
+    check = check_slides(load_config(find_config("own")), workspace)
+    assert check.status == "warning"
+    assert "1 of 3 slides are left out: neither annotated nor labelled; if it is normal tissue" in check.message
+    assert "slides.unannotated=normal" in check.message
+    workspace.slide_table.write_text("slide,label\nnormal_001,normal\nnormal_01,normal\n")
+    assert "no such slides: normal_01 (is it normal_001?)" in check_slides(DEMO, workspace).message
+    workspace.slide_table.write_text("slide,labels\n")
+    assert "unknown column labels" in check_slides(DEMO, workspace).message
+
+
+def test_patches_that_are_not_used_and_class_folders_are_counted(workspace):
+    shutil.rmtree(workspace.slides)
+    make_patches(workspace)
+    write_text(workspace.split("val") / "image" / "nameless.png", "a picture")
+    check = check_slides(DEMO, workspace)
+    assert check.status == "warning"
+    assert (
+        "val: 1 files have names that end neither in _0 (normal) nor in _1 (holds tumour): nameless.png"
+        in check.message
+    )
+    for split in ("train", "val", "test"):
+        for name in ("tumor", "normal"):
+            write_text(workspace.split(split) / name / "a.jpg", "a picture")
+    assert "folder per class: train 1 of tumour and 1 normal" in check_slides(DEMO, workspace).message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")

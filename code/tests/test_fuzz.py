@@ -79,7 +79,8 @@ HOSTILE = {
     ],
     "json_value": ["[" * 100_000, '{"a":' * 5000, "1" * 5000, b"\xed\xa0\x80"],
     "table": ['slide,x\n"' + "a" * 200_000, "slide,slide\n1,2,3\n", b"\xff\xfe"],
-    "overrides_csv": ["slide,mpp\na,1e999\n", "slide,mpp\na,nan\n", "slide\na,b,c\n", "slide,tissue_threshold\na,²\n"],
+    "labels_csv": ["slide,x,y,label\na,1e999,0,1\n", "slide,x,y,label\na,0,0,2\n", "slide;x;y;label\n;0;0;1\n"],
+    "slide_table": ["slide,mpp\na,1e999\n", "slide,mpp\na,nan\n", "slide\na,b,c\n", "slide,tissue_threshold\na,²\n"],
     "annotation": [
         "<a>" * 50_000,
         "<ASAP_Annotations/>",

@@ -33,9 +33,9 @@ PATCHES = {
 
 def config(**more) -> Config:
     patches = PATCHES | more.pop("patches", {})
-    return Config(
-        **({"name": "mine", "workers": 0, "patches": patches, "classifier": {"positive_share": (0.1, 1)}} | more)
-    )
+    slides = {"unannotated": "normal"} | more.pop("slides", {})
+    settings = {"name": "mine", "workers": 0, "slides": slides, "patches": patches}
+    return Config(**(settings | {"classifier": {"positive_share": (0.1, 1)}} | more))
 
 
 @pytest.fixture
@@ -203,16 +203,15 @@ def test_another_resolution_is_cut_from_the_same_places(ws):
     assert np.abs(image - full.reshape(32, 2, 32, 2, 3).mean((1, 3))).mean() < 4
 
 
-def test_slide_without_resolution_needs_an_override_for_target_mpp(ws):
+def test_slide_without_resolution_needs_slides_csv_for_target_mpp(ws):
     write_slide(ws.slides / "tumor_005.tif", draw(tumour=[(128, 112, 300, 260)]), mpp=None)
     shutil.copy(ws.annotations / "tumor_001.xml", ws.annotations / "tumor_005.xml")
     settings = {"size_px": 32, "target_mpp": 0.5}
     preprocess(config(patches=settings), ws)
     assert slides(ws)["tumor_005"]["status"] == "failed"
-    assert "overrides" in slides(ws)["tumor_005"]["reason"]
-    overrides = ws.root / "overrides.csv"
-    overrides.write_text("slide,mpp,split,exclude\ntumor_005,0.125,train,\ntumor_004,,,blurred\n")
-    preprocess(config(patches=settings, slides={"overrides": overrides}), ws)
+    assert "slides.csv" in slides(ws)["tumor_005"]["reason"]
+    ws.slide_table.write_text("slide,mpp,split,exclude\ntumor_005,0.125,train,\ntumor_004,,,blurred\n")
+    preprocess(config(patches=settings), ws)
     assert slides(ws)["tumor_005"]["status"] == "ok"
     assert slides(ws)["tumor_005"]["split"] == "train"
     assert {r["read_px"] for r in table(ws.patches_csv) if r["slide"] == "tumor_005"} == {"128"}
@@ -225,16 +224,15 @@ def test_slide_without_resolution_needs_an_override_for_target_mpp(ws):
     [
         ("slide,tissue\ntumor_001,4\n", "unknown column tissue"),
         ("slide,split\ntumor_001,testing\n", "none of train"),
-        ("slide,mpp\ntumor_001,x\n", "line 2: not a number"),
+        ("slide,mpp\ntumor_001,x\n", "line 2: mpp 'x' is not a number"),
         ("slide\na\na\n", "line 3: a comes twice"),
         ("name\na\n", "column slide is missing"),
     ],
 )
-def test_overrides_that_make_no_sense_are_refused(ws, text, reason):
-    path = ws.root / "overrides.csv"
-    path.write_text(text)
+def test_slides_csv_that_makes_no_sense_is_refused(ws, text, reason):
+    ws.slide_table.write_text(text)
     with pytest.raises((ConfigError, DataError), match=reason):
-        preprocess(config(slides={"overrides": path}), ws)
+        preprocess(config(), ws)
 
 
 def fails(ws, slide: str, reason: str, **settings) -> None:
@@ -249,12 +247,12 @@ def fails(ws, slide: str, reason: str, **settings) -> None:
 
 def test_tumour_slide_without_xml(ws):
     (ws.annotations / "tumor_003.xml").unlink()
-    fails(ws, "tumor_003", "tumor_003.xml is missing")
+    fails(ws, "tumor_003", "its annotation is missing")
 
 
 def test_xml_without_slide(ws):
     write_xml(ws.annotations / "tumor_009.xml", [("Tumor", box_points((1, 1, 9, 9)))])
-    fails(ws, "tumor_009", "annotation without a slide")
+    fails(ws, "tumor_009.xml", "annotation without a slide")
 
 
 def test_truncated_xml(ws):
@@ -319,16 +317,24 @@ def test_link_that_leads_nowhere(ws):
     fails(ws, "tumor_003", "not mounted")
 
 
-def test_own_slide_without_xml_is_a_normal_one_and_this_is_said(ws):
-    write_slide(ws.slides / "biopsy 7.tif", draw(seed=5))
-    preprocess(config(), ws)
-    assert "taken as a normal slide" in slides(ws)["biopsy 7"]["reason"]
-    assert slides(ws)["biopsy 7"]["status"] == "ok"
-
-
-def test_camelyon_slide_of_unknown_kind_is_not_taken_as_normal(ws):
+@pytest.mark.parametrize("collection", ["own", "camelyon16"])
+def test_a_slide_without_annotation_is_normal_only_where_something_says_so(ws, caplog, collection):
     write_slide(ws.slides / "test_001.tif", draw(seed=5))
-    fails(ws, "test_001", "does not say that it is normal", slides={"collection": "camelyon16"})
+    settings = {"unannotated": "exclude", "collection": collection}
+    preprocess(config(slides=settings), ws)
+    row = slides(ws)["test_001"]
+    assert (row["status"], row["patches_negative"]) == ("excluded", "0")
+    assert "neither annotated nor labelled" in row["reason"]
+    assert (slides(ws)["normal_001"]["status"] == "ok") == (collection == "camelyon16")
+    left_out = "1" if collection == "camelyon16" else "2"
+    assert f"{left_out} of 6 slides are left out: neither annotated nor labelled; if it is normal" in caplog.text
+    ws.slide_table.write_text("slide,label\ntest_001.tif,normal\n")
+    preprocess(config(slides=settings), ws)
+    assert slides(ws)["test_001"]["status"] == "ok"
+    assert slides(ws)["test_001"]["patches_positive"] == "0"
+    ws.slide_table.unlink()
+    preprocess(config(slides=settings | {"unannotated": "normal"}), ws)
+    assert slides(ws)["test_001"]["status"] == "ok"
 
 
 def test_known_trouble_is_left_out_with_its_reason(ws):
@@ -427,10 +433,9 @@ def test_split_without_positives_ends_the_stage_before_anything_is_cut(ws):
         preprocess(config(), ws)
     assert slides(ws)["tumor_002"]["status"] == "failed"
     assert not written(ws)
-    overrides = ws.root / "o.csv"
-    overrides.write_text("slide,split\ntumor_001,train\nnormal_001,val\n")
+    ws.slide_table.write_text("slide,split\ntumor_001,train\nnormal_001,val\n")
     with pytest.raises(DataError, match="val, test"):
-        preprocess(config(slides={"overrides": overrides}), ws)
+        preprocess(config(), ws)
 
 
 def test_folder_without_slides_is_an_error(tmp_path):
@@ -477,7 +482,7 @@ def test_disk_that_fills_up_is_said_and_the_next_call_goes_on(ws):
 CRASHING = """
 import faulthandler, os
 from pathlib import Path
-import epsam.slides.scan as scan
+import epsam.patches.candidates as candidates
 from epsam.runtime.workers import run_tasks
 def work(number):
     if number == 3:
@@ -559,9 +564,9 @@ def test_real_slides_and_broken_ones(ws):
         (ws.slides / path.name).symlink_to(path)
     preprocess(config(patches={"size_px": 128}), ws)
     expected = {
-        "cmu-1-small-region": ("ok", "normal slide"),
-        "tcga-cr-7395-01a-01-ts1": ("ok", "normal slide"),
-        "boxes": ("ok", "normal slide"),
+        "cmu-1-small-region": ("ok", ""),
+        "tcga-cr-7395-01a-01-ts1": ("ok", ""),
+        "boxes": ("ok", ""),
         "broken": ("failed", "OpenSlide cannot open it"),
         "unreadable": ("failed", "cannot be decoded"),
         "unopenable": ("failed", "52479 is one that nothing here decodes"),

@@ -12,8 +12,9 @@ from epsam.config.schema import Config, Patches, Selection, Slides, Tissue
 from epsam.errors import ConfigError, DataError, SlideError
 from epsam.patches.camelyon import PUBLISHED_SPLITS, canonical_name, patient_of, split_lists
 from epsam.patches.grid import candidate_windows, window_px
-from epsam.patches.manifest import Override, SlideRecord
+from epsam.patches.manifest import SlideRecord
 from epsam.patches.selection import Candidates, select
+from epsam.patches.slide_table import SlideInfo
 from epsam.patches.splits import apply_published, assign_random
 from epsam.slides.tissue import tissue_mask
 from tests.slide_factory import draw
@@ -125,14 +126,19 @@ def test_slide_smaller_than_a_window_has_none():
 def test_window_covers_the_wanted_resolution():
     assert window_px(Patches(), None) == 512
     assert window_px(Patches(target_mpp=0.5), (0.25, 0.25)) == 1024
-    with pytest.raises(SlideError, match=r"slides\.overrides"):
+    with pytest.raises(SlideError, match=r"slides\.csv"):
         window_px(Patches(target_mpp=0.5), None)
 
 
 def choose(fraction, allowed=True, **selection):
     patches = {"train": Selection(**selection), "positive_share": (0.2, 0.9)}
     return select(
-        Candidates(fraction, np.full(len(fraction), allowed)),
+        Candidates(
+            fraction,
+            (fraction > 0).astype(np.int8),
+            np.full(len(fraction), allowed),
+            np.zeros(len(fraction), bool),
+        ),
         "train",
         config(patches=patches, classifier={"positive_share": (0.1, 1.0)}),
     )
@@ -240,7 +246,7 @@ def test_published_split_of_which_nothing_is_here_is_an_error():
     names = [name for name, split in PUBLISHED_SPLITS["camelyon17"].items() if split != "val"]
     with pytest.raises(DataError, match=r"for val is here.*val 3 of 3 \(patient_015_node_2, patient_034_node_3, "):
         apply_published(records(names), config(slides=Slides(collection="camelyon17", split="published")))
-    with pytest.raises(DataError, match=r"for train, val, test is here.*train 27 of 27 .* and 17 more.*overrides"):
+    with pytest.raises(DataError, match=r"for train, val, test is here.*train 27 of 27 .* and 17 .*slides.csv"):
         apply_published(
             records(["mine_1", "mine_2"]), config(slides=Slides(collection="camelyon17", split="published"))
         )
@@ -290,10 +296,10 @@ def test_random_split_is_balanced_and_depends_on_names_alone(count):
     assert count < 10 or by_split(other) != got
 
 
-def test_random_split_keeps_patients_whole_and_heeds_overrides():
+def test_random_split_keeps_patients_whole_and_heeds_slides_csv():
     found = records([f"patient_{p:03d}_node_{n}" for p in range(9) for n in range(3)])
-    found[4].split, found[4].override = "test", Override(split="test")
-    found[-1].override = Override(patient="patient_000")
+    found[4].split, found[4].info = "test", SlideInfo(split="test")
+    found[-1].info = SlideInfo(patient="patient_000")
     assign_random(found, lambda record: True, config())
     splits = {}
     for record in found:

@@ -10,7 +10,7 @@ from epsam.demo.slides import make_demo
 TOP = Path(__file__).parents[2]
 SETTINGS = """\
 name: tiny
-slides: {split_shares: [0.5, 0.25, 0.25]}
+slides: {unannotated: normal, split_shares: [0.5, 0.25, 0.25]}
 patches:
   size_px: 128
   train: {per_bin: 3, negatives: 30, classifier_extra: 16}

@@ -4,10 +4,14 @@ The defaults are the published figures (Camelyon17, where the two datasets diffe
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from epsam.runtime.records import is_plain
+from epsam.workspace import RESERVED_FOLDERS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -42,8 +46,23 @@ class Slides(Section):
     split: Literal["published", "patient-disjoint", "random"] = "random"
     split_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
     """Shares of slides for train, val and test with `split: random`."""
-    overrides: Path | None = None
-    """CSV with one line per slide that needs other settings than the rest."""
+    unannotated: Literal["normal", "exclude"] = "exclude"
+    """What a slide without annotation and label is: left out, or normal tissue. A name of Camelyon or the label in
+    slides.csv says it for a single slide."""
+    unlabelled_tumour: Literal["exclude", "positive"] = "exclude"
+    """What becomes of slides with the label tumour in slides.csv of which nothing says where their tumour is: left
+    out, or all their windows of tissue are positives, the normal ones among them too."""
+    patient_pattern: str | None = None
+    """Regular expression that finds the patient in a slide's name: its first group, or all that it matches."""
+
+    @field_validator("patient_pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression ({error})") from None
+        return pattern
 
     @model_validator(mode="after")
     def _check(self):
@@ -93,7 +112,7 @@ class Patches(Section):
 
     size_px: Positive = 512
     target_mpp: Rate | None = None
-    """Cut at this resolution (um/px) instead of level 0; needs slides that know theirs, or an override."""
+    """Cut at this resolution (um/px) instead of level 0; needs slides that know theirs, or mpp in slides.csv."""
     centre: Share = 0.25
     """Half-width of the central part that must hold tissue, as a share of the window."""
     border: Share = 0.01
@@ -106,6 +125,16 @@ class Patches(Section):
     test: Selection = Selection(at_random=2000, negatives=2000)
     seed: int = 42
     tissue: Tissue = Tissue()
+    class_folders: dict[Literal["tumour", "normal"], list[str]] = {"tumour": ["tumor", "tumour"], "normal": ["normal"]}
+    """Folders in dataset/<name>/{train,val,test} whose pictures are patches of one label, where there are no slides."""
+
+    @field_validator("class_folders")
+    @classmethod
+    def _check_folders(cls, folders: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in (name for names in folders.values() for name in names):
+            if not is_plain(name) or name in RESERVED_FOLDERS or name.startswith((".", "iter_")):
+                raise ValueError(f"{name[:40]!r} cannot name a folder of patches; give a plain name")
+        return folders
 
 
 class Augment(Section):

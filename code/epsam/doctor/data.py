@@ -5,14 +5,17 @@ from pathlib import Path
 
 from epsam.config.schema import Config
 from epsam.doctor import Check
-from epsam.errors import CheckpointError, DataError
-from epsam.patches.camelyon import PUBLISHED_SPLITS, canonical_name, kind_of, split_lists
-from epsam.patches.manifest import SUFFIXES
-from epsam.patches.patch import list_patches
+from epsam.errors import CheckpointError, ConfigError, DataError
+from epsam.patches.camelyon import PUBLISHED_SPLITS, canonical_name, split_lists
+from epsam.patches.class_folders import find_class_patches, has_class_folders
+from epsam.patches.manifest import SlideRecord, read_manifest
+from epsam.patches.patch import lines_of_not_used, list_patches, read_folder
+from epsam.patches.sources import find_sources
 from epsam.runtime.downloads import WEIGHTS, packaged_weights
 from epsam.runtime.failures import printable
 from epsam.runtime.files import sha256
 from epsam.runtime.text import listed, size_text
+from epsam.slides.formats import slide_name
 from epsam.workspace import SPLITS, Workspace
 
 BUCKET = "s3://camelyon-dataset"
@@ -21,53 +24,59 @@ COMMANDS = {
     f"{BUCKET}/CAMELYON16/annotations/ {{annotations}}",
     "camelyon17": f"aws s3 cp --no-sign-request --recursive {BUCKET}/CAMELYON17/images/ {{images}} and "
     f"{BUCKET}/CAMELYON17/annotations/ {{annotations}}",
-    "own": "put the slides into {images} and their ASAP XML files, by the same names, into {annotations}",
+    "own": "put the slides into {images} and their annotations, by the same names, into {annotations}",
 }
 
 
 def check_slides(config: Config, workspace: Workspace) -> Check:
-    """Slides and annotations are there and whole, as far as names and sizes tell."""
-    files = _files(workspace.slides)
-    slides = [path for path in files if path.suffix.lower() in SUFFIXES]
-    annotations = [path for path in _files(workspace.annotations) if path.suffix.lower() == ".xml"]
+    """Slides, annotations and labels are there and complete, as far as names, sizes and tables tell."""
     get = how_to_get(config, workspace)
+    try:
+        manifest = read_manifest(workspace, config.slides)
+    except (DataError, ConfigError) as error:
+        return Check("slides", "error", str(error), "correct the table, or move it away")
+    slides = [record for record in manifest.records if record.is_slide]
     if not slides:
-        return _check_patches_alone(workspace, get)
-    if not annotations:
-        return Check("slides", "error", f"{workspace.annotations} holds no XML, so nothing says where tumour is", get)
+        return _check_patches_alone(config, workspace, get)
+    annotated = [record for record in slides if record.annotation]
+    if not any(record.annotation or record.labels or record.all_tumour for record in slides):
+        return Check(
+            "slides", "error", f"{workspace.annotations} and {workspace.labels_csv} say nothing of where tumour is", get
+        )
     message = (
-        f"{len(slides)} slides ({size_text(_bytes(slides))}), {len(annotations)} annotations in {workspace.dataset}"
+        f"{len(slides)} slides ({size_text(_bytes(record.path for record in slides))}), {len(annotated)} annotations "
+        f"in {workspace.dataset}"
     )
-    doubts = {what: names for what, names in _doubts(config, files, slides, annotations).items() if names}
-    if doubts:
-        found = "; ".join(f"{what}: {listed(names)}" for what, names in doubts.items())
-        return Check("slides", "warning", f"{message}; {found}", f"go on without them, or: {get}")
+    warnings = [*manifest.warnings, *_failures(manifest.records)]
+    if broken := {what: names for what, names in _broken_files(manifest.records).items() if names}:
+        warnings += [f"{what}: {listed(names)}" for what, names in broken.items()]
+    if warnings:
+        return Check("slides", "warning", f"{message}; {'; '.join(warnings)}", f"go on without them, or: {get}")
     return Check("slides", "ok", message)
 
 
-def _doubts(config: Config, files: list[Path], slides: list[Path], annotations: list[Path]) -> dict[str, list[str]]:
-    """What is not as it should be, with the names of the files."""
-    outlined, here = ({path.stem.casefold() for path in paths} for paths in (annotations, slides))
-    bare = [path.name for path in slides if path.stem.casefold() not in outlined]
+def _failures(records: list[SlideRecord]) -> list[str]:
+    """Slides and annotations that cannot be used, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        if record.status == "failed":
+            reasons.setdefault(record.reason, []).append(printable(record.slide))
+    return [f"{listed(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _broken_files(records: list[SlideRecord]) -> dict[str, list[str]]:
+    """Files that are not complete, by what is wrong with them."""
+    files = [path for record in records for path in {record.path, record.annotation} if path]
     return {
-        "empty files": [path.name for path in slides + annotations if path.exists() and not path.stat().st_size],
-        "names that are not UTF-8, to be renamed": [
-            path.name for path in files + annotations if path.name != printable(path.name)
-        ],
-        "links that lead nowhere": [path.name for path in files if not path.exists()],
-        "not slides by their names (downloads that broke off?)": [path.name for path in files if path not in slides],
-        "annotations without a slide": [path.name for path in annotations if path.stem.casefold() not in here],
-        "tumour slides without an annotation": [name for name in bare if kind_of(name) == "tumour"],
-        "slides without an annotation, taken as normal ones": [name for name in bare if not kind_of(name)]
-        if config.slides.collection == "own"
-        else [],
+        "empty files": [printable(path.name) for path in files if path.exists() and not path.stat().st_size],
+        "links that lead nowhere": [printable(path.name) for path in files if not path.exists()],
     }
 
 
 def check_split(config: Config, workspace: Workspace) -> Check:
     """Every slide that the published split names is there."""
     settings = config.slides
-    here = {canonical_name(path.stem) for path in _files(workspace.slides)}
+    here = {canonical_name(slide_name(path)) for path in find_sources(workspace).slides}
     if settings.split == "random" or not here or settings.collection not in PUBLISHED_SPLITS:
         return Check("split", "ok", f"{settings.split}, of the slides that can be used")
     lists = split_lists(settings.collection, settings.split)
@@ -147,26 +156,43 @@ def _with_hash(path: Path) -> Check:
 def how_to_get(config: Config, workspace: Workspace) -> str:
     """Where slides must lie and how they get there."""
     command = COMMANDS[config.slides.collection].format(images=workspace.slides, annotations=workspace.annotations)
-    return f"{command}; dataset/README.md has the whole story"
+    return f"{command}; dataset/README.md says more"
 
 
-def _check_patches_alone(workspace: Workspace, get: str) -> Check:
+def _check_patches_alone(config: Config, workspace: Workspace, get: str) -> Check:
     """Somebody may bring patches that are cut already, or take the slides away once they are."""
     there = "is empty" if workspace.slides.is_dir() else "does not exist"
+    if has_class_folders(workspace, config.patches.class_folders):
+        return _check_class_folders(config, workspace)
     if not any((workspace.split(split) / "image").is_dir() for split in SPLITS):
         return Check("slides", "error", f"{workspace.slides} {there}", get)
     try:
         counts = {split: len(list_patches(workspace.split(split))) for split in SPLITS}
     except DataError as error:
         return Check("slides", "error", f"{workspace.slides} {there}, and of the patches: {error}", get)
-    return Check("slides", "ok", "none, but patches: " + ", ".join(f"{s} {n}" for s, n in counts.items()))
+    message = "none, but patches: " + ", ".join(f"{s} {n}" for s, n in counts.items())
+    not_used = [f"{s}: {line}" for s in SPLITS for line in lines_of_not_used(read_folder(workspace.split(s)))]
+    if not_used:
+        return Check(
+            "slides", "warning", f"{message}; not used: {'; '.join(not_used)}", "rename them, or go on without"
+        )
+    return Check("slides", "ok", message)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Files and links in a folder, hidden ones aside."""
-    if not folder.is_dir():
-        return []
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+def _check_class_folders(config: Config, workspace: Workspace) -> Check:
+    found, warnings = find_class_patches(workspace, config.patches.class_folders)
+    counts = {
+        split: [sum(p.split == split and p.label == label for p in found) for label in (1, 0)] for split in SPLITS
+    }
+    message = "none, but patches in a folder per class: " + ", ".join(
+        f"{split} {tumour} of tumour and {normal} normal" for split, (tumour, normal) in counts.items()
+    )
+    if not all(all(numbers) for numbers in counts.values()):
+        fix = f"fill {workspace.dataset}/{{train,val,test}}/{{tumor,normal}}, or see patches.class_folders"
+        return Check("slides", "error", message, fix)
+    if warnings:
+        return Check("slides", "warning", f"{message}; {'; '.join(warnings)}", "rename them, or go on without")
+    return Check("slides", "ok", message)
 
 
 def _bytes(paths: Iterable[Path]) -> int:

@@ -1,8 +1,9 @@
 """The look at one slide that comes before cutting: tissue, candidate windows and their tumour share."""
 
+import hashlib
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -12,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from epsam.config.schema import Config
 from epsam.errors import AnnotationError, EpsamError, SlideError
 from epsam.patches.grid import candidate_windows, window_px
+from epsam.patches.labels import WindowLabels
 from epsam.patches.manifest import SlideRecord
+from epsam.patches.placement import CORRECT, AnnotationSource, check_placement
 from epsam.patches.stale import remove_patches
 from epsam.runtime.failures import OF_THE_ITEM, guard, reason_of
-from epsam.runtime.files import atomic
+from epsam.runtime.files import atomic, sha256
 from epsam.runtime.log import logger
-from epsam.slides.annotation import Annotation, read_annotation
-from epsam.slides.openslide import bounds_origin
+from epsam.slides.formats import slide_stamp
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide, overview
 from epsam.slides.tissue import tissue_mask
@@ -48,7 +50,11 @@ class SlideCandidates:
     """(n,) int64, level 0; with y the corners of all candidate windows."""
     y: np.ndarray
     fraction: np.ndarray
-    """(n,) float64 in [0, 1], tumour share of each window."""
+    """(n,) float64 in [0, 1], tumour share of each window; NaN where only its label is known."""
+    label: np.ndarray
+    """(n,) int8: 1 holds tumour, 0 does not."""
+    by_hand: bool
+    """True: labels.csv names these windows, and all of them become patches."""
     thumbnail: np.ndarray
     """(h, w, 3) uint8 RGB, at most SHEET_PX long."""
     tissue: np.ndarray
@@ -94,72 +100,124 @@ def _kept_or_made(task: CandidatesTask) -> SlideCandidates:
 
 
 def _signature(record: SlideRecord, config: Config) -> str:
-    files = {}
-    for path in filter(None, (record.path, record.annotation)):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise SlideError(
-                f"{path}: cannot be reached ({error.strerror}); is it a link to a place that is not mounted?"
-            ) from None
-        files[path.name] = [stat.st_size, stat.st_mtime_ns]
     settings = [
         config.slides.model_dump(mode="json", include={"reader", "asap_path", "groups"}),
         config.patches.model_dump(mode="json", include={"size_px", "target_mpp", "centre", "border", "tissue"}),
     ]
-    return json.dumps([files, settings, record.override.mpp, record.override.tissue_threshold], sort_keys=True)
+    labels = record.labels
+    windows = labels and [
+        [labels.x.tolist(), labels.y.tolist(), labels.label.tolist()],
+        [labels.width, labels.level, labels.mpp],
+    ]
+    info = [record.info.mpp, record.info.origin, record.info.scale, record.info.tissue_threshold, record.all_tumour]
+    parts = [slide_stamp(record.path), _content(record.annotation), settings, info, windows]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _content(path: Path | None) -> str:
+    try:
+        return sha256(path) if path else ""
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _find_candidates(record: SlideRecord, config: Config, signature: str) -> SlideCandidates:
     settings = config.patches
     with open_slide(record.path, config.slides.reader, config.slides.asap_path) as slide:
-        annotation = (
-            read_annotation(record.annotation, config.slides.groups, bounds_origin(record.path), slide.size)
-            if record.annotation
-            else None
-        )
-        mpp = (record.override.mpp,) * 2 if record.override.mpp else slide.mpp
-        read_px = window_px(settings, mpp)
-        notes = _check_place(annotation, slide.size) if annotation else []
+        mpp = (record.info.mpp,) * 2 if record.info.mpp else slide.mpp
         rgb = overview(slide, settings.tissue.downsample)
-        tissue = tissue_mask(rgb, settings.tissue, record.override.tissue_threshold)
-        x, y = candidate_windows(tissue, slide.size, read_px, settings)
-        if not len(x):
-            raise SlideError(_why_empty(slide, tissue, read_px))
-        fraction = annotation.fraction(x, y, read_px, read_px) if annotation else np.zeros(len(x))
-        if annotation:
-            annotated = (fraction > 0) | annotation.in_regions(x, y, read_px, read_px)
-            x, y, fraction = x[annotated], y[annotated], fraction[annotated]
+        tissue = tissue_mask(rgb, settings.tissue, record.info.tissue_threshold)
+        if record.labels:
+            windows = _labelled(record.labels, slide, mpp, config)
+            if record.annotation:  # true masks of the positives come from it
+                source = AnnotationSource.of(record.annotation, config.slides.groups, record.info)
+                notes = check_placement(
+                    source.read(slide.path, slide.size), slide.size, tissue, settings.tissue.downsample
+                )
+                windows = replace(windows, notes=(*windows.notes, *notes))
+        else:
+            windows = _from_tissue(record, slide, mpp, tissue, config)
         return SlideCandidates(
-            signature,
-            slide.reader,
-            slide.reader_version,
-            slide.vendor,
-            slide.size,
-            mpp,
-            read_px,
-            tuple(notes),
-            x,
-            y,
-            fraction,
-            *_for_sheet(slide, rgb, tissue),
+            signature=signature,
+            reader=slide.reader,
+            reader_version=slide.reader_version,
+            vendor=slide.vendor,
+            size=slide.size,
+            mpp=mpp,
+            by_hand=record.labels is not None,
+            **asdict(windows),
+            **dict(zip(("thumbnail", "tissue"), _for_sheet(slide, rgb, tissue), strict=True)),
         )
 
 
-def _check_place(annotation: Annotation, size: tuple[int, int]) -> list[str]:
-    """Warnings about an annotation on a slide of this size; raises AnnotationError when all of it lies outside."""
-    x0, y0, x1, y1 = annotation.bounds()
-    width, height = size
-    where = f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}; the slide is {width} x {height} px"
-    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+@dataclass(frozen=True)
+class _Windows:
+    """The part of SlideCandidates that depends on what is known of the slide's tumour."""
+
+    read_px: int
+    notes: tuple[str, ...]
+    x: np.ndarray
+    y: np.ndarray
+    fraction: np.ndarray
+    label: np.ndarray
+
+
+def _from_tissue(
+    record: SlideRecord, slide: Slide, mpp: tuple[float, float] | None, tissue: np.ndarray, config: Config
+) -> _Windows:
+    """The windows on tissue, with their tumour share by the annotation; without one, they are all alike."""
+    settings = config.patches
+    read_px = window_px(settings, mpp)
+    x, y = candidate_windows(tissue, slide.size, read_px, settings)
+    if not len(x):
+        raise SlideError(_why_empty(slide, tissue, read_px))
+    if record.annotation is None:
+        fraction = np.full(len(x), np.nan if record.all_tumour else 0.0)
+        return _Windows(read_px, (), x, y, fraction, np.full(len(x), record.all_tumour, np.int8))
+    annotation = AnnotationSource.of(record.annotation, config.slides.groups, record.info).read(slide.path, slide.size)
+    notes = check_placement(annotation, slide.size, tissue, settings.tissue.downsample)
+    fraction = np.asarray(annotation.fraction(x, y, read_px, read_px))
+    if not fraction.any():
         raise AnnotationError(
-            f"{annotation.path}: all tumour outlines lie outside the slide ({where}); is it the "
-            "annotation of another slide?"
+            f"{annotation.path}: none of the {len(x)} windows of {read_px} px on tissue holds tumour: its outlines are "
+            f"too small, lie at the slide's border, or not in their place; {CORRECT}"
         )
-    warnings = list(annotation.warnings)
-    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        warnings.append(f"tumour outlines reach beyond the slide ({where})")
-    return warnings
+    annotated = (fraction > 0) | annotation.in_regions(x, y, read_px, read_px)
+    x, y, fraction = x[annotated], y[annotated], fraction[annotated]
+    return _Windows(read_px, tuple(notes), x, y, fraction, (fraction > 0).astype(np.int8))
+
+
+def _labelled(labels: WindowLabels, slide: Slide, mpp: tuple[float, float] | None, config: Config) -> _Windows:
+    """The windows of labels.csv that lie on the slide."""
+    read_px = _labelled_px(labels, slide, mpp, config)
+    width, height = slide.size
+    inside = (labels.x >= 0) & (labels.y >= 0) & (labels.x + read_px <= width) & (labels.y + read_px <= height)
+    outside = [f"x {x}, y {y}" for x, y in zip(labels.x[~inside], labels.y[~inside], strict=True)]
+    notes = ()
+    if outside:
+        shown = "; ".join(outside[:3]) + (f" and {len(outside) - 3} more" if len(outside) > 3 else "")
+        where = f"windows of {read_px} px in labels.csv reach beyond the slide of {width} x {height} px: {shown}"
+        if not inside.any():
+            raise SlideError(f"{slide.path}: all {where}; x and y are the top-left corner in level-0 pixels")
+        notes = (f"{len(outside)} {where}; they are left out",)
+    label = labels.label[inside]
+    return _Windows(read_px, notes, labels.x[inside], labels.y[inside], np.full(len(label), np.nan), label)
+
+
+def _labelled_px(labels: WindowLabels, slide: Slide, mpp: tuple[float, float] | None, config: Config) -> int:
+    """Side of labelled windows in level-0 pixels."""
+    if labels.width is not None:
+        return round(labels.width)
+    if labels.level is not None:
+        if labels.level >= len(slide.level_downsamples):
+            raise SlideError(
+                f"{slide.path}: labels.csv gives level {labels.level}, the slide has {len(slide.level_downsamples)} "
+                "levels, from 0 on"
+            )
+        return round(config.patches.size_px * slide.level_downsamples[labels.level])
+    if labels.mpp is not None:
+        return window_px(config.patches.model_copy(update={"target_mpp": labels.mpp}), mpp)
+    return window_px(config.patches, mpp)
 
 
 def _why_empty(slide: Slide, tissue: np.ndarray, read_px: int) -> str:
@@ -167,7 +225,7 @@ def _why_empty(slide: Slide, tissue: np.ndarray, read_px: int) -> str:
     if min(slide.size) < read_px:
         return f"{slide.path}: the slide is {width} x {height} px, smaller than one window of {read_px} px"
     if not tissue.any():
-        return f"{slide.path}: no tissue found; if its stain is pale, give tissue_threshold in slides.overrides"
+        return f"{slide.path}: no tissue found; if its stain is pale, give tissue_threshold in slides.csv"
     return f"{slide.path}: no window of {read_px} px lies on its tissue ({tissue.mean():.2%} of the slide)"
 
 
@@ -187,7 +245,7 @@ def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> tuple[np.nd
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), small >= 128
 
 
-_ARRAYS = ("x", "y", "fraction", "tissue")
+_ARRAYS = ("x", "y", "fraction", "label", "tissue")
 
 
 _MAX_BYTES = 2**28
@@ -207,6 +265,7 @@ class _Facts(BaseModel):
     mpp: tuple[PositiveFloat, PositiveFloat] | None
     read_px: PositiveInt
     notes: tuple[str, ...]
+    by_hand: bool
 
 
 def _save(file: Path, scan: SlideCandidates) -> None:
@@ -238,17 +297,19 @@ def _load(file: Path, signature: str) -> SlideCandidates | None:
 
 def _is_whole(scan: SlideCandidates) -> bool:
     """Whether arrays read from a file are those of a scan: types, shapes and ranges."""
-    x, y, fraction, tissue = scan.x, scan.y, scan.fraction, scan.tissue
+    x, y, fraction, label, tissue = scan.x, scan.y, scan.fraction, scan.label, scan.tissue
     return (
         x.ndim == 1
         and len(x) > 0
-        and x.shape == y.shape == fraction.shape
+        and x.shape == y.shape == fraction.shape == label.shape
         and x.dtype == y.dtype == np.int64
         and fraction.dtype == np.float64
+        and label.dtype == np.int8
         and tissue.dtype == bool
         and tissue.shape == scan.thumbnail.shape[:2]
         and all(
             bool((corner >= 0).all() and (corner < side).all()) for corner, side in zip((x, y), scan.size, strict=True)
         )
-        and bool(((fraction >= 0) & (fraction <= 1)).all())
+        and bool((((fraction >= 0) & (fraction <= 1)) | np.isnan(fraction)).all())
+        and bool(((label == 0) | (label == 1)).all())
     )

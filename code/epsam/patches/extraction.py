@@ -14,13 +14,13 @@ from epsam.config.schema import Config
 from epsam.errors import EpsamError
 from epsam.patches.candidates import SlideCandidates
 from epsam.patches.manifest import SlideRecord, usable
+from epsam.patches.placement import AnnotationSource
 from epsam.patches.tables import patch_names
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.files import atomic, write_png
 from epsam.runtime.log import logger, progress
 from epsam.runtime.workers import run_tasks
-from epsam.slides.annotation import Annotation, read_annotation
-from epsam.slides.openslide import bounds_origin
+from epsam.slides.annotation import Annotation
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide, read_window
 from epsam.workspace import Workspace
@@ -51,8 +51,7 @@ class ExtractionTask:
     path: Path
     backend: str
     asap_path: Path | None
-    annotation: Path | None
-    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    annotation: AnnotationSource | None
     read_px: int
     size_px: int
     folder: Path
@@ -97,16 +96,15 @@ def _tasks(
     names = patch_names(record, scan)
     chosen = np.flatnonzero(purpose != "")
     order = chosen[reading_order(scan.x[chosen], scan.y[chosen], scan.read_px)]
-    windows = [Window(names[i], int(scan.x[i]), int(scan.y[i]), bool(scan.fraction[i] > 0)) for i in order]
-    groups = tuple((kind, tuple(found)) for kind, found in config.slides.groups.items())
+    windows = [Window(names[i], int(scan.x[i]), int(scan.y[i]), bool(scan.label[i])) for i in order]
+    source = AnnotationSource.of(record.annotation, config.slides.groups, record.info) if record.annotation else None
     for first in range(0, len(windows), CHUNK):
         yield ExtractionTask(
             record.slide,
             record.path,
             scan.reader,
             config.slides.asap_path,
-            record.annotation,
-            groups,
+            source,
             scan.read_px,
             config.patches.size_px,
             workspace.split(record.split),
@@ -145,14 +143,14 @@ def _leave_out(
 
 
 def extract_windows(task: ExtractionTask) -> dict[str, EpsamError]:
-    """Write the image and, for windows with tumour, the mask of each window; files that are there stay as they are.
+    """Write the image and, for windows with tumour on annotated slides, the mask; files that are there stay as they are.
 
     Gives the error of each window that could not be read or painted, by name.
     """
     failed: dict[str, EpsamError] = {}
     for window in task.windows:
         try:
-            with guard(task.path, task.annotation):
+            with guard(task.path, task.annotation.path if task.annotation else None):
                 _cut_window(task, window)
         except OF_THE_ITEM as error:
             failed[window.name] = error
@@ -166,9 +164,9 @@ def _cut_window(task: ExtractionTask, window: Window) -> None:
         pixels = read_window(
             _slide(task.path, task.backend, task.asap_path), window.x, window.y, task.read_px, task.size_px
         )
-    if window.has_tumour and not mask.is_file():
+    if window.has_tumour and task.annotation and not mask.is_file():
         slide = _slide(task.path, task.backend, task.asap_path)
-        tumour = _annotation(task.annotation, task.groups, task.path, slide.size).mask(
+        tumour = _annotation(task.annotation, task.path, slide.size).mask(
             window.x, window.y, task.size_px, task.size_px, task.read_px / task.size_px
         )
     if pixels is not None:
@@ -200,7 +198,5 @@ def _slide(path: Path, backend: str, asap_path: Path | None) -> Slide:
 
 
 @lru_cache(maxsize=2)
-def _annotation(
-    path: Path, groups: tuple[tuple[str, tuple[str, ...]], ...], slide: Path, size: tuple[int, int]
-) -> Annotation:
-    return read_annotation(path, dict(groups), bounds_origin(slide), size)
+def _annotation(source: AnnotationSource, slide: Path, size: tuple[int, int]) -> Annotation:
+    return source.read(slide, size)

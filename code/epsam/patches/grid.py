@@ -19,7 +19,7 @@ def window_px(settings: Patches, mpp: tuple[float, float] | None) -> int:
     if mpp is None:
         raise SlideError(
             "the slide does not say its resolution, which patches.target_mpp needs; "
-            "give it in the column mpp of slides.overrides"
+            "give it in the column mpp of slides.csv"
         )
     return max(1, round(settings.size_px * settings.target_mpp / (sum(mpp) / 2)))
 

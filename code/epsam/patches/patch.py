@@ -1,5 +1,7 @@
 """Patches on disk: the one place that knows the names and folders of cut patches."""
 
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,10 +10,14 @@ from epsam.errors import DataError
 from epsam.runtime.records import Row, read_rows
 from epsam.workspace import Workspace
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+"""Ends of names of patches and masks, in small letters."""
+NUMBERED = re.compile(r"(.*)_(\d+)")
+
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: a PNG whose name ends in its label, `<slide>_x<X>_y<Y>_<label>` when cut by this program."""
+    """One patch: a picture whose name ends in its label, `<slide>_x<X>_y<Y>_<label>.png` when cut by this program."""
 
     name: str
     """File name without suffix."""
@@ -33,22 +39,76 @@ class Purpose(Row):
     purpose: Literal["", "all", "classifier"] = ""
 
 
-def list_patches(folder: Path) -> list[Patch]:
-    """All patches of `folder`/image, sorted by name.
+@dataclass(frozen=True)
+class PatchFolder:
+    """The folder of a split: its patches, and the files in image/ that are none."""
 
-    Raises DataError when there is no image/ folder or no PNG in it ends in _0 or _1.
-    """
+    patches: list[Patch]
+    not_used: dict[str, list[str]]
+    """Names of files by the reason why they are no patches."""
+
+
+def read_folder(folder: Path) -> PatchFolder:
+    """What lies in `folder`/image; its patches by name. Raises DataError for a folder without image/, and for two files
+    of one name."""
     images = Path(folder) / "image"
     if not images.is_dir():
         raise DataError(f"{folder}: no image/ folder; patches lie in image/, their masks in mask/")
-    found = [
-        Patch(path.stem, path, int(path.stem[-1]), Path(folder) / "mask" / path.name)
-        for path in sorted(images.glob("*.png"))
-        if path.stem[-2:] in ("_0", "_1") and not path.name.startswith(".")
+    files = [path for path in sorted(images.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    numbered = _numberings(pictures)
+    labelled = [path for path in pictures if path.stem[-2:] in ("_0", "_1") and path.stem[:-2] not in numbered]
+    masks = _by_stem(Path(folder) / "mask")
+    patches: dict[str, Patch] = {}
+    for path in labelled:
+        if path.stem in patches:
+            raise DataError(
+                f"{images}: {path.name} and {patches[path.stem].path.name} have one name; rename one of them"
+            )
+        mask = masks.get(path.stem, Path(folder) / "mask" / f"{path.stem}.png")
+        patches[path.stem] = Patch(path.stem, path, int(path.stem[-1]), mask)
+    used = {patch.path for patch in patches.values()}
+    not_used: dict[str, list[str]] = defaultdict(list)
+    for path in files:
+        if path.suffix.lower() not in SUFFIXES:
+            not_used[f"end in none of {', '.join(SUFFIXES)}"].append(path.name)
+        elif path.stem[-2:] in ("_0", "_1") and path not in used:
+            not_used["are numbers of a series (..._0, _1, _2), not labels"].append(path.name)
+        elif path not in used:
+            not_used["have names that end neither in _0 (normal) nor in _1 (holds tumour)"].append(path.name)
+    return PatchFolder([patches[name] for name in sorted(patches)], dict(not_used))
+
+
+def _numberings(pictures: list[Path]) -> set[str]:
+    """Beginnings of names that are numbered: an ending of 2 or more says that 0 and 1 are no labels there."""
+    matches = [match for path in pictures if (match := NUMBERED.fullmatch(path.stem))]
+    return {match[1] for match in matches if match[2] not in ("0", "1")}
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+
+
+def list_patches(folder: Path) -> list[Patch]:
+    """All patches of `folder`/image, sorted by name.
+
+    Raises DataError when there is no image/ folder, no patch in it, or two of one name.
+    """
+    found = read_folder(folder)
+    if not found.patches:
+        more = "".join(f"; {line}" for line in lines_of_not_used(found))
+        raise DataError(f"{folder}/image: no patch; names end in _0.png (normal) or _1.png (holds tumour){more}")
+    return found.patches
+
+
+def lines_of_not_used(folder: PatchFolder, most: int = 3) -> list[str]:
+    """How many files are no patches and why, in words."""
+    return [
+        f"{len(names)} files {reason}: {', '.join(names[:most])}" + (" ..." if len(names) > most else "")
+        for reason, names in folder.not_used.items()
     ]
-    if not found:
-        raise DataError(f"{images}: no patch; names end in _0.png (normal) or _1.png (holds tumour)")
-    return found
 
 
 def patches_for_classifier(workspace: Workspace, split: str) -> list[Patch]:

@@ -7,6 +7,7 @@ from epsam.config.schema import Config
 from epsam.errors import ConfigError, DataError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
 from epsam.patches.manifest import SlideRecord
+from epsam.patches.patients import in_words, patients_in_several_splits
 from epsam.runtime.log import logger
 from epsam.runtime.seeds import seed_of
 from epsam.runtime.text import listed
@@ -22,13 +23,13 @@ def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
     settings = config.slides
     records = list(records)
     for record in records:
-        record.split = record.override.split or ""
+        record.split = record.given_split
     if settings.split == "random":
         return
     if settings.collection not in PUBLISHED_SPLITS:
         raise ConfigError(
             f"slides.split: {settings.split} needs slides.collection: camelyon16 or camelyon17; use "
-            "split: random, which keeps patients whole where slides.overrides names them"
+            "split: random, which keeps patients whole where slides.csv names them"
         )
     published = PUBLISHED_SPLITS[settings.collection]
     for record in records:
@@ -53,7 +54,7 @@ def _warn_missing(records: Iterable[SlideRecord], published: Mapping[str, str], 
     if empty := [split for split in SPLITS if split not in found]:
         raise DataError(
             f"none of the slides that the published split of {collection} names for {', '.join(empty)} is "
-            f"here: {'; '.join(lines)}. Download them, name a split in slides.overrides, or use "
+            f"here: {'; '.join(lines)}. Download them, name a split in slides.csv, or use "
             "slides.split=random"
         )
 
@@ -109,6 +110,17 @@ def assign_random(records: Sequence[SlideRecord], usable: Callable[[SlideRecord]
         for patient, split in zip(order, names, strict=True):
             for record in patients[patient]:
                 record.split = split
+
+
+def warn_shared_patients(records: Sequence[SlideRecord]) -> None:
+    """Warn where names suggest that slides of one patient lie in several splits."""
+    shared = patients_in_several_splits(records)
+    if shared:
+        shown = listed(f"{patient} ({in_words(splits)})" for patient, splits in shared.items())
+        logger.warning(
+            f"names suggest that {len(shared)} patients have slides in several splits, and then figures flatter: "
+            f"{shown}. Name the patients in the column patient of slides.csv, or by slides.patient_pattern"
+        )
 
 
 def _apportion(total: int, shares: Sequence[float], least: Sequence[int]) -> list[int]:

@@ -58,10 +58,9 @@ def read_summary(workspace: Workspace) -> list[SlideRow]:
 
 def patch_names(record: SlideRecord, scan: SlideCandidates) -> list[str]:
     """`<slide>_x<X>_y<Y>_<label>` of each candidate window: level-0 corner; label 1 when it holds tumour."""
-    labels = (scan.fraction > 0).astype(int)
     return [
         f"{record.slide}_x{x}_y{y}_{label}"
-        for x, y, label in zip(scan.x.tolist(), scan.y.tolist(), labels.tolist(), strict=True)
+        for x, y, label in zip(scan.x.tolist(), scan.y.tolist(), scan.label.tolist(), strict=True)
     ]
 
 
@@ -93,8 +92,8 @@ def _rows(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray) -> It
             "name": name,
             "x": scan.x[i],
             "y": scan.y[i],
-            "tumour_fraction": f"{scan.fraction[i]:.6g}",
-            "label": name[-1],
+            "tumour_fraction": "" if np.isnan(scan.fraction[i]) else f"{scan.fraction[i]:.6g}",
+            "label": scan.label[i],
             "chosen": int(purpose[i] != ""),
             "purpose": purpose[i],
         }

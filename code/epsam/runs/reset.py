@@ -7,7 +7,7 @@ from epsam.config.schema import Config
 from epsam.runs.inventory import forget_files
 from epsam.runs.lock import lock
 from epsam.runs.runner import clear
-from epsam.runs.signature import has_files
+from epsam.runs.signature import has_sources
 from epsam.runs.stage import Stage, depending_on, find_stage
 from epsam.runtime.files import read_csv, remove, remove_temporaries
 from epsam.runtime.log import logger
@@ -44,9 +44,9 @@ def _remove_patches(workspace: Workspace) -> None:
     """
     if not workspace.patches_csv.is_file():
         return
-    if not has_files(workspace.slides):
+    if not has_sources(workspace):
         logger.warning(
-            f"{workspace.slides} holds no slides to cut the patches from again: the patches that are there stay"
+            f"{workspace.dataset} holds no slides to cut the patches from again: the patches that are there stay"
         )
         return
     recorded: dict[str, set[str]] = {}

@@ -12,7 +12,7 @@ from epsam.runs.environment import write_environment
 from epsam.runs.inventory import check_files, difference, record_files, recorded_files
 from epsam.runs.lock import lock
 from epsam.runs.record import Stopwatch, check_signature, read_state, write_done, write_started
-from epsam.runs.signature import MASKS, PATCHES, SLIDES, data_of, has_files, signature
+from epsam.runs.signature import MASKS, PATCHES, SLIDES, data_of, has_sources, signature
 from epsam.runs.stage import Stage, depending_on
 from epsam.runtime.files import remove, remove_temporaries, write_text
 from epsam.runtime.log import logger
@@ -131,7 +131,7 @@ class _Run:
     def _check_signature(self, stage: Stage, record: dict[str, Any]) -> None:
         """Raise StateError when a stage was run with other settings or data; slides may go once patches are cut."""
         saved, data = record["signature"], self.data
-        if record["done"] and not stage.needs and not has_files(self.workspace.slides):
+        if record["done"] and not stage.needs and not has_sources(self.workspace):
             data = data | {SLIDES: saved.get(SLIDES)}
         now = _Run(self.stages, self.config, self.workspace, data).signature_of(stage)
         check_signature(stage.name, saved, now)

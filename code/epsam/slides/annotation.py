@@ -1,8 +1,9 @@
 """Annotations of slides: one entry point for all formats, cut to windows."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, h
 def load_annotation(
     path: Path | str,
     groups: Mapping[str, Sequence[str]],
-    origin: tuple[int, int] = (0, 0),
+    origin: tuple[float, float] = (0, 0),
     slide_size: tuple[int, int] | None = None,
 ) -> Annotation:
     """Read ASAP XML, QuPath GeoJSON (plain or gzip) or a mask (TIFF, PNG); the content says which, not the name.
@@ -155,7 +156,7 @@ def load_annotation(
 def read_annotation(
     path: Path | str,
     groups: Mapping[str, Sequence[str]],
-    origin: tuple[int, int] = (0, 0),
+    origin: tuple[float, float] = (0, 0),
     slide_size: tuple[int, int] | None = None,
 ) -> Annotation:
     """As load_annotation, but without a word in the log: what is odd lies in `warnings`."""
@@ -163,7 +164,10 @@ def read_annotation(
     if _head(path).startswith(MASK_HEADS):
         return _from_mask(path, groups, slide_size)
     outlines, warnings = read_geojson(path, origin) if _is_json(path) else read_asap_xml(path)
-    named = {name.strip() for names in groups.values() for name in names}
+    # Group names are compared in composed Unicode: macOS writes an umlaut as two characters.
+    groups = {kind: [_plain(name) for name in names] for kind, names in groups.items()}
+    outlines = [replace(o, group=_plain(o.group), parents=tuple(map(_plain, o.parents))) for o in outlines]
+    named = {name for names in groups.values() for name in names}
     if left := Counter(o.group for o in outlines if o.optional and o.group not in named):
         warnings.append(
             "objects that are no annotations are left out: "
@@ -180,6 +184,10 @@ def read_annotation(
     annotation = Annotation(path, tuple(polygons), tuple(groups), warnings + _odd_shapes(polygons))
     _check_holes(annotation)
     return annotation
+
+
+def _plain(group: str) -> str:
+    return unicodedata.normalize("NFC", group.strip())
 
 
 def _head(path: Path) -> bytes:

@@ -1,7 +1,12 @@
 """Which files are slides, by their names, and what a slide is called: one list for training and inference."""
 
+import hashlib
+import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+
+from epsam.errors import SlideError
 
 SUFFIXES = (
     ".bif",
@@ -18,6 +23,10 @@ SUFFIXES = (
     ".vmu",
 )
 """Ends of names of slides, in small letters."""
+DATA_FOLDERS = (".mrxs", ".vms", ".vmu")
+"""Slides whose parts lie in a folder of their name, or beside them."""
+HEAD_BYTES = 2**16
+"""What of a slide is read to see whether it is another file: slides have gigabytes."""
 
 
 def is_slide_name(path: Path) -> bool:
@@ -39,3 +48,34 @@ def slide_name(path: Path) -> str:
 def match_key(name: str) -> str:
     """By which names of slides, annotations and rows of tables are compared: NFC, without upper and lower case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+
+
+def slide_stamp(path: Path) -> str:
+    """Size, time and a hash of the first bytes of a slide, by which a replaced one is noticed; raises SlideError."""
+    try:
+        found = path.stat()
+        with path.open("rb") as stream:
+            head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
+    except OSError as error:
+        raise SlideError(
+            f"{path}: cannot be reached ({error.strerror}); is it a link to a place that is not mounted?"
+        ) from None
+    return f"{found.st_size} {found.st_mtime_ns} {head}"
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files and links to files under `folder`, through links, in order; not those of a slide's data folder."""
+    return sorted(_walk(folder)) if folder.is_dir() else []
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        parts = {Path(name).stem for name in files if Path(name).suffix.lower() in DATA_FOLDERS}
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in parts]
+        yield from (Path(place) / name for name in files if not name.startswith("."))

@@ -26,7 +26,7 @@ OLD_IDS = {
 """Feature ids of QuPath before 0.3, in place of objectType."""
 
 
-def read_geojson(path: Path, origin: tuple[int, int] = (0, 0)) -> tuple[list[Outline], list[str]]:
+def read_geojson(path: Path, origin: tuple[float, float] = (0, 0)) -> tuple[list[Outline], list[str]]:
     """Outlines in the order of the file, and warnings about what is odd; plain or gzip.
 
     The group of an annotation is the name of its classification, None without one; that of a detection, cell or tile
@@ -133,7 +133,7 @@ def _no_constant(name: str) -> float:
 
 
 def _outlines(
-    path: Path, number: int, feature: dict[str, Any], origin: tuple[int, int], flat: Counter[str]
+    path: Path, number: int, feature: dict[str, Any], origin: tuple[float, float], flat: Counter[str]
 ) -> Iterator[Outline]:
     """The polygons of one feature; kinds of geometry without an area are counted in `flat`."""
     about = feature.get("properties") or {}

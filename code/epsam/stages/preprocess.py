@@ -5,11 +5,13 @@ import numpy as np
 from epsam.config.schema import Config
 from epsam.errors import DataError, EpsamError
 from epsam.patches.candidates import CandidatesTask, SlideCandidates, find_candidates
+from epsam.patches.class_folders import has_class_folders, import_patches
 from epsam.patches.extraction import extract
 from epsam.patches.manifest import SlideRecord, find_slides, usable
+from epsam.patches.patch import lines_of_not_used, read_folder
 from epsam.patches.resolution import check_resolutions
 from epsam.patches.selection import Candidates, may_be_positive, select
-from epsam.patches.splits import apply_published, assign_random
+from epsam.patches.splits import apply_published, assign_random, warn_shared_patients
 from epsam.patches.tables import remove_stale, write_patches, write_summary
 from epsam.report.qa_index import write_index
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
@@ -20,28 +22,42 @@ from epsam.workspace import SPLITS, Workspace
 
 
 def preprocess(config: Config, workspace: Workspace) -> None:
-    """Cut the patches of all splits: dataset/<name>/{train,val,test}, patches.csv, slides.csv, runs/<name>/qa.
+    """Cut the patches of all splits: dataset/<name>/{train,val,test}, patches.csv, runs/<name>/slides.csv and qa/.
 
-    Without slides, patches that somebody brought into all splits are taken as they are. Slides that cannot be used
-    fail with their reason. Killed and called again, it goes on with the slides and patches that are whole.
+    Without slides, patches in a folder per class are taken over, and patches that somebody brought into image/ of all
+    splits are taken as they are. Slides that cannot be used fail with their reason. Killed and called again, it goes
+    on with the slides and patches that are complete.
     Raises DataError when there is neither slide nor patch, when a split would have no positives, or when a file cannot
     be written (a full disk).
     """
-    if _only_patches(workspace):
-        logger.info(f"{workspace.slides}: no slides; the patches that lie in {', '.join(SPLITS)} are taken as they are")
-        return
     try:
+        if not (workspace.slides.is_dir() and any(workspace.slides.iterdir())) and _brought_patches(config, workspace):
+            return
         _preprocess(config, workspace)
     except OSError as error:
         raise DataError(
-            f"{error.filename or workspace.dataset}: {error.strerror}; what is written stays, so mend it "
-            "(free some room) and run the stage again"
+            f"{error.filename or workspace.dataset}: {error.strerror}; what is written stays; free some room "
+            "or correct the cause, and run the stage again"
         ) from None
 
 
-def _only_patches(workspace: Workspace) -> bool:
-    slides = workspace.slides.is_dir() and any(workspace.slides.iterdir())
-    return not slides and all((workspace.split(split) / "image").is_dir() for split in SPLITS)
+def _brought_patches(config: Config, workspace: Workspace) -> bool:
+    """Take patches that somebody brought; gives whether there are any. DataError when a split has none."""
+    if has_class_folders(workspace, config.patches.class_folders):
+        import_patches(config, workspace)
+        return True
+    lacking = [split for split in SPLITS if not (workspace.split(split) / "image").is_dir()]
+    if len(lacking) == len(SPLITS):
+        return False
+    if lacking:
+        raise DataError(
+            f"{workspace.dataset}: no slides in images/, and no patches in {', '.join(f'{s}/image' for s in lacking)}"
+        )
+    logger.info(f"{workspace.slides}: no slides; the patches that lie in {', '.join(SPLITS)} are taken as they are")
+    for split in SPLITS:
+        for line in lines_of_not_used(read_folder(workspace.split(split))):
+            logger.warning(f"{workspace.split(split)}/image: not used: {line}")
+    return True
 
 
 def _preprocess(config: Config, workspace: Workspace) -> None:
@@ -51,7 +67,8 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
         scans = find_all_candidates(records, config, workspace)
         check_resolutions({r.slide: scans[r.slide].mpp for r in usable(records)}, config.patches.target_mpp)
         if config.slides.split == "random":
-            assign_random(records, lambda record: may_be_positive(scans[record.slide].fraction, config), config)
+            assign_random(records, lambda record: _may_be_positive(scans[record.slide], config), config)
+        warn_shared_patients(records)
         purposes = choose(records, scans, config)
         count_patches(records, scans, purposes, config)
         remove_stale(records, scans, purposes, workspace)
@@ -65,6 +82,10 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
     write_index(records, workspace)
     write_patches(records, scans, purposes, workspace)
     write_summary(records, workspace)
+
+
+def _may_be_positive(scan: SlideCandidates, config: Config) -> bool:
+    return may_be_positive(scan.fraction, scan.label, config)
 
 
 def _write_sheet(
@@ -103,11 +124,11 @@ def _log_extraction(record: SlideRecord, scan: SlideCandidates) -> None:
     resolution = f"{scan.mpp[0]:.4g} um/px" if scan.mpp else "resolution unknown"
     logger.info(
         f"{record.slide}: {record.width} x {record.height} px, {resolution}, {scan.vendor} read by "
-        f"{scan.reader} {scan.reader_version}; {len(scan.x)} windows, {int((scan.fraction > 0).sum())} with "
+        f"{scan.reader} {scan.reader_version}; {len(scan.x)} windows, {int(scan.label.sum())} with "
         f"tumour{'; ' + record.reason if record.reason else ''}"
     )
     for note in scan.notes:
-        logger.warning(f"{record.annotation}: {note}")
+        logger.warning(f"{record.annotation or record.slide}: {note}")
 
 
 def choose(records: list[SlideRecord], scans: dict[str, SlideCandidates], config: Config) -> dict[str, np.ndarray]:
@@ -121,7 +142,9 @@ def choose(records: list[SlideRecord], scans: dict[str, SlideCandidates], config
         chosen = select(
             Candidates(
                 np.concatenate([scans[r.slide].fraction for r in slides]),
+                np.concatenate([scans[r.slide].label for r in slides]),
                 np.repeat([r.negatives for r in slides], lengths),
+                np.repeat([scans[r.slide].by_hand for r in slides], lengths),
             ),
             split,
             config,
@@ -137,7 +160,7 @@ def count_patches(
     """Note each slide's patches; raises DataError when a split has no positive for SAM."""
     found = dict.fromkeys(SPLITS, 0)
     for record in usable(records):
-        positive, purpose = scans[record.slide].fraction > 0, purposes[record.slide]
+        positive, purpose = scans[record.slide].label == 1, purposes[record.slide]
         record.patches_positive = int(((purpose != "") & positive).sum())
         record.patches_negative = int(((purpose != "") & ~positive).sum())
         found[record.split] += int(((purpose == "all") & positive).sum())
@@ -145,6 +168,6 @@ def count_patches(
         low, high = config.patches.positive_share
         raise DataError(
             f"no positive patch for {', '.join(empty)}: no window there has {low:.0%} to {high:.0%} tumour. "
-            "slides.csv says which slides were used and why others were not; mend those, add slides, or "
+            "runs/<name>/slides.csv says which slides were used and why others were not; correct those, add slides, or "
             "widen patches.positive_share"
         )

@@ -8,9 +8,8 @@ import numpy as np
 from epsam.config.schema import Config
 from epsam.patches.candidates import SlideCandidates
 from epsam.patches.manifest import SlideRecord
+from epsam.patches.placement import AnnotationSource
 from epsam.runtime.text import length_text, round_length
-from epsam.slides.annotation import read_annotation
-from epsam.slides.openslide import bounds_origin
 from epsam.visualization.drawing import Entry, add_legend, draw_lines, write_jpeg
 from epsam.visualization.palette import (
     BLACK,
@@ -56,9 +55,8 @@ def _draw_outlines(
     tissue = cv2.resize(scan.tissue.astype(np.uint8) * 255, picture.shape[1::-1]) >> 7
     lines = {"tissue": (TISSUE, list(cv2.findContours(tissue, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]))}
     if record.annotation:
-        polygons = read_annotation(
-            record.annotation, config.slides.groups, bounds_origin(record.path), scan.size
-        ).polygons
+        source = AnnotationSource.of(record.annotation, config.slides.groups, record.info)
+        polygons = source.read(record.path, scan.size).polygons
         for kind, name, colour in (("tumour", "annotation", TRUTH), ("hole", "excluded from it", EXCLUDED)):
             lines[name] = colour, [np.rint(p.points * scale).astype(np.int32) for p in polygons if p.kind == kind]
     for colour, rings in lines.values():
@@ -69,9 +67,9 @@ def _draw_outlines(
 def _draw_all_windows(picture: np.ndarray, scan: SlideCandidates, purpose: np.ndarray, scale: float) -> list[Entry]:
     """Draw the windows that become patches, tumour last; gives their legend."""
     windows = {
-        "normal": (NORMAL_PATCH, (purpose == "all") & (scan.fraction == 0)),
+        "normal": (NORMAL_PATCH, (purpose == "all") & (scan.label == 0)),
         "with tumour, classifier only": (CLASSIFIER_PATCH, purpose == "classifier"),
-        "with tumour": (TUMOUR_PATCH, (purpose == "all") & (scan.fraction > 0)),
+        "with tumour": (TUMOUR_PATCH, (purpose == "all") & (scan.label == 1)),
     }
     for colour, chosen in windows.values():
         _draw_windows(picture, scan, chosen, scale, colour)

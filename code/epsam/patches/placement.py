@@ -1,0 +1,100 @@
+"""Annotations in the frame of their slide: where they count from, and whether they lie on its tissue."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from epsam.errors import AnnotationError
+from epsam.patches.slide_table import SlideInfo
+from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon, read_annotation
+from epsam.slides.openslide import bounds_origin
+
+MIN_ON_TISSUE = 0.5
+"""Share of the outlined area that lies on tissue where outlines are in their place."""
+CORRECT = "correct it with origin_x, origin_y and scale in slides.csv, or annotate the slide again"
+
+
+@dataclass(frozen=True)
+class AnnotationSource:
+    """A slide's annotation and how it is read."""
+
+    path: Path
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    origin: tuple[float, float] | None
+    """(x, y) in level-0 pixels from which it counts; None: as its format does."""
+    scale: float | None
+    """Level-0 pixels per unit of its coordinates; None: 1."""
+
+    @classmethod
+    def of(cls, path: Path, groups: Mapping[str, Sequence[str]], info: SlideInfo) -> "AnnotationSource":
+        """With the placement that slides.csv gives."""
+        return cls(path, tuple((kind, tuple(names)) for kind, names in groups.items()), info.origin, info.scale)
+
+    def read(self, slide: Path, size: tuple[int, int]) -> Annotation:
+        """The annotation in level-0 pixels of `slide`, which is `size` (width, height); raises AnnotationError.
+
+        A point p of the file lies at origin + scale * p.
+        """
+        scale = self.scale or 1.0
+        bounds = bounds_origin(slide) if self.origin is None else (0, 0)
+        if self.origin is None and scale == 1:
+            return read_annotation(self.path, dict(self.groups), bounds, size)
+        before_scaling = (bounds[0] / scale, bounds[1] / scale)
+        annotation = read_annotation(self.path, dict(self.groups), before_scaling, size)
+        if isinstance(annotation, MaskAnnotation):
+            raise AnnotationError(
+                f"{self.path}: a mask covers its whole slide; slides.csv cannot give it an origin or scale"
+            )
+        return replace(annotation, polygons=tuple(_moved(p, scale, self.origin or (0, 0)) for p in annotation.polygons))
+
+
+def _moved(polygon: Polygon, scale: float, origin: tuple[float, float]) -> Polygon:
+    shift = np.array(origin, float)
+    return replace(
+        polygon, points=polygon.points * scale + shift, holes=tuple(hole * scale + shift for hole in polygon.holes)
+    )
+
+
+def check_placement(annotation: Annotation, size: tuple[int, int], tissue: np.ndarray, downsample: float) -> list[str]:
+    """Warnings about where the outlines lie on a slide of `size` (width, height).
+
+    tissue: (h, w) bool at `downsample`. Raises AnnotationError when all outlines lie outside the slide, or less than
+    half of the outlined area lies on tissue.
+    """
+    x0, y0, x1, y1 = annotation.bounds()
+    width, height = size
+    where = f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}; the slide is {width} x {height} px"
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        raise AnnotationError(
+            f"{annotation.path}: all tumour outlines lie outside the slide ({where}); is it the annotation of another "
+            f"slide? Else {CORRECT}"
+        )
+    warnings = list(annotation.warnings)
+    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+        warnings.append(f"tumour outlines reach beyond the slide ({where})")
+    share = _share_on_tissue(annotation, tissue, downsample)
+    if share < MIN_ON_TISSUE:
+        raise AnnotationError(
+            f"{annotation.path}: only {share:.0%} of the outlined tumour lies on tissue ({where}): the outlines are not "
+            f"in their place, or the tissue was not found (see tissue_threshold in slides.csv); {CORRECT}"
+        )
+    return warnings
+
+
+def _share_on_tissue(annotation: Annotation, tissue: np.ndarray, downsample: float) -> float:
+    """Share of the tumour's pixels inside the slide, at the resolution of `tissue`, that are tissue; 1 without any."""
+    x0, y0, x1, y1 = annotation.bounds()
+    left, top = (max(0, int(value // downsample)) for value in (x0, y0))
+    right, bottom = (
+        min(length, math.ceil(value / downsample) + 1)
+        for value, length in ((x1, tissue.shape[1]), (y1, tissue.shape[0]))
+    )
+    if right <= left or bottom <= top:
+        return 1.0
+    corner = round(left * downsample), round(top * downsample)
+    tumour = annotation.mask(*corner, right - left, bottom - top, downsample)
+    count = int(tumour.sum())
+    return float((tumour & tissue[top:bottom, left:right]).sum() / count) if count else 1.0
