@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, split_batches
-from epsam.config.schema import Config
+from epsam.config.schema import Cam, Config
 from epsam.errors import DataError
 from epsam.patches.patch import Patch
 from epsam.runtime.device import Hardware
@@ -42,7 +43,7 @@ def compute_maps(
         if images.shape[-1] == images.shape[-2]
         else [group for group in ([k for k in quarters if k % 2 == 0], [k for k in quarters if k % 2]) if group]
     )
-    total = 0
+    turned_back: list[torch.Tensor] = []
     with torch.inference_mode():
         for group in groups:
             turned = torch.cat([torch.rot90(images, k, (2, 3)) for k in group])
@@ -51,8 +52,8 @@ def compute_maps(
                 maps = torch.einsum("nchw,c->nhw", features.float(), model.fc.weight[0].float())
                 maps = torch.where(maps.isfinite(), maps, torch.nan).relu()
             for k, part in zip(group, _scaled(maps).chunk(len(group)), strict=True):
-                total = total + torch.rot90(part, -k, (1, 2))
-        return _scaled(total / len(quarters))
+                turned_back.append(torch.rot90(part, -k, (1, 2)))
+        return _scaled(torch.stack(turned_back).mean(0))
 
 
 def resize_map(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -91,7 +92,7 @@ def compute_cams(
     return torch.nn.functional.interpolate(maps[:, None], images.shape[-2:], mode="bilinear").squeeze(1)
 
 
-def _check_finite(values: np.ndarray) -> None:
+def check_finite_map(values: np.ndarray) -> None:
     if values.ndim != 2 or not np.isfinite(values).all():
         raise DataError(f"a CAM of shape {values.shape} is not a finite map; compute it again")
 
@@ -110,36 +111,18 @@ def compute_split(
     size = BatchSize("maps", hardware.cam_batch)
     with progress(total=len(patches), desc=f"maps {what}".strip(), unit="patch") as bar:
         for indices, batch in images.batches(batches, config.worker_count):
-            with hardware.autocast():
-                maps = size.run(
-                    lambda n, batch=batch: torch.cat(
-                        [
-                            compute_maps(model, as_float(part, hardware.device), config.cam.rotations, config.cam.layer)
-                            for part in batch.split(n)
-                        ]
-                    )
-                )
+            maps = size.run(partial(_maps_in_parts, model, batch, config.cam, hardware))
             names = [patches[index].name for index in indices]
             check_finite(maps, names, "the classifier's maps")
             yield from zip(names, maps.cpu().numpy(), strict=True)
             bar.update(len(indices))
 
 
-def _check_columns(names: np.ndarray, maps: np.ndarray, thresholds: np.ndarray) -> None:
-    """Raise ValueError when the arrays of a file of maps are not what they should be."""
-    if not all(isinstance(array, np.ndarray) for array in (names, maps, thresholds)):
-        raise ValueError("a part of it is no array")
-    count = len(names) if names.ndim == 1 else -1
-    if (names.dtype.kind, maps.dtype, thresholds.dtype) != ("U", np.float32, np.float64):
-        raise ValueError(
-            f"types {names.dtype}, {maps.dtype}, {thresholds.dtype}; they should be text, float32, float64"
-        )
-    if maps.ndim != 3 or len(maps) != count or thresholds.shape != (count,):
-        raise ValueError(
-            f"shapes {names.shape}, {maps.shape}, {thresholds.shape} of names, maps and thresholds do not fit"
-        )
-    if len(set(names.tolist())) != count:
-        raise ValueError("a name stands there twice")
-    for what, values in (("maps", maps), ("thresholds", thresholds)):
-        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
-            raise ValueError(f"{what} are not from 0 to 1")
+def _maps_in_parts(model: Backbone, images: torch.Tensor, settings: Cam, hardware: Hardware, size: int) -> torch.Tensor:
+    """Maps (N, h, w) of `images` (N, 3, H, W) uint8, `size` at a time."""
+    with hardware.autocast():
+        parts = [
+            compute_maps(model, as_float(part, hardware.device), settings.rotations, settings.layer)
+            for part in images.split(size)
+        ]
+    return torch.cat(parts)

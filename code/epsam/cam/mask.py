@@ -1,11 +1,11 @@
 """Masks cut from class activation maps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
 
-from epsam.cam.activation import ActivationMap, _check_finite, resize_map
+from epsam.cam.activation import ActivationMap, check_finite_map, resize_map
 from epsam.config.schema import Cam
 
 
@@ -19,17 +19,16 @@ def cam_mask(cam: ActivationMap, settings: Cam, size: tuple[int, int]) -> np.nda
     return cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def masks_at(values: np.ndarray, thresholds: Sequence[float], settings: Cam) -> Iterator[np.ndarray]:
+def masks_at(values: np.ndarray, thresholds: Iterable[float], settings: Cam) -> Iterator[np.ndarray]:
     """The masks (mask_px, mask_px), uint8 0 or 1, cut from a map (h, w) at each of `thresholds` and opened."""
     resized = at_mask_px(values, settings)
     kernel = np.ones((settings.opening_px, settings.opening_px), np.uint8)
     for threshold in thresholds:
         mask = (resized > threshold).astype(np.uint8)
-        if settings.opening_px > 1:
-            mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel)
-        yield mask
+        yield cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel).astype(np.uint8) if settings.opening_px > 1 else mask
 
 
 def at_mask_px(values: np.ndarray, settings: Cam) -> np.ndarray:
-    _check_finite(values)
+    """A map (h, w) in [0, 1] at `mask_px` on a side. Raises DataError when it is not finite."""
+    check_finite_map(values)
     return resize_map(values, (settings.mask_px, settings.mask_px))

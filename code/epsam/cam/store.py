@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.cam.activation import ActivationMap, _check_columns
+from epsam.cam.activation import ActivationMap
 from epsam.errors import DataError
 from epsam.runtime.files import atomic
 
@@ -53,3 +53,23 @@ def load_cams(path: Path) -> dict[str, ActivationMap]:
             f"{path}: not readable as maps ({' '.join(str(error).split())[:160]}); the stage "
             "initial-masks writes it again (./train.sh with --from initial-masks)"
         ) from None
+
+
+def _check_columns(names: np.ndarray, maps: np.ndarray, thresholds: np.ndarray) -> None:
+    """Raise ValueError when the arrays of a file of maps are not what they should be."""
+    if not all(isinstance(array, np.ndarray) for array in (names, maps, thresholds)):
+        raise ValueError("a part of it is not an array")
+    count = len(names) if names.ndim == 1 else -1
+    if names.dtype.kind != "U" or maps.dtype != np.float32 or thresholds.dtype != np.float64:
+        raise ValueError(
+            f"types {names.dtype}, {maps.dtype}, {thresholds.dtype}; they should be text, float32, float64"
+        )
+    if maps.ndim != 3 or len(maps) != count or thresholds.shape != (count,):
+        raise ValueError(
+            f"shapes {names.shape}, {maps.shape}, {thresholds.shape} of names, maps and thresholds do not fit"
+        )
+    if len(set(names.tolist())) != count:
+        raise ValueError("a name occurs twice")
+    for what, values in (("maps", maps), ("thresholds", thresholds)):
+        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+            raise ValueError(f"{what} are not from 0 to 1")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from epsam.cam.activation import _check_finite
+from epsam.cam.activation import check_finite_map
 from epsam.cam.mask import masks_at
 from epsam.config.schema import Cam
 
@@ -18,7 +18,7 @@ def fixed_threshold(values: np.ndarray, settings: Cam) -> float:
     """
     if settings.percentile is None:
         return settings.threshold
-    _check_finite(values)
+    check_finite_map(values)
     positive = values[values > 0]
     return float(np.percentile(positive, settings.percentile)) if len(positive) else 1.0
 

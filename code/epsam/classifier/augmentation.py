@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from epsam.classifier.data import _restain
 from epsam.config.schema import Augment
 from epsam.runtime.seeds import generator
 
@@ -15,6 +14,15 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 RGB_TO_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+
+
+STAINS_TO_DENSITY = torch.tensor([(0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)])
+"""Haematoxylin, eosin and residual in optical density of red, green and blue (Ruifrok & Johnston, Anal. Quant. Cytol. Histol.
+23, 2001)."""
+
+
+DARKEST = 1 / 255
+"""Least intensity that a density is taken of."""
 
 
 def augment(images: torch.Tensor, names: Sequence[str], settings: Augment, *seed: object) -> torch.Tensor:
@@ -47,7 +55,7 @@ def _draws(images: torch.Tensor, names: Sequence[str], *seed: object) -> torch.T
 
 def _change_colours(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:
     if settings.stain:
-        images = _restain(images, draws[:, 8:], settings.stain)
+        images = _change_stains(images, draws[:, 8:], settings.stain)
     return _recolour(images, draws[:, 3:8], settings)
 
 
@@ -66,6 +74,17 @@ def _places(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> tor
 
 def _move(images: torch.Tensor, places: torch.Tensor, mode: str) -> torch.Tensor:
     return functional.grid_sample(images, places, mode, padding_mode="reflection", align_corners=False)
+
+
+def _change_stains(images: torch.Tensor, draws: torch.Tensor, strength: float) -> torch.Tensor:
+    """Each stain's amount s as a s + b, a and b by draws (N, 6) within `strength` of 1 and 0 (Tellez et al., IEEE Trans.
+    Med. Imaging 37, 2018)."""
+    change = (2 * draws - 1) * strength
+    stains_to_density = STAINS_TO_DENSITY.to(images.device)
+    density = -images.clamp_min(DARKEST).log()
+    stains = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(stains_to_density))
+    stains = stains * (1 + change[:, :3, None, None]) + change[:, 3:, None, None]
+    return torch.einsum("nshw,sc->nchw", stains, stains_to_density).neg().exp().clamp_(0, 1)
 
 
 def _recolour(images: torch.Tensor, draws: torch.Tensor, settings: Augment) -> torch.Tensor:

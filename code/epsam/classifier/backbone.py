@@ -1,11 +1,15 @@
 """What the classifier's networks have in common: RGB in, one logit out, features for the maps."""
 
+from typing import Literal
+
 import torch
 from torch import nn
 
 from epsam.classifier.adl import ADL
 from epsam.classifier.frequency import with_high_frequency
 from epsam.errors import DataError
+
+Padding = Literal["zeros", "reflect"]
 
 
 class Backbone(nn.Module):
@@ -15,7 +19,7 @@ class Backbone(nn.Module):
     """Which network it is, for messages."""
     needs_side_above: int
     """Side (px) of the largest patch that reflecting padding has no mirror image for, somewhere in the network."""
-    padding: str
+    padding: Padding
     high_frequency: bool
     frequency_block_px: int
     fc: nn.Linear

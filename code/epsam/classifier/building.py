@@ -36,7 +36,7 @@ def load_classifier(settings: Classifier, path: Path, device: torch.device | str
     model = build_classifier(settings)
     check_fit(model, weights, path)
     model.load_state_dict(weights)
-    return model.to(device, memory_format=torch.channels_last).eval()
+    return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def check_fit(model: Backbone, weights: Mapping[str, torch.Tensor], source: Path | str) -> None:

@@ -15,15 +15,6 @@ IN_MEMORY_BYTES = 2**30
 """Decoded patches are kept up to this size; larger sets are decoded as they are needed."""
 
 
-STAINS_TO_DENSITY = torch.tensor([(0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)])
-"""Haematoxylin, eosin and residual in optical density of red, green and blue (Ruifrok & Johnston, Anal. Quant. Cytol. Histol.
-23, 2001)."""
-
-
-DARKEST = 1 / 255
-"""Least intensity that a density is taken of."""
-
-
 class PatchImages:
     """RGB images of patches of one size. Raises DataError for one that cannot be decoded or differs in size."""
 
@@ -88,14 +79,3 @@ def shuffled_batches(count: int, size: int, *seed: object) -> list[list[int]]:
 def as_float(images: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 (N, 3, H, W) to float32 in [0, 1] on `device`."""
     return images.to(device, non_blocking=True).float().div_(255)
-
-
-def _restain(images: torch.Tensor, draws: torch.Tensor, strength: float) -> torch.Tensor:
-    """Each stain's amount s as a s + b, a and b by draws (N, 6) within `strength` of 1 and 0 (Tellez et al., IEEE Trans.
-    Med. Imaging 37, 2018)."""
-    change = (2 * draws - 1) * strength
-    stains_to_density = STAINS_TO_DENSITY.to(images.device)
-    density = -images.clamp_min(DARKEST).log()
-    stains = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(stains_to_density))
-    stains = stains * (1 + change[:, :3, None, None]) + change[:, 3:, None, None]
-    return torch.einsum("nshw,sc->nchw", stains, stains_to_density).neg().exp().clamp_(0, 1)

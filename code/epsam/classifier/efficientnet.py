@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from epsam.classifier.adl import ADL
-from epsam.classifier.backbone import Backbone
+from epsam.classifier.backbone import Backbone, Padding
 
 STAGES = (
     # blocks, kernel, stride, expansion, channels
@@ -47,7 +47,7 @@ class EfficientNetLite0(Backbone):
     def __init__(
         self,
         *,
-        padding: str = "zeros",
+        padding: Padding = "zeros",
         high_frequency: bool = True,
         frequency_block_px: int = 2,
         adl: bool = True,
@@ -117,7 +117,7 @@ class ConvNorm(nn.Module):
         *,
         stride: int = 1,
         groups: int = 1,
-        padding: str = "zeros",
+        padding: Padding = "zeros",
         active: bool = True,
     ):
         super().__init__()
@@ -137,7 +137,7 @@ class ConvNorm(nn.Module):
 class Block(nn.Module):
     """Inverted residual: expansion, depthwise convolution, projection, and the input added where shapes allow."""
 
-    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int, expansion: int, padding: str):
+    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int, expansion: int, padding: Padding):
         super().__init__()
         wide = channels_in * expansion
         self.expand = ConvNorm(channels_in, wide, 1) if expansion > 1 else nn.Identity()

@@ -5,7 +5,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from epsam.classifier.adl import ADL
-from epsam.classifier.backbone import Backbone
+from epsam.classifier.backbone import Backbone, Padding
 
 ARCHITECTURES = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3))}
 
@@ -27,7 +27,7 @@ class ResNetADL(Backbone):
         depth: int = 50,
         *,
         layer3_stride: int = 2,
-        padding: str = "zeros",
+        padding: Padding = "zeros",
         high_frequency: bool = True,
         frequency_block_px: int = 2,
         adl: bool = True,
@@ -95,7 +95,9 @@ class ResNetADL(Backbone):
         return self.conv1.weight
 
 
-def _layer(block: type, channels_in: int, width: int, count: int, stride: int) -> nn.Sequential:
+def _layer(
+    block: type[BasicBlock] | type[Bottleneck], channels_in: int, width: int, count: int, stride: int
+) -> nn.Sequential:
     channels = width * block.expansion
     shortcut = None
     if stride != 1 or channels_in != channels:

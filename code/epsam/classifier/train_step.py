@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -11,12 +13,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from epsam.runtime.device import Hardware
 from epsam.runtime.memory import BatchSize
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 @dataclass
-class TrainStep:
+class TrainStep(Generic[Model]):
     """A model and what it learns with."""
 
-    model: nn.Module
+    model: Model
     optimiser: torch.optim.Optimizer
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """Of the model's outputs and their targets, both on the device: the mean over patches."""
@@ -31,7 +35,7 @@ class TrainStep:
         """Learn from images (N, 3, H, W) and targets (N, ...); returns the mean loss of the batch.
 
         Gradients add up to those of the whole batch; batch normalisation and ADL see one micro-batch at a time.
-        Nothing is learnt from a batch whose loss is not finite.
+        Nothing is learned from a batch whose loss is not finite.
         """
         total = self.micro_batch.run(lambda size: self._gradients(images, labels, size))
         if math.isfinite(total):
@@ -43,12 +47,21 @@ class TrainStep:
         parts = math.ceil(len(images) / size)
         total = 0.0
         for micro, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            with self.hardware.autocast():
+            with self._precision():
                 logits = self.model(micro)
             loss = self.loss(logits, targets.to(logits.device)) * (len(micro) / len(images))
             loss.backward()
             total += loss.item()
         return total
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """The device's best precision; float32 for depthwise convolutions on a CPU.
+
+        Their backward pass takes longer in bfloat16 there: EfficientNet-Lite0 at 128 px 53 ms a patch, in float32 36 ms.
+        """
+        depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.model.modules())
+        on_cpu = self.hardware.device.type == "cpu"
+        return nullcontext() if depthwise and on_cpu else self.hardware.autocast()
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def figures(model: Backbone, labelled: LabelledImages, hardware: Hardware, worke
     }
 
 
-def train_epoch(learner: TrainStep, train: LabelledImages, config: Config, epoch: int) -> float:
+def train_epoch(learner: TrainStep[Backbone], train: LabelledImages, config: Config, epoch: int) -> float:
     """One pass over the patches; returns the mean loss."""
     settings = config.classifier
     learner.model.seed_adl(settings.seed, "adl", epoch)
@@ -97,7 +97,7 @@ def train_epoch(learner: TrainStep, train: LabelledImages, config: Config, epoch
     return total / len(names)
 
 
-def _parameter_groups(model: Backbone, settings: Classifier) -> list[dict[str, Any]]:
+def parameter_groups(model: Backbone, settings: Classifier) -> list[dict[str, Any]]:
     """The layers before the last one, with a learning rate of their own, and the last one."""
     head = list(model.fc.parameters())
     body = [parameter for name, parameter in model.named_parameters() if not name.startswith("fc.")]

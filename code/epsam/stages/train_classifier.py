@@ -7,9 +7,9 @@ from epsam.classifier.building import build_classifier
 from epsam.classifier.pretrained import initialise
 from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.classifier.training import (
-    _parameter_groups,
     figures,
     load_labelled,
+    parameter_groups,
     positive_weight,
     predict_logits,
     train_epoch,
@@ -42,9 +42,9 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     torch.manual_seed(seed_of(settings.seed, "classifier"))
     model = build_classifier(settings)
     initialise(model, settings.init, workspace.checkpoints)
-    model.to(hardware.device, memory_format=hardware.memory_format)
+    model.to(hardware.device).to(memory_format=hardware.memory_format)
     optimiser = torch.optim.Adam(
-        _parameter_groups(model, settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        parameter_groups(model, settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_step, settings.lr_gamma)
     on_masks = settings.select_on == "val_masks"
