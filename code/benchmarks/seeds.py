@@ -25,7 +25,14 @@ from epsam.runtime.log import set_up_logging
 from epsam.workspace import SPLITS, Workspace
 
 SHIPPED_SAM = Path(__file__).parents[2] / "checkpoints" / "sam_demo.pth"
-COLUMNS = {"Dice": "dice", "IoU": "iou", "pooled Dice": "pooled_dice", "Dice, all patches": "all_dice"}
+COLUMNS = {
+    "Dice": "dice",
+    "IoU": "iou",
+    "pooled Dice": "pooled_dice",
+    "pooled Dice, all": "all_pooled_dice",
+    "precision, all": "all_precision",
+    "recall, all": "all_recall",
+}
 
 
 def main() -> None:

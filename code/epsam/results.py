@@ -16,6 +16,20 @@ from epsam.workspace import Workspace
 Value = str | int | float
 STAGES = ("train-classifier", "evaluate")
 """Stages that measure something, in the order of metrics.csv."""
+LOGGED = {
+    "split",
+    "method",
+    "dice",
+    "iou",
+    "patches",
+    "all_pooled_dice",
+    "normal_marked",
+    "pxap",
+    "auc",
+    "accuracy",
+    "sensitivity_at_90_specificity",
+}
+"""Columns of metrics.csv that the log shows."""
 HOW_TO_MAKE_IT_ANEW = (
     "run ./train.sh again with --from evaluate (--from train-classifier, for the classifier's figures too)"
 )
@@ -48,6 +62,11 @@ def _written(value: Value) -> str:
     return str(int(value) if isinstance(value, float) else value)
 
 
+def _in_short(row: Mapping[str, Value]) -> dict[str, Value]:
+    """The figures of a row that a line of the log has room for; metrics.csv has all."""
+    return {key: value for key, value in row.items() if key in LOGGED}
+
+
 def result_line(fields: Mapping[str, Value]) -> str:
     """`[result] key=value ...`; floats with 4 decimals."""
     shown = (f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items())
@@ -57,7 +76,7 @@ def result_line(fields: Mapping[str, Value]) -> str:
 def record_results(workspace: Workspace, stage: str, rows: list[dict[str, Value]]) -> None:
     """Log `rows` and keep them in place of what `stage`, one of STAGES, had found before."""
     for row in rows:
-        logger.info(result_line(row))
+        logger.info(result_line(_in_short(row)))
     new = [{"stage": stage} | {k: _written(v) for k, v in row.items()} for row in rows]
     write_json(workspace.results(stage), {"rows": new})
     _write_table(workspace)

@@ -380,6 +380,7 @@ def figures_csv(folder: Path) -> Kind:
             ["a_1", "b_1", "c_0"],
             np.array([1, 1, 0]),
             np.array([0.5, 1, 0]),
+            np.array([9, 9, 9]),
             np.array([[4, 5, 6], [0, 0, 9], [0, 0, 0]]),
         ),
     )

@@ -1,16 +1,18 @@
 """Panels and charts show what they were given."""
 
 import base64
+import re
 import xml.etree.ElementTree as ElementTree
 
 import cv2
 import numpy as np
 import pytest
 
+from epsam.patches.patch import location_of
 from epsam.report.example_section import _choose
-from epsam.report.slide_section import draw_patches, location_of
+from epsam.report.slide_section import draw_patches
 from epsam.visualization import charts as plots
-from epsam.visualization import panels
+from epsam.visualization import drawing, palette, panels
 
 PATCH = np.full((64, 96, 3), 200, np.uint8)
 
@@ -101,12 +103,36 @@ def _svg(uri: str) -> str:
 
 
 def test_charts_are_svg_in_the_colours_of_the_theme():
-    bars = plots.methods_chart([("CAM mask", 0.7, 0.68, 0.73), ("Round 1", 0.8, 0.8, 0.8)], "Dice", "Round 1")
-    lines = plots.curves_chart([1, 2, 3], {"train loss": [3, 2, 1], "val loss": [3, 2, float("nan")]}, 2)
-    for text, wanted in ((_svg(bars), ("CAM mask", "Round 1")), (_svg(lines), ("train loss", "kept: epoch 2"))):
+    points = plots.points_chart([("CAM mask", 0.7, 0.68, 0.73), ("Round 1", 0.8, 0.8, 0.8)], "Dice", "Round 1")
+    lines = plots.curves_chart(
+        {"train loss": plots.Curve([1, 2, 3], [3, 2, 1]), "val loss": plots.Curve([1, 2, 3], [3, 2, float("nan")], 2)}
+    )
+    for text, wanted in ((_svg(points), ("CAM mask", "Round 1")), (_svg(lines), ("train loss", "val loss"))):
         assert all(word in text for word in wanted)
         assert "prefers-color-scheme: dark" in text
         assert not any(stand_in in text for stand_in in plots.THEME)
+
+
+def test_figures_that_differ_little_are_shown_on_an_axis_that_shows_it():
+    text = _svg(plots.points_chart([("A", 0.921, 0.918, 0.924), ("B", 0.925, 0.922, 0.928)], "Dice"))
+    assert "0.92" in text
+    assert "0.5" not in re.findall(r">([0-9.]+)<", text)
+
+
+def test_text_and_legend_are_on_the_sheet_and_no_text_leaves_it():
+    picture = np.full((40, 300, 3), 255, np.uint8)
+    entries = [drawing.Entry(f"a long name of colour {n}", palette.WRONG) for n in range(6)]
+    sheet = drawing.add_legend(picture, entries, "map")
+    assert sheet.shape[1] == 300
+    assert (sheet[40:] == np.array(palette.WRONG)).all(2).sum() > 6 * 80
+    assert drawing.text_width(drawing.fit_text("x" * 500, 100)) <= 100
+
+
+def test_a_scale_bar_has_the_length_it_says():
+    panel = np.full((256, 256, 3), 200, np.uint8)
+    drawing.draw_scale_bar(panel, 0.5)  # 128 um wide: a bar of 20 um, 40 px
+    row = (panel[246] == 0).all(1)
+    assert row.sum() == 40
 
 
 @pytest.mark.parametrize("count", range(1, 14))

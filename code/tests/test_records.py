@@ -58,7 +58,7 @@ def _metrics(workspace):
 
 def _figures(workspace):
     path = workspace.state / "predictions" / "cam.csv"
-    write_figures(path, Figures(["a_1"], np.array([1]), np.array([0.5]), np.array([[3, 4, 5]])))
+    write_figures(path, Figures(["a_1"], np.array([1]), np.array([0.5]), np.array([9]), np.array([[3, 4, 5]])))
     return path, lambda: read_figures(path), "--from evaluate"
 
 

@@ -1,6 +1,6 @@
 """The methods that are compared, in the order of the table, and their figures patch by patch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from epsam.config.schema import Config
 from epsam.evaluation import metrics
+from epsam.patches.patch import location_of
 from epsam.runtime.files import write_csv
 from epsam.runtime.records import Row, read_rows
 from epsam.workspace import Workspace
@@ -19,7 +20,7 @@ class Method:
     """One row of the table."""
 
     name: str
-    """cam, sam, round0 ... roundN or supervised, as in the log and in metrics.csv."""
+    """ones, colour, cam, sam, round0 ... roundN or supervised, as in the log and in metrics.csv."""
     decoder: Path | None = None
     """Decoder that takes the place of SAM's own."""
 
@@ -28,7 +29,13 @@ class Method:
         """Name for people."""
         if self.name.startswith("round"):
             return f"Round {self.name.removeprefix('round')}"
-        return {"cam": "CAM mask", "sam": "SAM, untuned", "supervised": "Supervised"}[self.name]
+        return {
+            "ones": "Whole patches",
+            "colour": "Colour threshold",
+            "cam": "CAM mask",
+            "sam": "SAM, untuned",
+            "supervised": "Supervised",
+        }[self.name]
 
     @property
     def note(self) -> str:
@@ -38,6 +45,8 @@ class Method:
         if self.name.startswith("round"):
             return f"SAM's decoder trained on what round {int(self.name.removeprefix('round')) - 1} predicted"
         return {
+            "ones": "every pixel called tumour: what any method has to beat",
+            "colour": "one blurred colour above or below a value, chosen by the labels of the val patches alone",
             "cam": "the class activation map above its threshold, no SAM",
             "sam": "SAM as published, with the same prompts",
             "supervised": "SAM's decoder trained on true masks: what the labels alone cannot know",
@@ -48,7 +57,7 @@ def methods_of(config: Config, workspace: Workspace) -> list[Method]:
     """All methods of a run, the last round being the model that the run is for."""
     rounds = [Method(f"round{n}", workspace.decoder(n)) for n in range(config.retrain.rounds + 1)]
     supervised = [Method("supervised", workspace.decoder("supervised"))] if config.evaluate.supervised else []
-    return [Method("cam"), Method("sam"), *rounds, *supervised]
+    return [*(Method(name) for name in ("ones", "colour", "cam", "sam")), *rounds, *supervised]
 
 
 def final_method(config: Config) -> str:
@@ -68,7 +77,7 @@ def figures_csv(workspace: Workspace, method: str) -> Path:
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
 """Pixels of a patch."""
-COLUMNS = ["name", "label", "probability", "both", "predicted", "true", "dice", "iou"]
+COLUMNS = ["name", "label", "probability", "area", "both", "predicted", "true", "dice", "iou"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,17 @@ class Figures:
     """(N,) int, 1 where the patch holds tumour."""
     probabilities: np.ndarray
     """(N,) float in [0, 1] by the classifier."""
+    areas: np.ndarray
+    """(N,) px of each patch."""
     overlaps: np.ndarray
     """(N, 3) px: in both masks, in the predicted, in the true one."""
+
+    @property
+    def slides(self) -> list[str] | None:
+        """The slide of each patch; None where a name does not give it, or there is only one."""
+        locations = [location_of(name) for name in self.names]
+        slides = [location.slide for location in locations if location]
+        return slides if len(slides) == len(self.names) and len(set(slides)) > 1 else None
 
     @property
     def dice(self) -> np.ndarray:
@@ -97,20 +115,34 @@ class Figures:
         """The patches that hold tumour."""
         return self._rows(self.labels == 1)
 
+    def normals(self) -> "Figures":
+        """The patches that hold no tumour."""
+        return self._rows(self.labels == 0)
+
     def gated(self, threshold: float) -> "Figures":
         """All patches, with an empty prediction where the classifier stays below `threshold`."""
         open_ = (self.probabilities >= threshold)[:, None]
         gated = self.overlaps * np.hstack([open_, open_, np.ones_like(open_)])
-        return Figures(self.names, self.labels, self.probabilities, gated)
+        return replace(self, overlaps=gated)
 
     def _rows(self, chosen: np.ndarray) -> "Figures":
         names = [name for name, keep in zip(self.names, chosen, strict=True) if keep]
-        return Figures(names, self.labels[chosen], self.probabilities[chosen], self.overlaps[chosen])
+        return Figures(
+            names, self.labels[chosen], self.probabilities[chosen], self.areas[chosen], self.overlaps[chosen]
+        )
 
 
 def write_figures(path: Path, figures: Figures) -> None:
     """Write figures as CSV."""
-    columns = (figures.names, figures.labels, figures.probabilities, *figures.overlaps.T, figures.dice, figures.iou)
+    columns = (
+        figures.names,
+        figures.labels,
+        figures.probabilities,
+        figures.areas,
+        *figures.overlaps.T,
+        figures.dice,
+        figures.iou,
+    )
     write_csv(path, (dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)), COLUMNS)
 
 
@@ -120,6 +152,7 @@ class FigureRow(Row):
     name: str
     label: Annotated[int, Field(ge=0, le=1)]
     probability: Annotated[float, Field(ge=0, le=1)]
+    area: Count
     both: Count
     predicted: Count
     true: Count
@@ -128,6 +161,8 @@ class FigureRow(Row):
     def _check_overlap(self) -> "FigureRow":
         if self.both > min(self.predicted, self.true):
             raise ValueError(f"{self.both} px in both masks, {self.predicted} and {self.true} px in each")
+        if max(self.predicted, self.true) > self.area:
+            raise ValueError(f"masks of {self.predicted} and {self.true} px in a patch of {self.area} px")
         return self
 
 
@@ -138,5 +173,6 @@ def read_figures(path: Path) -> Figures:
         [row.name for row in rows],
         np.array([row.label for row in rows], np.int64),
         np.array([row.probability for row in rows], np.float64),
+        np.array([row.area for row in rows], np.int64),
         np.array([[row.both, row.predicted, row.true] for row in rows], np.int64).reshape(-1, 3),
     )

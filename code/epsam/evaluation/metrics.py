@@ -1,6 +1,6 @@
 """Measures of masks, maps and labels, with bootstrap intervals; plain NumPy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
@@ -59,6 +59,18 @@ def pooled_iou(overlaps: np.ndarray) -> np.ndarray:
     """IoU of all pixels together from `overlap` summed over patches, (..., 3) -> (...); both empty gives 1."""
     both, predicted, true = np.moveaxis(np.asarray(overlaps, float), -1, 0)
     return (both + SMOOTH) / (predicted + true - both + SMOOTH)
+
+
+def pooled_precision(overlaps: np.ndarray) -> np.ndarray:
+    """Share of the predicted pixels that are true, (..., 3) -> (...) as in `pooled_dice`; 1 where none is predicted."""
+    both, predicted, _ = np.moveaxis(np.asarray(overlaps, float), -1, 0)
+    return (both + SMOOTH) / (predicted + SMOOTH)
+
+
+def pooled_recall(overlaps: np.ndarray) -> np.ndarray:
+    """Share of the true pixels that are predicted, (..., 3) -> (...) as in `pooled_dice`; 1 where none is true."""
+    both, _, true = np.moveaxis(np.asarray(overlaps, float), -1, 0)
+    return (both + SMOOTH) / (true + SMOOTH)
 
 
 class MapCurve:
@@ -132,26 +144,38 @@ def _average_precision(histograms: np.ndarray) -> np.ndarray:
     return (precision * steps).sum(1)
 
 
-def mean_with_interval(values: np.ndarray, resamples: int, *seed: object) -> tuple[float, float, float]:
+def mean_with_interval(
+    values: np.ndarray, resamples: int, *seed: object, groups: Sequence[str] | None = None
+) -> tuple[float, float, float]:
     """Mean of values (N,), and its 95 % bootstrap interval: mean, low, high."""
     values = np.asarray(values, float)
     rows = np.stack([values, np.ones_like(values)], 1)
-    return with_interval(rows, lambda sums: sums[:, 0] / sums[:, 1], resamples, *seed)
+    return with_interval(rows, lambda sums: sums[:, 0] / sums[:, 1], resamples, *seed, groups=groups)
 
 
 def with_interval(
-    rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int, *seed: object
+    rows: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int,
+    *seed: object,
+    groups: Sequence[str] | None = None,
 ) -> tuple[float, float, float]:
     """A statistic of sums over patches and its 95 % percentile bootstrap interval: value, low, high.
 
     `rows` (N, K) holds one row per patch; `statistic` takes sums of rows, (R, K) -> (R,). Patches are resampled
     with replacement, each by itself: the interval says how far the figure hangs on which patches were drawn,
-    not how far it would move with other slides. The generator depends on `seed` alone. With no resamples both
-    limits equal the value. Raises DataError when there are no rows.
+    not how far it would move with other slides. With `groups`, the slide of each row, whole slides are resampled
+    (cluster bootstrap), which does say that, roughly where slides are few. The generator depends on `seed` alone.
+    With no resamples both limits equal the value. Raises DataError when there are no rows.
     """
     rows = np.asarray(rows, float)
     if not len(rows):
         raise DataError("no patch with a true mask was given; nothing can be measured")
+    if groups is not None:
+        names, index = np.unique(np.asarray(groups), return_inverse=True)
+        summed = np.zeros((len(names), rows.shape[1]))
+        np.add.at(summed, index, rows)
+        rows = summed
     value = float(statistic(rows.sum(0, keepdims=True))[0])
     if not resamples:
         return value, value, value

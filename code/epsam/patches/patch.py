@@ -32,6 +32,26 @@ class Patch:
         return self.mask.is_file()
 
 
+@dataclass(frozen=True)
+class Location:
+    """Where a patch was cut."""
+
+    slide: str
+    x: int
+    """Left edge in level-0 px."""
+    y: int
+    """Upper edge."""
+
+
+LOCATION = re.compile(r"(?P<slide>.+)_x(?P<x>-?\d+)_y(?P<y>-?\d+)_[01]")
+
+
+def location_of(name: str) -> Location | None:
+    """The location that the name of a patch gives; None where it gives none."""
+    found = LOCATION.fullmatch(name)
+    return Location(found["slide"], int(found["x"]), int(found["y"])) if found else None
+
+
 class Purpose(Row):
     """What patches.csv says of a patch."""
 

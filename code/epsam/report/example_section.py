@@ -9,12 +9,25 @@ from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams
 from epsam.config.schema import Config
 from epsam.evaluation.methods import Figures, Method, figures_csv, final_method, predictions, read_figures
-from epsam.patches.patch import Patch, patches_for_sam
+from epsam.patches.patch import Patch, location_of, patches_for_sam
+from epsam.patches.tables import read_summary
 from epsam.prompts import PromptSet, prompts_for
 from epsam.report.result_section import method_rows
 from epsam.runtime.files import read_image, read_mask
 from epsam.runtime.seeds import generator
-from epsam.visualization.panels import PANEL_PX, as_jpeg, draw_errors, draw_map, draw_mask, draw_prompts, photo
+from epsam.slides.slide import plausible_mpp
+from epsam.visualization.drawing import draw_scale_bar
+from epsam.visualization.palette import TRUTH
+from epsam.visualization.panels import (
+    PANEL_PX,
+    as_jpeg,
+    draw_errors,
+    draw_map,
+    draw_mask,
+    draw_prompts,
+    draw_truth,
+    photo,
+)
 from epsam.workspace import Workspace
 
 CASES = 3
@@ -78,24 +91,42 @@ def _case(
     mask = cam_mask(cam, config.cam, size)
     heat = draw_prompts(draw_map(image, resize_map(cam.values, size)), prompts.points, prompts.boxes, size)
     shown = {
-        "Patch": (photo(image), "as cut from the slide"),
+        "Patch": (_with_scale_bar(config, workspace, patch, image), "as cut from the slide, with a scale bar"),
         "CAM and prompts": (
             heat,
             f"class activation map with {len(prompts.points)} points and {len(prompts.boxes)} boxes",
         ),
-        "CAM mask": (draw_mask(image, mask), f"covers {mask.mean():.0%} of the patch"),
+        "CAM mask": (draw_truth(draw_mask(image, mask), truth), f"covers {mask.mean():.0%} of the patch"),
         "Prediction": (
             draw_errors(image, prediction, truth),
-            f"covers {prediction.mean():.0%} of the patch, Dice {figures.dice[row]:.2f}",
+            f"covers {prediction.mean():.0%} of the patch, Dice {figures.dice[row]:.3f}",
         ),
-        "Annotation": (draw_mask(image, truth), f"covers {truth.mean():.0%} of the patch"),
+        "Annotation": (draw_mask(image, truth, colour=TRUTH), f"covers {truth.mean():.0%} of the patch"),
     }
     return {
-        "name": patch.name,
-        "dice": f"{figures.dice[row]:.2f}",
-        "note": f"IoU {figures.iou[row]:.2f}; CAM mask alone: Dice {first.dice[row]:.2f}",
+        "name": _location_text(patch.name),
+        "dice": f"{figures.dice[row]:.3f}",
+        "note": f"IoU {figures.iou[row]:.3f}; CAM mask alone: Dice {first.dice[row]:.3f}",
         "images": [
             {"title": title, "uri": as_jpeg(panel), "size": PANEL_PX, "alt": f"{title} of {patch.name}: {what}"}
             for title, (panel, what) in shown.items()
         ],
     }
+
+
+def _location_text(name: str) -> str:
+    """The slide and where on it the patch lies, as a viewer shows positions."""
+    location = location_of(name)
+    return f"{location.slide}, x {location.x:,}, y {location.y:,} at level 0" if location else name
+
+
+def _with_scale_bar(config: Config, workspace: Workspace, patch: Patch, image: np.ndarray) -> np.ndarray:
+    """The patch as a panel, with a scale bar where the resolution is known."""
+    panel = photo(image)
+    location = location_of(patch.name)
+    slides = [row for row in read_summary(workspace) if location and row.slide == location.slide]
+    native = plausible_mpp(slides[0].mpp_x, slides[0].mpp_y) if slides else None
+    mpp = (config.patches.target_mpp or native[0]) if native else None
+    if mpp:
+        draw_scale_bar(panel, mpp * image.shape[1] / PANEL_PX)
+    return panel

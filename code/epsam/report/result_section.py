@@ -4,20 +4,27 @@ from typing import Any
 
 from epsam.config.schema import Config
 from epsam.errors import DataError
+from epsam.evaluation.comparison import paired_difference, run_warnings
 from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures
-from epsam.evaluation.metrics import BOOTSTRAP_SEED, mean_with_interval
+from epsam.evaluation.table import interval_of
 from epsam.report.slide_section import slide_section
 from epsam.results import HOW_TO_MAKE_IT_ANEW, read_results
-from epsam.visualization.charts import methods_chart
+from epsam.visualization.charts import points_chart
 from epsam.workspace import Workspace
 
 COLUMNS = (
     ("Dice", "dice"),
     ("IoU", "iou"),
-    ("Pooled Dice", "pooled_dice"),
-    ("Dice, all patches", "all_dice"),
     ("Pooled Dice, all", "all_pooled_dice"),
+    ("Precision, all", "all_precision"),
+    ("Recall, all", "all_recall"),
+    ("Normal area marked", "normal_marked"),
 )
+"""Of the table; where the test split has no normal patch, the last one is empty."""
+
+
+FEW_SLIDES = 10
+"""Below which an interval over slides is called rough."""
 
 
 class Required(dict):
@@ -46,12 +53,13 @@ def headline(config: Config, workspace: Workspace) -> str:
     rounds = f"round {config.retrain.rounds}" if config.retrain.rounds else "the preliminary round"
     text = (
         f"On {last['patches']} test patches that hold tumour, the decoder of {rounds} reaches a mean Dice of "
-        f"{_two(last, 'dice')} (95 % interval {_two(last, 'dice_low')} to {_two(last, 'dice_high')}), "
-        f"against {_two(rows['cam'], 'dice')} for the CAM mask and {_two(rows['sam'], 'dice')} for SAM untuned."
+        f"{_three(last, 'dice')} (95 % interval {_three(last, 'dice_low')} to {_three(last, 'dice_high')}), "
+        f"against {_three(rows['ones'], 'dice')} for whole patches, {_three(rows['cam'], 'dice')} for the CAM mask and "
+        f"{_three(rows['sam'], 'dice')} for SAM untuned."
     )
     if "supervised" not in rows:
         return text
-    text += f" Trained on true masks, the same decoder reaches {_two(rows['supervised'], 'dice')}"
+    text += f" Trained on true masks, the same decoder reaches {_three(rows['supervised'], 'dice')}"
     closed = share_closed(rows, final_method(config))
     return text + (f": {closed:.0%} of that gain over the CAM came without them." if closed and closed > 0 else ".")
 
@@ -66,14 +74,15 @@ def share_closed(rows: dict[str, Row], final: str) -> float | None:
 
 def tiles(config: Config, workspace: Workspace) -> list[dict[str, str]]:
     """The few figures shown large."""
-    rows = method_rows(workspace)
+    rows, final = method_rows(workspace), final_method(config)
     shown = []
-    if last := rows.get(final_method(config)):
-        shown += [
-            ("Dice", _two(last, "dice"), f"on {last['patches']} patches with tumour"),
-            ("Gain over the CAM", _signed(last, rows["cam"]), _gain(config, workspace)),
-            ("PxAP of the CAM", _two(rows["cam"], "pxap"), "over all thresholds"),
-        ]
+    if last := rows.get(final):
+        figures = {name: read_figures(figures_csv(workspace, name)) for name in ("ones", "cam", final)}
+        shown.append(("Dice", _three(last, "dice"), f"on {last['patches']} patches with tumour"))
+        for name, title in (("ones", "Gain over whole patches"), ("cam", "Gain over the CAM")):
+            value, low, high = paired_difference(config, figures[final], figures[name])
+            shown.append((title, _signed(value), f"Dice, {_signed(low)} to {_signed(high)}"))
+        shown.append(("PxAP of the CAM", _three(rows["cam"], "pxap"), "over all thresholds"))
     shown += [
         ("Classifier AUC", f"{float(row['auc']):.3f}", "on test patches")
         for row in read_results(workspace)
@@ -82,16 +91,9 @@ def tiles(config: Config, workspace: Workspace) -> list[dict[str, str]]:
     return [{"title": title, "value": value, "note": note} for title, value, note in shown]
 
 
-def _signed(last: Row, first: Row) -> str:
-    difference = round(float(last["dice"]) - float(first["dice"]), 2) or 0.0  # never -0.00
-    return f"{difference:+.2f}".replace("-", "−")
-
-
-def _gain(config: Config, workspace: Workspace) -> str:
-    """Interval of the difference patch by patch, which is narrower than the two intervals suggest."""
-    last, cam = (read_figures(figures_csv(workspace, name)).positives() for name in (final_method(config), "cam"))
-    _, low, high = mean_with_interval(last.dice - cam.dice, config.evaluate.bootstrap, BOOTSTRAP_SEED)
-    return f"Dice, {low:+.2f} to {high:+.2f}".replace("-", "−")
+def _signed(value: float) -> str:
+    rounded = round(value, 3) or 0.0  # never -0.000
+    return f"{rounded:+.3f}".replace("-", "−")
 
 
 def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
@@ -107,28 +109,49 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "classifier": [_classifier(row) for row in read_results(workspace) if row["stage"] == "train-classifier"],
         "slides": {"rows": []},
         "charts": [],
+        "warnings": [],
     }
     if methods:
-        last = rows[methods[-1].name]
         section |= {
-            "explanation": (
-                f"Mean over {last['patches']} patches that hold tumour, and over all {last['all_patches']} patches "
-                "with normal ones too, where a patch that the classifier finds normal (below 0.5) is predicted empty. "
-                "Pooled figures take the pixels of all patches together. Below each figure its 95 % bootstrap "
-                f"interval from {config.evaluate.bootstrap} resamples of patches; it does not tell how much other "
-                "slides would change."
-            ),
+            "explanation": _explanation(config, rows[methods[-1].name]),
             "map_note": _map_note(rows["cam"]),
-            "charts": [
-                _chart(methods, rows, final_method(config), *chart)
-                for chart in (
-                    ("dice", "Mean Dice, patches with tumour"),
-                    ("all_pooled_dice", "Pooled Dice, all patches"),
-                )
-            ],
+            "warnings": [f"{found.what}: {found.advice}." for found in run_warnings(config, workspace)],
+            "charts": _charts(config, workspace, methods, rows),
             "slides": slide_section(config, workspace),
         }
     return section
+
+
+def _explanation(config: Config, row: Row) -> str:
+    over = (
+        f"over the {row['slides']} test slides, drawn as a whole"
+        + (", which with so few slides is rough" if int(row["slides"]) < FEW_SLIDES else "")
+        if "slides" in row
+        else "over patches, which does not tell how much other slides would change"
+    )
+    gate = config.inference.classifier_probability
+    return (
+        f"Dice and IoU are means over {row['patches']} patches that hold tumour. The other columns take the pixels of "
+        f"all {row['all_patches']} patches together, normal ones too, where a patch that the classifier finds normal "
+        f"(below {gate:g}) is predicted empty; the last is the share of the area of normal patches that is marked. Below "
+        f"each figure its 95 % bootstrap interval {over}."
+    )
+
+
+def _charts(config: Config, workspace: Workspace, methods: list[Method], rows: dict[str, Row]) -> list[dict[str, str]]:
+    final = final_method(config)
+    charts = [
+        _chart(title, [(m.title, float(rows[m.name][key]), *interval_of(rows[m.name], key)) for m in methods], final)
+        for key, title in (
+            ("dice", "Mean Dice, patches with tumour"),
+            ("all_pooled_dice", "Pooled Dice, all patches"),
+        )
+    ]
+    last = read_figures(figures_csv(workspace, final))
+    others = {m.title: read_figures(figures_csv(workspace, m.name)) for m in methods if m.name != final}
+    differences = [(title, *paired_difference(config, last, figures)) for title, figures in others.items()]
+    title = f"{Method(final).title} minus each other method: Dice, patches with tumour, same patches"
+    return [*charts, _chart(title, differences, "")]
 
 
 def _map_note(cam: Row) -> str:
@@ -138,27 +161,30 @@ def _map_note(cam: Row) -> str:
     )
     return (
         f"The maps without a threshold: pixel-level average precision (PxAP) {pxap}. The best single threshold "
-        f"would give a Dice of {best}; it is chosen on test masks, so it is a bound and not a result. "
-        f"Masks of whole patches have a Dice of {float(cam['whole_patch_dice']):.3f}."
+        f"would give a Dice of {best}; it is chosen on test masks, so it is a bound and not a result."
     )
 
 
 def _method(method: Method, row: Row, final: str) -> dict[str, Any]:
-    cells = [
-        {
-            "value": f"{float(row[key]):.3f}",
-            "interval": f"{float(row[key + '_low']):.3f}–{float(row[key + '_high']):.3f}",
-        }
-        for _, key in COLUMNS
-    ]
-    return {"title": method.title, "note": method.note, "cells": cells, "emphasis": method.name == final}
+    return {
+        "title": method.title,
+        "note": method.note,
+        "cells": [_cell(row, key) for _, key in COLUMNS],
+        "emphasis": method.name == final,
+    }
 
 
-def _chart(methods: list[Method], rows: dict[str, Row], final: str, key: str, title: str) -> dict[str, str]:
-    bars = [(m.title, *(float(rows[m.name][key + end]) for end in ("", "_low", "_high"))) for m in methods]
-    spoken = "; ".join(f"{name} {value:.2f} ({low:.2f} to {high:.2f})" for name, value, low, high in bars)
-    uri = methods_chart(bars, "with 95 % interval", Method(final).title)
-    return {"title": title, "uri": uri, "alt": f"Bars: {title}. {spoken}."}
+def _cell(row: Row, key: str) -> dict[str, str]:
+    if key == "normal_marked" and key not in row:
+        return {"value": "–", "interval": ""}
+    low, high = interval_of(row, key)
+    return {"value": _three(row, key), "interval": f"{low:.3f}–{high:.3f}"}
+
+
+def _chart(title: str, points: list[tuple[str, float, float, float]], final: str) -> dict[str, str]:
+    spoken = "; ".join(f"{name} {value:.3f} ({low:.3f} to {high:.3f})" for name, value, low, high in points)
+    uri = points_chart(points, "with 95 % interval", Method(final).title if final else "")
+    return {"title": title, "uri": uri, "alt": f"Points with intervals. {title}. {spoken}."}
 
 
 def _classifier(row: Row) -> tuple[str, ...]:
@@ -167,5 +193,5 @@ def _classifier(row: Row) -> tuple[str, ...]:
     return (row.get("split", "–"), *figures, row.get("patches", "–"))
 
 
-def _two(row: Row, key: str) -> str:
-    return f"{float(row[key]):.2f}"
+def _three(row: Row, key: str) -> str:
+    return f"{float(row[key]):.3f}"

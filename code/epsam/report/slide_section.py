@@ -1,8 +1,6 @@
 """The report's results slide by slide: figures, and the predicted patches in their places on the tissue."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -12,7 +10,7 @@ from epsam.config.schema import Config
 from epsam.errors import SlideError
 from epsam.evaluation.methods import Figures, Method, figures_csv, final_method, predictions, read_figures
 from epsam.patches.grid import window_px
-from epsam.patches.patch import Patch, list_patches
+from epsam.patches.patch import Location, Patch, list_patches, location_of
 from epsam.patches.tables import read_summary
 from epsam.runtime.files import read_mask
 from epsam.runtime.records import is_plain
@@ -27,31 +25,11 @@ PICTURE_PX = 720
 PICTURES = 12
 
 
-LOCATION = re.compile(r"(?P<slide>.+)_x(?P<x>-?\d+)_y(?P<y>-?\d+)_[01]")
-
-
 FRAME = (70, 70, 70)
 
 
 FADED = 0.4
 """Of the contrast that is left where no patch lies."""
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a patch was cut."""
-
-    slide: str
-    x: int
-    """Left edge in level-0 px."""
-    y: int
-    """Upper edge."""
-
-
-def location_of(name: str) -> Location | None:
-    """The place that the name of a patch tells; None where it tells none."""
-    found = LOCATION.fullmatch(name)
-    return Location(found["slide"], int(found["x"]), int(found["y"])) if found else None
 
 
 def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:

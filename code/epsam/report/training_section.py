@@ -2,13 +2,14 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.runtime.files import read_csv, read_image
-from epsam.visualization.charts import curves_chart
+from epsam.visualization.charts import Curve, curves_chart
 from epsam.visualization.contact_sheet import sheet_path
 from epsam.visualization.panels import as_jpeg
 from epsam.workspace import Workspace
@@ -20,6 +21,8 @@ COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """Names of learning curves."""
 
 
+DECODER = re.compile(r"round\d+|supervised")
+"""Networks whose curves are shown together."""
 MAX_FIGURE = 1e9
 """Of a loss or score that a chart can show."""
 
@@ -46,7 +49,7 @@ def training_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     return {
         "explanation": f"The epoch kept is the one with the lowest validation loss. For SAM's decoder that loss is "
         f"measured on {chosen_on}.",
-        "charts": [chart for path in files for chart in _charts(path)],
+        "charts": _charts(files),
         "round_columns": tuple(ROUND_COLUMNS.values()),
         "rounds": _rounds(workspace),
         "pictures": [_sheet(path, title) for path, title in _sheets(config, workspace).items() if path.is_file()],
@@ -71,32 +74,48 @@ def read_curves(path: Path) -> dict[str, list[float]]:
     return columns
 
 
-def _charts(path: Path) -> list[dict[str, str]]:
-    columns = read_curves(path)
-    if not columns:
-        return []
-    name = re.sub(r"(\d+)$", r" \1", path.name.removesuffix("_curves.csv").capitalize())
-    epochs = columns.pop("epoch")
-    losses = {key: values for key, values in columns.items() if key.endswith("loss")}
-    scores = {key: values for key, values in columns.items() if key not in losses and key != "lr"}
-    validation = losses.get("val_loss")
-    best = epochs[validation.index(min(validation))] if validation else None
-    return [
-        _chart(f"{name}: {what}", epochs, lines, best)
-        for what, lines in (("loss", losses), ("scores", scores))
-        if lines
-    ]
+def _charts(files: Sequence[Path]) -> list[dict[str, str]]:
+    """Charts of each network by itself, but all decoders, which differ in their labels alone, in one."""
+    networks = {path.name.removesuffix("_curves.csv"): read_curves(path) for path in files}
+    networks = {name: columns for name, columns in networks.items() if columns}
+    decoders = {name: columns for name, columns in networks.items() if DECODER.fullmatch(name)}
+    charts = []
+    for name, columns in networks.items():
+        if name not in decoders:
+            keys = [key for key in columns if key not in ("epoch", "lr")]
+            losses, scores = [k for k in keys if k.endswith("loss")], [k for k in keys if not k.endswith("loss")]
+            charts += [
+                _chart(f"{name.capitalize()}: {what}", {_spoken(key): _curve(columns, key) for key in chosen})
+                for what, chosen in (("loss", losses), ("scores", scores))
+                if chosen
+            ]
+    for key, title in (("val_loss", "validation loss"), ("val_dice", "Dice with the labels of the val split")):
+        curves = {_named(name): _curve(columns, key) for name, columns in decoders.items() if key in columns}
+        charts += [_chart(f"SAM's decoder, all rounds: {title}", curves)] if curves else []
+    return charts
 
 
-def _chart(title: str, epochs: list[float], lines: dict[str, list[float]], best: float | None) -> dict[str, str]:
-    named = {key.replace("_", " "): values for key, values in lines.items()}
-    spoken = "; ".join(f"{key} from {values[0]:.3f} to {values[-1]:.3f}" for key, values in named.items())
-    kept = f" Kept: epoch {best:.0f}." if best is not None else ""
-    return {
-        "title": title,
-        "uri": curves_chart(epochs, named, best),
-        "alt": f"Lines over {len(epochs)} epochs. {title}: {spoken}.{kept}",
-    }
+def _named(network: str) -> str:
+    return re.sub(r"(\d+)$", r" \1", network)
+
+
+def _spoken(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _curve(columns: dict[str, list[float]], key: str) -> Curve:
+    losses = columns.get("val_loss")
+    best = columns["epoch"][losses.index(min(losses))] if losses else None
+    return Curve(columns["epoch"], columns[key], best)
+
+
+def _chart(title: str, curves: dict[str, Curve]) -> dict[str, str]:
+    spoken = "; ".join(
+        f"{name} from {curve.values[0]:.3f} to {curve.values[-1]:.3f} over {len(curve.epochs)} epochs"
+        + ("" if curve.best is None else f", kept epoch {curve.best:.0f}")
+        for name, curve in curves.items()
+    )
+    return {"title": title, "uri": curves_chart(curves), "alt": f"Lines over epochs. {title}: {spoken}."}
 
 
 def _rounds(workspace: Workspace) -> list[tuple[str, ...]]:

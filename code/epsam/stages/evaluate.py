@@ -1,6 +1,7 @@
 """Stage evaluate: all methods side by side on the test split."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from epsam.classifier.building import load_classifier
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.evaluation import metrics
+from epsam.evaluation.colour import choose_colour
+from epsam.evaluation.comparison import run_warnings
 from epsam.evaluation.methods import Figures, Method, figures_csv, methods_of, predictions, read_figures, write_figures
 from epsam.evaluation.table import cam_curve, log_table, map_figures, result_row
 from epsam.patches.patch import Patch, patches_for_classifier, patches_for_sam
@@ -46,9 +49,11 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     if todo:
         _measure(session, todo, known, negatives)
     rows = [result_row(config, method.name, read_figures(figures_csv(workspace, method.name))) for method in methods]
-    rows[0] |= map_figures(config, cam_curve(session, known))
+    next(row for row in rows if row["method"] == "cam").update(map_figures(config, cam_curve(session, known)))
     record_results(workspace, "evaluate", rows)
     log_table(methods, rows)
+    for warning in run_warnings(config, workspace):
+        logger.warning(f"evaluate: {warning.what}: {warning.advice}")
 
 
 def _warn_of_missing_masks(workspace: Workspace, known: Sequence[Patch]) -> None:
@@ -84,10 +89,17 @@ def _measure(
         f"evaluate: {len(known)} test patches with tumour, {len(negatives)} normal ones, of which the "
         f"classifier takes {len(false_positives)} for tumour"
     )
+    simple = _simple_methods(workspace, methods)
+    areas = [math.prod(patch_size(patch)) for patch in patches]
     for method in methods:
-        session.use_decoder(method.decoder)
         overlaps = {patch.name: (0, 0, 0) for patch in negatives}
-        for patch, mask in _masks(session, segmenter, method, known, false_positives):
+        if method.name in simple:
+            predict = simple[method.name]
+            masks = ((patch, predict(read_image(patch.path))) for patch in [*known, *false_positives])
+        else:
+            session.use_decoder(method.decoder)
+            masks = _masks(session, segmenter, method, known, false_positives)
+        for patch, mask in masks:
             write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
             overlaps[patch.name] = _overlap(patch, mask)
         write_figures(
@@ -96,9 +108,20 @@ def _measure(
                 names=[patch.name for patch in patches],
                 labels=np.array([patch.label for patch in patches]),
                 probabilities=np.array([probabilities[patch.name] for patch in patches]),
+                areas=np.array(areas),
                 overlaps=np.array([overlaps[patch.name] for patch in patches]),
             ),
         )
+
+
+def _simple_methods(workspace: Workspace, methods: Sequence[Method]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Methods without a network, by name: RGB uint8 (H, W, 3) -> bool (H, W)."""
+    simple: dict[str, Callable[[np.ndarray], np.ndarray]] = {"ones": lambda image: np.ones(image.shape[:2], bool)}
+    if any(method.name == "colour" for method in methods):
+        colour = choose_colour(patches_for_classifier(workspace, "val"))
+        logger.info(f"evaluate: colour threshold: {colour} (chosen by the labels of the val patches)")
+        simple["colour"] = colour.mask
+    return simple
 
 
 def _classify(segmenter: ImageSegmenter, patches: Sequence[Patch]) -> dict[str, float]:

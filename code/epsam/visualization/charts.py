@@ -3,7 +3,8 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from dataclasses import dataclass
+from itertools import cycle, product
 from pathlib import Path
 
 import matplotlib
@@ -13,64 +14,94 @@ from matplotlib.ticker import MaxNLocator
 
 from epsam.runtime.files import atomic
 from epsam.runtime.training_loop import TrainingHistory
+from epsam.visualization.palette import (
+    CLASSIFIER_PATCH,
+    NORMAL_PATCH,
+    PREDICTION,
+    TISSUE,
+    TUMOUR_PATCH,
+    WRONG,
+    css,
+)
 
-INK, GRID, FIRST, SECOND, QUIET = "#010101", "#020202", "#030303", "#040404", "#050505"
+INK, GRID, QUIET = "#010101", "#020202", "#030303"
+FIRST, SECOND, THIRD, FOURTH, FIFTH = "#040404", "#050505", "#060606", "#070707", "#080808"
 """Stand-ins that become the theme's colours."""
-
-
+LINES = tuple(product((FIRST, SECOND, THIRD, FOURTH, FIFTH), ("-", "--", ":")))
+"""Colour and dash of the lines of a chart, those of all colours first."""
 MIN_SPAN = 0.05
 """Least height of an axis of curves, so that noise does not look like a trend."""
-
-
-THEME = {INK: "ink", GRID: "grid", FIRST: "first", SECOND: "second", QUIET: "quiet"}
-
-
-STYLE = """<style>
-:root { --ink: #22303c; --grid: #dfe5ea; --first: #0072b2; --second: #d55e00; --quiet: #9aa7b2 }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #d7dee5; --grid: #35414c; --first: #56b4e9; --second: #f0883e; --quiet: #7b8894 }
+MIN_WIDTH = 0.02
+"""Least width of an axis of figures, likewise."""
+THEME = {
+    INK: ("ink", "#22303c", "#d7dee5"),
+    GRID: ("grid", "#dfe5ea", "#35414c"),
+    QUIET: ("quiet", "#75828e", "#8b98a5"),
+    FIRST: ("first", css(PREDICTION), css(NORMAL_PATCH)),
+    SECOND: ("second", css(WRONG), "#f0883e"),
+    THIRD: ("third", css(TISSUE), "#2cc79a"),
+    FOURTH: ("fourth", "#a64d82", "#cc79a7"),
+    FIFTH: ("fifth", css(CLASSIFIER_PATCH), css(TUMOUR_PATCH)),
 }
-</style>"""
+"""Names of the colours with their values on a light and on a dark page: those of the palette, or shades of them."""
+STYLE = (
+    "<style>:root {"
+    + "; ".join(f"--{name}: {light}" for name, light, _ in THEME.values())
+    + "} @media screen and (prefers-color-scheme: dark) {:root {"
+    + "; ".join(f"--{name}: {dark}" for name, _, dark in THEME.values())
+    + "}}</style>"
+)
 
 
-def methods_chart(rows: Sequence[tuple[str, float, float, float]], label: str, emphasis: str) -> str:
-    """Horizontal bars with 95 % intervals, one per (title, value, low, high); `emphasis` is the title to stress."""
-    figure, axes = _figure(height=0.34 * len(rows) + 0.75)
-    titles = [row[0] for row in rows]
-    values = [row[1] for row in rows]
-    colours = [FIRST if title == emphasis else QUIET for title in titles]
-    margins = [[max(0.0, v - low) for _, v, low, _ in rows], [max(0.0, high - v) for _, v, _, high in rows]]
-    axes.barh(titles, values, height=0.62, color=colours)
-    axes.errorbar(values, titles, xerr=margins, fmt="none", ecolor=INK, elinewidth=1.4, capsize=3)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
+@dataclass(frozen=True)
+class Curve:
+    """A figure over epochs."""
+
+    epochs: Sequence[float]
+    values: Sequence[float]
+    best: float | None = None
+    """The epoch whose weights were kept."""
+
+
+def points_chart(rows: Sequence[tuple[str, float, float, float]], label: str, emphasis: str = "") -> str:
+    """Points with intervals, one line per (title, value, low, high), on an axis as wide as they are.
+
+    `emphasis` is the title to stress. Where an interval crosses or nears 0, the line of 0 is drawn.
+    """
+    figure, axes = _figure(height=0.3 * len(rows) + 0.8)
+    for line, (title, value, low, high) in enumerate(rows):
+        colour = FIRST if title == emphasis or not emphasis else QUIET
+        axes.plot([low, high], [line, line], color=colour, linewidth=2.2, solid_capstyle="butt")
+        axes.plot([value], [line], color=colour, marker="o", markersize=7)
+    low, high = min(row[2] for row in rows), max(row[3] for row in rows)
+    margin = max(0.08 * (high - low), (MIN_WIDTH - (high - low)) / 2)
+    axes.set_xlim(low - margin, high + margin)
+    if low - margin <= 0 <= high + margin:
+        axes.axvline(0, color=INK, linewidth=1.2)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel(label)
     axes.grid(axis="x", color=GRID)
     axes.tick_params(axis="y", length=0)
     return _as_svg(figure)
 
 
-def curves_chart(epochs: Sequence[float], lines: Mapping[str, Sequence[float]], best: float | None) -> str:
-    """Lines over epochs, with a mark at the epoch whose weights were kept."""
-    figure, axes = _figure(height=2.2)
-    styles = cycle(((FIRST, "-"), (SECOND, "-."), (INK, ":")))
-    for name, values in lines.items():
+def curves_chart(curves: Mapping[str, Curve]) -> str:
+    """Lines over epochs by their name, each with a point at the epoch whose weights were kept."""
+    figure, axes = _figure(height=2.6)
+    styles = cycle(LINES[::3] + LINES[1::3] + LINES[2::3])
+    for name, curve in curves.items():
         colour, dash = (QUIET, "--") if name.startswith("train") else next(styles)
-        axes.plot(
-            epochs,
-            values,
-            color=colour,
-            linestyle=dash,
-            linewidth=1.8,
-            label=name,
-            marker="o" if len(epochs) == 1 else None,
-        )
+        single = "o" if len(curve.epochs) == 1 else None
+        axes.plot(curve.epochs, curve.values, color=colour, linestyle=dash, linewidth=1.8, label=name, marker=single)
+        if curve.best in curve.epochs:
+            value = curve.values[list(curve.epochs).index(curve.best)]
+            axes.plot([curve.best], [value], color=colour, marker="o", markersize=6)
     low, high = axes.get_ylim()
     if high - low < MIN_SPAN:
         axes.set_ylim((low + high - MIN_SPAN) / 2, (low + high + MIN_SPAN) / 2)
-    if best is not None:
-        axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=f"kept: epoch {best:.0f}")
-    axes.set_xlabel("epoch")
+    axes.set_xlabel("epoch; points: the epoch kept")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis="y", color=GRID)
     figure.legend(
@@ -105,7 +136,7 @@ def _as_svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
-    for stand_in, name in THEME.items():
+    for stand_in, (name, _, _) in THEME.items():
         svg = svg.replace(stand_in, f"var(--{name})")
     svg = svg.replace("<defs>", STYLE + "<defs>", 1)
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
@@ -118,7 +149,15 @@ def draw_curves(path: Path, fit: TrainingHistory) -> None:
     epochs = [row["epoch"] for row in fit.history]
     for axes, keys in ((losses, ("train_loss", "val_loss")), (areas, ("val_auc",))):
         for key in keys:
-            axes.plot(epochs, [row[key] for row in fit.history], marker="o", markersize=3, label=key.replace("_", " "))
+            colour = css(CLASSIFIER_PATCH if key.startswith("train") else PREDICTION)
+            axes.plot(
+                epochs,
+                [row[key] for row in fit.history],
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=key.replace("_", " "),
+            )
         axes.axvline(fit.best_epoch, color="grey", linestyle=":", label=f"kept: epoch {fit.best_epoch}")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
