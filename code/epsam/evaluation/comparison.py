@@ -24,12 +24,16 @@ class Finding:
 def paired_difference(config: Config, one: Figures, other: Figures) -> tuple[float, float, float]:
     """Mean Dice of `one` minus that of `other` on the same patches with tumour, low, high.
 
-    95 % bootstrap interval over slides where they are known, else over patches.
+    95 % bootstrap interval over patches or, where it is wider, over slides.
     """
     one, other = one.positives(), other.positives()
-    return metrics.mean_with_interval(
-        one.dice - other.dice, config.evaluate.bootstrap, metrics.BOOTSTRAP_SEED, groups=one.slides
-    )
+    found = [
+        metrics.mean_with_interval(
+            one.dice - other.dice, config.evaluate.bootstrap, metrics.BOOTSTRAP_SEED, groups=groups
+        )
+        for groups in ([None, one.slides] if one.slides else [None])
+    ]
+    return max(found, key=lambda interval: interval[2] - interval[1])
 
 
 def run_warnings(config: Config, workspace: Workspace) -> list[Finding]:

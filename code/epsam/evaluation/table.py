@@ -95,9 +95,16 @@ LOGGED = {
 
 
 def interval_of(row: Mapping[str, Any], key: str) -> tuple[float, float]:
-    """The interval to show: over slides where they are known, else over patches."""
-    over = "_slides" if f"{key}_slides_low" in row else ""
-    return float(row[f"{key}{over}_low"]), float(row[f"{key}{over}_high"])
+    """The interval to show: the wider of that over patches and, where the slides are known, that over slides.
+
+    With few slides the latter is too narrow, with many the former.
+    """
+    found = [
+        (float(row[f"{key}{over}_low"]), float(row[f"{key}{over}_high"]))
+        for over in ("", "_slides")
+        if f"{key}{over}_low" in row
+    ]
+    return max(found, key=lambda interval: interval[1] - interval[0])
 
 
 def log_table(methods: Sequence[Method], rows: Sequence[dict[str, Value]]) -> None:
@@ -112,7 +119,7 @@ def log_table(methods: Sequence[Method], rows: Sequence[dict[str, Value]]) -> No
     lines = [["method", *LOGGED]]
     lines += [[m.title, *(cell(row, key) for key in LOGGED.values())] for m, row in zip(methods, rows, strict=True)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    over = f"{rows[0]['slides']} slides" if "slides" in rows[0] else "patches"
+    over = f"patches or {rows[0]['slides']} slides, the wider" if "slides" in rows[0] else "patches"
     logger.info(
         f"Test split, {rows[0]['patches']} patches with tumour (Dice is their mean) of {rows[0]['all_patches']} (all); "
         f"95 % bootstrap intervals over {over}"

@@ -23,8 +23,8 @@ COLUMNS = (
 """Of the table; where the test split has no normal patch, the last one is empty."""
 
 
-FEW_SLIDES = 10
-"""Below which an interval over slides is called rough."""
+SIMPLE = tuple(Method(name).title for name in ("ones", "colour"))
+"""Methods that are too far off to set the axis of a chart."""
 
 
 class Required(dict):
@@ -50,10 +50,11 @@ def headline(config: Config, workspace: Workspace) -> str:
     last = rows.get(final_method(config))
     if not last:
         return "No figures on the test split: it has no true masks, or was not evaluated yet."
+    low, high = interval_of(last, "dice")
     rounds = f"round {config.retrain.rounds}" if config.retrain.rounds else "the preliminary round"
     text = (
         f"On {last['patches']} test patches that hold tumour, the decoder of {rounds} reaches a mean Dice of "
-        f"{_three(last, 'dice')} (95 % interval {_three(last, 'dice_low')} to {_three(last, 'dice_high')}), "
+        f"{_three(last, 'dice')} (95 % interval {low:.3f} to {high:.3f}), "
         f"against {_three(rows['ones'], 'dice')} for whole patches, {_three(rows['cam'], 'dice')} for the CAM mask and "
         f"{_three(rows['sam'], 'dice')} for SAM untuned."
     )
@@ -124,8 +125,7 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
 
 def _explanation(config: Config, row: Row) -> str:
     over = (
-        f"over the {row['slides']} test slides, drawn as a whole"
-        + (", which with so few slides is rough" if int(row["slides"]) < FEW_SLIDES else "")
+        f"the wider of that over patches and that over the {row['slides']} test slides"
         if "slides" in row
         else "over patches, which does not tell how much other slides would change"
     )
@@ -134,7 +134,7 @@ def _explanation(config: Config, row: Row) -> str:
         f"Dice and IoU are means over {row['patches']} patches that hold tumour. The other columns take the pixels of "
         f"all {row['all_patches']} patches together, normal ones too, where a patch that the classifier finds normal "
         f"(below {gate:g}) is predicted empty; the last is the share of the area of normal patches that is marked. Below "
-        f"each figure its 95 % bootstrap interval {over}."
+        f"each figure its 95 % bootstrap interval: {over}."
     )
 
 
@@ -183,7 +183,7 @@ def _cell(row: Row, key: str) -> dict[str, str]:
 
 def _chart(title: str, points: list[tuple[str, float, float, float]], final: str) -> dict[str, str]:
     spoken = "; ".join(f"{name} {value:.3f} ({low:.3f} to {high:.3f})" for name, value, low, high in points)
-    uri = points_chart(points, "with 95 % interval", Method(final).title if final else "")
+    uri = points_chart(points, "with 95 % interval", Method(final).title if final else "", SIMPLE)
     return {"title": title, "uri": uri, "alt": f"Points with intervals. {title}. {spoken}."}
 
 

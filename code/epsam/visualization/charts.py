@@ -63,20 +63,32 @@ class Curve:
     """The epoch whose weights were kept."""
 
 
-def points_chart(rows: Sequence[tuple[str, float, float, float]], label: str, emphasis: str = "") -> str:
+def points_chart(
+    rows: Sequence[tuple[str, float, float, float]], label: str, emphasis: str = "", far: Sequence[str] = ()
+) -> str:
     """Points with intervals, one line per (title, value, low, high), on an axis as wide as they are.
 
-    `emphasis` is the title to stress. Where an interval crosses or nears 0, the line of 0 is drawn.
+    `emphasis` is the title to stress. Titles in `far` do not set the axis: beyond its ends they are an arrow with
+    their value. Where the axis reaches 0, the line of 0 is drawn.
     """
     figure, axes = _figure(height=0.3 * len(rows) + 0.8)
-    for line, (title, value, low, high) in enumerate(rows):
-        colour = FIRST if title == emphasis or not emphasis else QUIET
-        axes.plot([low, high], [line, line], color=colour, linewidth=2.2, solid_capstyle="butt")
-        axes.plot([value], [line], color=colour, marker="o", markersize=7)
-    low, high = min(row[2] for row in rows), max(row[3] for row in rows)
+    near = [row for row in rows if row[0] not in far] or rows
+    low, high = min(row[2] for row in near), max(row[3] for row in near)
     margin = max(0.08 * (high - low), (MIN_WIDTH - (high - low)) / 2)
-    axes.set_xlim(low - margin, high + margin)
-    if low - margin <= 0 <= high + margin:
+    low, high = low - margin, high + margin
+    axes.set_xlim(low, high)
+    for line, (title, value, start, end) in enumerate(rows):
+        colour = FIRST if title == emphasis or not emphasis else QUIET
+        if low <= value <= high:
+            axes.plot([start, end], [line, line], color=colour, linewidth=2.2, solid_capstyle="butt")
+            axes.plot([value], [line], color=colour, marker="o", markersize=7)
+        else:
+            edge = axes.get_yaxis_transform()  # x counts from 0 to 1 over the width of the axis
+            x, mark, align = (0.02, "<", "left") if value < low else (0.98, ">", "right")
+            axes.plot([x], [line], color=colour, marker=mark, transform=edge)
+            inward = 0.035 if align == "left" else -0.035
+            axes.text(x + inward, line, f"{value:.3f}", ha=align, va="center", fontsize=9.5, color=INK, transform=edge)
+    if low <= 0 <= high:
         axes.axvline(0, color=INK, linewidth=1.2)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])

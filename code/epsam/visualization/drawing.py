@@ -18,13 +18,15 @@ from epsam.visualization.palette import BLACK, WHITE, Colour, edge_of, map_colou
 TEXT_PX = 13
 LINE_PX = 24
 """Height of a line of a legend."""
-TINT = 0.35
-"""Opacity of areas."""
+TINT, LIGHT_TINT = 0.35, 0.55
+"""Opacity of areas in dark and in light colours."""
 MARGIN = 8
 
 
-def tint(picture: np.ndarray, mask: np.ndarray, colour: Colour, opacity: float = TINT) -> None:
+def tint(picture: np.ndarray, mask: np.ndarray, colour: Colour, opacity: float | None = None) -> None:
     """Colour the area of a mask, bool (H, W)."""
+    if opacity is None:
+        opacity = LIGHT_TINT if edge_of(colour) == BLACK else TINT
     picture[mask] = ((1 - opacity) * picture[mask] + opacity * np.array(colour)).astype(np.uint8)
 
 

@@ -62,7 +62,7 @@ def tint_errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) ->
     """The colours of `draw_errors` alone, on a copy of a picture (H, W, 3); masks (H, W) bool."""
     drawn = image.copy()
     for area, colour in ((prediction & truth, PREDICTION), (prediction & ~truth, WRONG), (truth & ~prediction, MISSED)):
-        tint(drawn, area, colour, 0.45)
+        tint(drawn, area, colour, 0.55)
     return drawn
 
 

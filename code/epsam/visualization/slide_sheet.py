@@ -10,7 +10,7 @@ from epsam.patches.candidates import SlideCandidates
 from epsam.patches.manifest import SlideRecord
 from epsam.patches.placement import AnnotationSource
 from epsam.runtime.text import length_text, round_length
-from epsam.visualization.drawing import Entry, add_legend, draw_lines, write_jpeg
+from epsam.visualization.drawing import Entry, add_legend, draw_lines, resize_mask, write_jpeg
 from epsam.visualization.palette import (
     BLACK,
     CLASSIFIER_PATCH,
@@ -52,7 +52,7 @@ def _draw_outlines(
     picture: np.ndarray, record: SlideRecord, scan: SlideCandidates, config: Config, scale: float
 ) -> list[Entry]:
     """Draw tissue and annotation; gives the legend of what was there to draw."""
-    tissue = cv2.resize(scan.tissue.astype(np.uint8) * 255, picture.shape[1::-1]) >> 7
+    tissue = resize_mask(scan.tissue, picture.shape[1::-1]).astype(np.uint8)
     lines = {"tissue": (TISSUE, list(cv2.findContours(tissue, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]))}
     if record.annotation:
         source = AnnotationSource.of(record.annotation, config.slides.groups, record.info)
@@ -67,13 +67,13 @@ def _draw_outlines(
 def _draw_all_windows(picture: np.ndarray, scan: SlideCandidates, purpose: np.ndarray, scale: float) -> list[Entry]:
     """Draw the windows that become patches, tumour last; gives their legend."""
     windows = {
-        "normal": (NORMAL_PATCH, (purpose == "all") & (scan.label == 0)),
-        "with tumour, classifier only": (CLASSIFIER_PATCH, purpose == "classifier"),
-        "with tumour": (TUMOUR_PATCH, (purpose == "all") & (scan.label == 1)),
+        "normal patches": (NORMAL_PATCH, (purpose == "all") & (scan.label == 0)),
+        "patches with tumour, classifier only": (CLASSIFIER_PATCH, purpose == "classifier"),
+        "patches with tumour": (TUMOUR_PATCH, (purpose == "all") & (scan.label == 1)),
     }
     for colour, chosen in windows.values():
         _draw_windows(picture, scan, chosen, scale, colour)
-    return [Entry(f"{chosen.sum()} patches {name}", colour) for name, (colour, chosen) in windows.items()]
+    return [Entry(f"{chosen.sum()} {name}", colour) for name, (colour, chosen) in windows.items() if chosen.any()]
 
 
 def _draw_windows(picture: np.ndarray, scan: SlideCandidates, chosen: np.ndarray, scale: float, colour: Colour) -> None:
