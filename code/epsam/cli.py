@@ -1,5 +1,6 @@
 """The command line: one command per stage, and those beside the pipeline."""
 
+import io
 import os
 import signal
 import sys
@@ -141,7 +142,7 @@ def slides_csv_command(config_name: str, root: Path, overrides: tuple[str, ...])
 @click.option("--json", "as_json_", is_flag=True, help="Print the checks as JSON on stdout instead.")
 @overrides_argument
 def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tuple[str, ...]) -> None:
-    """Look whether everything is there that a run needs, and say how to mend what is not."""
+    """Check that everything a run needs is there, and say how to fix what is not."""
     from epsam.doctor import as_json, report
     from epsam.doctor.run import examine
 
@@ -171,7 +172,7 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
     "--config",
     "config_name",
     metavar="FILE",
-    help="Settings of the run that made the checkpoints; needed only where no .json lies beside them.",
+    help="Settings of the run that made the checkpoints; needed only where they have no .json beside them.",
 )
 @click.option("--fresh", is_flag=True, help="Replace what an earlier call wrote to OUTPUT_DIR.")
 @root_option
@@ -214,7 +215,7 @@ def infer_command(
 
 
 def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides: tuple[str, ...]) -> Config:
-    """Settings that the checkpoints were trained with: `config_name`, or what lies beside them, without its paths.
+    """Settings that the checkpoints were trained with: `config_name`, or those saved beside them, without paths.
 
     Raises CheckpointError when a checkpoint is missing, ConfigError when no settings are found.
     """
@@ -256,13 +257,14 @@ def main() -> None:
             signal.signal(number, _stop)
     end_with_owner()
     keep_freed_memory()
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         cli.main(prog_name="epsam", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):  # the latter is a RuntimeError, so first
         try:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            logger.error("stopped. What was finished is kept; run the same command again to go on")
+            logger.error("stopped. What was finished is kept; run the same command again to continue")
         finally:
             os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write
     except click.ClickException as error:
@@ -273,7 +275,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        logger.error(f"error: {what}. What was finished is kept; run the same command again when this is mended")
+        logger.error(f"error: {what}. What was finished is kept; run the same command again when this is fixed")
         sys.exit(1)
     except RuntimeError as error:
         torch = sys.modules.get("torch")

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: what is wrong, where, and what to do. The command line shows them as one line."""
+"""Errors that a user can fix: what is wrong, where, and what to do. The command line shows them as one line."""
 
 import re
 
@@ -51,4 +51,4 @@ class CheckpointError(EpsamError):
 
 
 class StateError(EpsamError):
-    """A run cannot go on as it was left: changed settings, a lock, a missing stage."""
+    """A run cannot continue as it was left: changed settings, a lock, a missing stage."""

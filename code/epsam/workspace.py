@@ -1,4 +1,4 @@
-"""Where everything of a run lies, relative to the project's top level."""
+"""Where all files of a run are, relative to the project's top level."""
 
 from dataclasses import dataclass
 from pathlib import Path

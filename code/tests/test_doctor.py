@@ -197,7 +197,7 @@ def test_gpu_memory_is_held_against_the_profile(gpu):
     assert "profile 12gb" in check_gpu(CAMELYON).message
     gpu(8, 6, free=3)
     check = check_gpu(CAMELYON)
-    assert (check.status, "3.0 of 12.0 GiB free, profile 12gb, which wants 11 GiB" in check.message) == (
+    assert (check.status, "3.0 of 12.0 GiB free, profile 12gb, which needs 11 GiB" in check.message) == (
         "warning",
         True,
     )

@@ -20,7 +20,7 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(caplog):
     batch = BatchSize("encoder", 16)
     assert batch.run(_step(5)) == 4
     assert batch.run(_step(100)) == 4
-    assert "encoder: out of GPU memory; going on with 8 at a time" in caplog.text
+    assert "encoder: out of GPU memory; continuing with 8 at a time" in caplog.text
 
 
 def test_a_single_patch_that_does_not_fit_is_our_error():

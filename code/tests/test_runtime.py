@@ -182,7 +182,7 @@ def test_nothing_is_unpickled(tmp_path):
 def test_a_profile_for_a_gpu_that_is_not_there_goes_on_with_the_cpu(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_hardware("12gb").device.type == "cpu"
-    assert "profile 12gb: no GPU that torch can use was found; going on with the CPU" in caplog.text
+    assert "profile 12gb: no GPU that torch can use was found; continuing with the CPU" in caplog.text
 
 
 def test_seeds_depend_on_names_alone():

@@ -395,14 +395,14 @@ def test_a_stopped_training_says_how_to_go_on_and_goes_on(top, start):
     script = start("./train.sh", "small.yaml", sigint=signal.SIG_IGN)  # in the background
     _wait_for(log, "classifier: epoch 1/", script)
     script.kill()  # the script alone: its stage gets SIGTERM, so as not to work on behind the back of the next
-    while "stopped. What was finished is kept; run the same command again to go on" not in log.read_text():
+    while "stopped. What was finished is kept; run the same command again to continue" not in log.read_text():
         time.sleep(0.05)
     log.unlink()
     stage = start(".venv/bin/python", "-m", "epsam", "train-classifier", "--config", "small.yaml")
-    _wait_for(log, "classifier: going on after epoch", stage)
+    _wait_for(log, "classifier: continuing after epoch", stage)
     stage.send_signal(signal.SIGINT)
     assert stage.wait() == 130
-    assert "stopped. What was finished is kept; run the same command again to go on" in log.read_text()
+    assert "stopped. What was finished is kept; run the same command again to continue" in log.read_text()
 
 
 def test_the_lock_is_gone_when_the_script_has_ended(top, start):

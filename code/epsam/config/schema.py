@@ -36,9 +36,9 @@ class Slides(Section):
 
     reader: Literal["auto", "asap", "openslide"] = "auto"
     asap_path: Path | None = None
-    """Folder of ASAP's multiresolutionimageinterface, when it lies neither on the path nor in /opt/ASAP/bin."""
+    """Folder of ASAP's multiresolutionimageinterface, when it is neither on the path nor in /opt/ASAP/bin."""
     collection: Literal["camelyon16", "camelyon17", "own"] = "own"
-    """Whose naming, published splits and table of known trouble apply."""
+    """Whose naming, published splits and table of known issues apply."""
     groups: dict[Literal["tumour", "hole", "ignore", "roi"], list[str]] = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
     """Annotation groups (ASAP's PartOfGroup), tumour and hole in paint order: later ones are painted over earlier ones.
     Groups under `ignore` are left out; where a slide has outlines of groups under `roi`, regions of interest, negatives
@@ -181,7 +181,7 @@ class Classifier(Section):
     lr_gamma: Rate = 0.9
     early_stop: Positive = 25
     bn_recalibration_batches: Count = 0
-    """Batch-norm recalibration: after each epoch, take the statistics anew from this many training batches, without
+    """Batch-norm recalibration: after each epoch, compute the statistics again from this many training batches, without
     ADL, as the network is used afterwards. 0 keeps the running averages of training, which lag behind in short
     trainings and have seen ADL."""
     select_on: Literal["labels", "val_masks"] = "labels"
@@ -218,7 +218,7 @@ class Cam(Section):
 
 
 class Prompts(Section):
-    """What SAM is told (method.md, section 3)."""
+    """The prompts that SAM gets (method.md, section 3)."""
 
     kind: Literal["points", "boxes", "both"] = "points"
     points: Positive = 50
@@ -266,7 +266,7 @@ class Finetune(Section):
     """Where training prompts come from: uniform in the pseudo mask, or by the CAM as in evaluation."""
     points: Literal["all", "some"] = "all"
     """Points of a training prompt: always `prompts.points`, or a random number up to it, 1 at least, so that the decoder
-    learns to find what looks like the place of a point, not only what lies between points."""
+    learns to find tissue like that at a point, not only what is between points."""
     select_on: Literal["pseudo", "val_masks"] = "pseudo"
     """What the best epoch is chosen by: pseudo masks of the val split, or its true masks."""
     seed: int = 21

@@ -39,7 +39,7 @@ MITOSIS = Kind((6.5, 9.5), (1.3, 2.4), 0.28, (1.4, 1.7), 0.0, 0.25, (0, 0), 29.0
 def draw_nuclei(kind: Kind, count: int, rng: np.random.Generator, angle: np.ndarray | None = None) -> np.ndarray:
     """Pictures (count, 3, side, side) float32 of nuclei: coverage in [0, 1], haematoxylin, eosin.
 
-    `angle` (count,) turns their long axes, in radians; without it they lie at random.
+    `angle` (count,) turns their long axes, in radians; without it they are random.
     """
     side = 2 * int(np.ceil(kind.radius[1] * np.sqrt(kind.elongation[1]) * (1 + 2 * kind.irregularity) + 2))
     column = (count, 1, 1)
@@ -88,9 +88,9 @@ def stamp(stains: np.ndarray, pictures: np.ndarray, points: np.ndarray, picks: n
     side = pictures.shape[-1]
     height, width = stains.shape[1:]
     corners = points - side // 2
-    whole = (corners >= 0).all(1) & (corners[:, 0] + side <= width) & (corners[:, 1] + side <= height)
+    inside = (corners >= 0).all(1) & (corners[:, 0] + side <= width) & (corners[:, 1] + side <= height)
     remaining, painted = 1 - pictures[:, :1], pictures[:, :1] * pictures[:, 1:]
-    for (x, y), pick in zip(corners[whole], picks[whole], strict=True):
+    for (x, y), pick in zip(corners[inside], picks[inside], strict=True):
         window = stains[:, y : y + side, x : x + side]
         window *= remaining[pick]
         window += painted[pick]

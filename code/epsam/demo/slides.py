@@ -35,7 +35,7 @@ def make_demo(
 
     Slides are about `size_px` wide and high at 0.5 um/px. The same arguments give the same pixels, whatever
     the number of `workers` (processes; by default one per core, and none besides this one for 1). Slides that
-    are whole and were drawn with the same arguments are left as they are.
+    are complete and were drawn with the same arguments are left as they are.
 
     Raises DataError, before anything is written, for a folder that the demo did not make and for a file that is in
     the way and is not its own drawing; DataError when a process that draws dies.
@@ -52,8 +52,8 @@ def make_demo(
         for job, failure in run_tasks(_make_slide, jobs, workers if workers > 1 else 0):
             if isinstance(failure, SlideError):
                 raise DataError(
-                    f"{job[0]}: the process that drew {job[1]} died, probably for want of memory; free some and run "
-                    "the same command again: it goes on with the slides that are missing"
+                    f"{job[0]}: the process that drew {job[1]} died, probably for lack of memory; free some and run "
+                    "the same command again: it continues with the slides that are missing"
                 )
             bar.update()
 
@@ -63,7 +63,7 @@ def _make_slide(job: tuple[Path, str, int, int]) -> None:
 
 
 def make_slide(dataset: Path, name: str, seed: int, size_px: int) -> None:
-    """Draw one slide; its XML is written first, so that a slide that exists is whole."""
+    """Draw one slide; its XML is written first, so that a slide that exists is complete."""
     cv2.setNumThreads(1)
     rng = generator("demo", seed, name, size_px)
     height, width = (int(n) for n in np.rint(size_px * rng.uniform(0.92, 1.08, 2)))
@@ -148,8 +148,8 @@ def _claim_folder(dataset: Path) -> None:
         return
     if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
         raise DataError(
-            f"{dataset} was not made by the demo, which draws only into a folder of its own; move what lies "
-            f"there, e.g. to another name in {dataset.parent}"
+            f"{dataset} was not made by the demo, which draws only into a folder of its own; move its files, "
+            f"e.g. to another name in {dataset.parent}"
         )
     write_text(marker, MARKER_TEXT)
 

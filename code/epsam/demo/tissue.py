@@ -2,7 +2,7 @@
 
 Normal: lymphocytes, follicles with paler centres, sinuses, trabeculae, fat, folds. Tumour: large, uneven,
 vesicular nuclei with nucleoli in nests that infiltrate. Both share the architecture and the stain, so that
-only the cells tell them apart.
+only the cells distinguish them.
 """
 
 from dataclasses import dataclass
@@ -241,13 +241,13 @@ def _draw_spindles(stains: np.ndarray, stroma: np.ndarray, direction: np.ndarray
 
 def _develop(stains: np.ndarray, cover: np.ndarray, stain: Stain, rng: np.random.Generator) -> np.ndarray:
     """Beer-Lambert: stain amounts (2, H, W) to RGB uint8 (H, W, 3), blurred and grainy as a scanner's."""
-    stains = [cv2.GaussianBlur(amount * cover, (0, 0), stain.blur) for amount in stains]
+    blurred = [cv2.GaussianBlur(amount * cover, (0, 0), stain.blur) for amount in stains]
     grain = rng.normal(0, 0.012, (512, 512)).astype(np.float32)
     tiles = [-(-n // 512) for n in cover.shape]
     grain = np.tile(grain, tiles)[: cover.shape[0], : cover.shape[1]]
     picture = np.empty((*cover.shape, 3), np.uint8)
     for channel in range(3):
-        density = stains[0] * np.float32(stain.haematoxylin[channel]) + stains[1] * np.float32(stain.eosin[channel])
+        density = blurred[0] * np.float32(stain.haematoxylin[channel]) + blurred[1] * np.float32(stain.eosin[channel])
         bright = np.float32(stain.white[channel]) * np.exp(-np.float32(1.25) * density + grain)
         picture[..., channel] = np.clip(bright + 0.5, 0, 255)
     return picture

@@ -51,7 +51,7 @@ def check_slides(config: Config, workspace: Workspace) -> Check:
     if broken := {what: names for what, names in _broken_files(manifest.records).items() if names}:
         warnings += [f"{what}: {listed(names)}" for what, names in broken.items()]
     if warnings:
-        return Check("slides", "warning", f"{message}; {'; '.join(warnings)}", f"go on without them, or: {get}")
+        return Check("slides", "warning", f"{message}; {'; '.join(warnings)}", f"continue without them, or: {get}")
     return Check("slides", "ok", message)
 
 
@@ -87,7 +87,7 @@ def check_split(config: Config, workspace: Workspace) -> Check:
         return Check("split", "error", f"{message}: {', '.join(absent)} would be empty", how_to_get(config, workspace))
     if any(missing.values()):
         named = [name for names in missing.values() for name in names]
-        return Check("split", "warning", f"{message}; missing: {listed(named)}", "download them, or go on without")
+        return Check("split", "warning", f"{message}; missing: {listed(named)}", "download them, or continue without")
     return Check("split", "ok", message)
 
 
@@ -105,7 +105,7 @@ def check_weights(config: Config, folder: Path) -> Check:
 
 
 def check_sam(config: Config, folder: Path) -> Check:
-    """SAM's weights are there and whole, or can be fetched."""
+    """SAM's weights are there and complete, or can be fetched."""
     if config.sam.checkpoint is not None:
         return _check_own(config.sam.checkpoint, "sam.checkpoint")
     if config.sam.model_type != "demo":
@@ -154,7 +154,7 @@ def _with_hash(path: Path) -> Check:
 
 
 def how_to_get(config: Config, workspace: Workspace) -> str:
-    """Where slides must lie and how they get there."""
+    """Where slides must be and how they get there."""
     command = COMMANDS[config.slides.collection].format(images=workspace.slides, annotations=workspace.annotations)
     return f"{command}; dataset/README.md says more"
 

@@ -25,7 +25,7 @@ def stage_bytes(config: Config, views: int) -> dict[str, int]:
     patches = sum(_positives(config, split) + _others(config, split) for split in SPLITS)
     encoded = _positives(config, "train") * views + _positives(config, "val") + _positives(config, "test")
     embedding = EMBEDDING_BYTES // 16 if config.sam.model_type == "demo" else EMBEDDING_BYTES
-    # A training state holds weights and two moments of each; the best ones and the result lie beside it.
+    # A training state holds weights and two moments of each; the best ones and the result are kept beside it.
     return {
         "preprocess": round(patches * config.patches.size_px**2 * PNG_BYTES_PER_PX),
         "train-classifier": round(5 * 4e6 * MILLION_WEIGHTS[_network(config)]),

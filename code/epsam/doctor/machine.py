@@ -122,7 +122,7 @@ def check_gpu(config: Config, work: float = 0) -> Check:
         return Check(
             "GPU",
             "warning",
-            f"{message}, which wants {NEEDED_GIB[profile]:.0f} GiB",
+            f"{message}, which needs {NEEDED_GIB[profile]:.0f} GiB",
             "stop what else uses the card (nvidia-smi lists it), or set a smaller profile, e.g. profile=8gb",
         )
     return Check("GPU", "ok", message)
@@ -136,7 +136,7 @@ def _without_gpu(config: Config, work: float) -> Check:
         f": the run takes about {duration_text(seconds)}" if work else ""
     )
     if config.profile == "cpu":
-        return Check("GPU", "ok", f"not wanted (profile: cpu); {message}")
+        return Check("GPU", "ok", f"not used (profile: cpu); {message}")
     if DRIVER.is_file():
         return Check(
             "GPU",
@@ -215,7 +215,7 @@ def _existing(folder: Path) -> Path:
 
 
 def check_readers(config: Config) -> Check:
-    """OpenSlide, and ASAP where it is asked for or found."""
+    """OpenSlide, and ASAP where it is configured or found."""
     from epsam.slides.asap import find_asap
 
     message = f"OpenSlide {openslide.__library_version__}"

@@ -1,7 +1,7 @@
 """What each stage wrote, by content: a file that changed between two stages is found before it is used.
 
 `runs/<name>/state/<stage>.files.json` keeps the SHA-256 of the files of a stage when it is done. Files that are gone are
-the business of the stage that needs them; files that were added are legal, and part of the signature where they count.
+reported by the stage that needs them; files that were added are allowed, and part of the signature where they count.
 """
 
 from collections.abc import Iterable

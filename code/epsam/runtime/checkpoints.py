@@ -28,7 +28,8 @@ def save_weights(
 
     The settings are those of the whole run, `settings_for_weights(config)`, so that inference finds them all.
     `mpp`: um per pixel of the training patches, None where it is not known; see `sidecar.trained_mpp`.
-    A decoder also notes the hash of the SAM `encoder` it was trained on. Other weights of that name are renamed first.
+    For a decoder, the hash of the SAM `encoder` that it was trained on is written too. Other weights
+    of that name are renamed first.
     """
     with atomic(path) as temporary:
         write_tensors(temporary, {name: tensor.detach().cpu() for name, tensor in weights.items()})
@@ -36,8 +37,8 @@ def save_weights(
         if path.is_file() and sha256(path) != digest:
             keep_old_weights(path)
         # Before the weights get their name: weights that exist have their settings beside them.
-        note = {"settings": flatten(settings), "sha256": digest, "mpp": mpp} | ({"encoder": encoder} if encoder else {})
-        write_json(sidecar_path(path), note)
+        metadata = {"settings": flatten(settings), "sha256": digest, "mpp": mpp} | ({"encoder": encoder} if encoder else {})
+        write_json(sidecar_path(path), metadata)
 
 
 def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
@@ -47,13 +48,13 @@ def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[
     or was trained with other settings (nested or flat).
     """
     weights = unwrap(load_tensors(path))
-    note = read_metadata(path)
-    if "sha256" in note and note["sha256"] != sha256(path):
+    metadata = read_metadata(path)
+    if "sha256" in metadata and metadata["sha256"] != sha256(path):
         raise CheckpointError(
             f"{path} is not the file that {sidecar_path(path).name} was written for (its SHA-256 is "
             "another). Copy both files again; or, if these weights are meant, delete the .json"
         )
-    saved = note.get("settings", {})
+    saved = metadata.get("settings", {})
     wrong = [
         f"{key} is {saved[key]!r} there, {value!r} here"
         for key, value in flatten(expected or {}).items()

@@ -53,7 +53,7 @@ def choose_hardware(profile: str = "auto") -> Hardware:
         name = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
     else:
         if profile not in ("auto", "cpu"):
-            logger.warning(f"profile {profile}: no GPU that torch can use was found; going on with the CPU")
+            logger.warning(f"profile {profile}: no GPU that torch can use was found; continuing with the CPU")
         device, profile = torch.device("cpu"), "cpu"
         precision = torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
         name = f"CPU, {torch.get_num_threads()} threads"

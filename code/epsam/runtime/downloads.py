@@ -76,7 +76,7 @@ def packaged_weights() -> Path:
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Path of the weights in `folder`, fetched there when they are not; a broken download goes on next time.
+    """Path of the weights in `folder`, fetched when they are not there; a broken download is resumed next time.
 
     Raises CheckpointError when the name is unknown, the net is not reached, or the hash is wrong (the file is
     then deleted).
@@ -101,12 +101,12 @@ def check_hash(path: Path, expected: str) -> None:
         path.unlink()
         raise CheckpointError(
             f"{path}: SHA-256 is {found}, should begin with {expected}: the download was damaged or "
-            "the file is another one. It was deleted; run again to fetch it anew"
+            "the file is another one. It was deleted; run again to fetch it again"
         )
 
 
 def _download(url: str, part: Path) -> None:
-    """Fetch `url` into `part`, going on after the bytes that are there."""
+    """Fetch `url` into `part`, resuming after the bytes that are there."""
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -126,7 +126,7 @@ def _download(url: str, part: Path) -> None:
             return  # everything was there already; the hash decides
         path = part.with_name(part.name.removesuffix(".part"))
         raise CheckpointError(
-            f"{url} could not be fetched ({error}). Run again to go on, or fetch it elsewhere and put it at {path}"
+            f"{url} could not be fetched ({error}). Run again to resume, or fetch it elsewhere and put it at {path}"
         ) from None
 
 

@@ -81,16 +81,16 @@ def printable(name: str) -> str:
 
 def check_name(path: Path) -> None:
     """Raise SlideError for a slide whose name cannot become part of the names of its patches and outputs."""
-    if trouble := _name_trouble(path.stem):
-        raise SlideError(f"{path.parent}: {printable(path.name[:40])}: its name {trouble}; rename it")
+    if problem := _name_problem(path.stem):
+        raise SlideError(f"{path.parent}: {printable(path.name[:40])}: its name {problem}; rename it")
 
 
 def has_usable_name(path: Path) -> bool:
     """Whether `check_name` lets a slide pass."""
-    return not _name_trouble(path.stem)
+    return not _name_problem(path.stem)
 
 
-def _name_trouble(name: str) -> str:
+def _name_problem(name: str) -> str:
     if name != printable(name):
         return "is not UTF-8"
     if not is_plain(name):

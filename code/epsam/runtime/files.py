@@ -1,4 +1,4 @@
-"""Reading and writing files: what is written goes to a temporary name first, so a file that exists is whole."""
+"""Reading and writing files: what is written goes to a temporary name first, so a file that exists is complete."""
 
 import csv
 import errno

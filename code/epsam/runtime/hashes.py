@@ -27,13 +27,13 @@ class CacheRecord(Record):
     files: dict[str, Annotated[str, Field(pattern="^[0-9]+ [0-9]+ [0-9]+ [0-9a-f]{64}$")]]
     """By path relative to the top level: bytes, time (ns), inode, SHA-256."""
     sha256: Sha256
-    """Of `files`: a damaged cache is not believed."""
+    """Of `files`: a damaged cache is not used."""
 
 
 def hash_files(paths: Iterable[Path], root: Path, cache: Path) -> dict[Path, str]:
     """SHA-256 of each of `paths` under `root`, without those that cannot be read (gone, folders, no permission).
 
-    Files whose size, time and inode `cache` knows are not read again; a cache that is damaged is made anew.
+    Files whose size, time and inode `cache` knows are not read again; a damaged cache is made again.
     """
     known, changed = _read(cache), False
     hashes: dict[Path, str] = {}
@@ -64,12 +64,12 @@ def _read(cache: Path) -> dict[str, str]:
     if not cache.is_file():
         return {}
     try:
-        record = read_record(cache, CacheRecord, "it is made anew")
+        record = read_record(cache, CacheRecord, "it is made again")
     except DataError as error:
         logger.warning(str(error))
         return {}
     if record.sha256 != _digest(record.files):
-        logger.warning(f"{cache}: is not what was written; it is made anew")
+        logger.warning(f"{cache}: is not what was written; it is made again")
         return {}
     return record.files
 

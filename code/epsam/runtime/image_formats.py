@@ -12,7 +12,7 @@ from epsam.errors import DataError
 MAX_PX = 2**27
 """Of one patch or mask: a file of a few kilobytes may unpack to gigabytes."""
 HEAD_BYTES = 24
-"""Of a file, with which its size can be read or its kind be told."""
+"""Of a file, with which its size can be read or its kind recognised."""
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF."""
 

@@ -26,13 +26,13 @@ class BesideBars(logging.Handler):
     """Lines on stdout that do not run into a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone: the run goes on, the file has the line
+        with contextlib.suppress(OSError):  # the terminal is gone: the run continues, the file has the line
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
 
 
 class LogFile(logging.FileHandler):
-    """The log file. When it cannot be written any more (a full disk), that is said once, and the run goes on."""
+    """The log file. When it cannot be written any more (a full disk), one line says so, and the run continues."""
 
     broken = False
 

@@ -1,4 +1,4 @@
-"""Peak memory, and going on with smaller batches when the GPU's runs out."""
+"""Peak memory, and continuing with smaller batches when the GPU's runs out."""
 
 import resource
 import sys
@@ -45,4 +45,4 @@ class BatchSize:
             # Outside the except block: the traceback would keep the tensors of the failed step alive.
             self.size //= 2
             torch.cuda.empty_cache()
-            logger.warning(f"{self.what}: out of GPU memory; going on with {self.size} at a time")
+            logger.warning(f"{self.what}: out of GPU memory; continuing with {self.size} at a time")

@@ -22,7 +22,7 @@ def keep_old_weights(path: Path) -> None:
             shutil.copyfile(settings, temporary)
     path.rename(numbered)
     settings.unlink(missing_ok=True)
-    logger.warning(f"{path} is kept as {numbered.name}: it is made anew")
+    logger.warning(f"{path} is kept as {numbered.name}: new weights take its name")
 
 
 def _free_name(path: Path) -> Path:

@@ -25,12 +25,12 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What lies beside a checkpoint: its `settings`, `sha256`, `mpp` and perhaps `encoder`; empty when nothing does."""
+    """The metadata beside a checkpoint: its `settings`, `sha256`, `mpp` and perhaps `encoder`; empty when there is none."""
     file = sidecar_path(path)
-    note = read_object(file) if file.is_file() else {}
-    if not isinstance(note.get("settings", {}), dict):
+    metadata = read_object(file) if file.is_file() else {}
+    if not isinstance(metadata.get("settings", {}), dict):
         raise CheckpointError(f"{file}: does not hold the settings of a checkpoint; copy it again or delete it")
-    return note
+    return metadata
 
 
 def trained_mpp(metadata: Mapping[str, Any]) -> float | None:

@@ -56,10 +56,10 @@ def run(
     """Run epochs 1..`epochs`, stopping when `score` (lower is better) has not improved for `early_stop` epochs.
 
     `run_epoch(epoch)` trains and validates and returns figures that hold `score`. It must draw its randomness
-    from seeds that depend on the epoch, so that going on from `state` ends as an uninterrupted run does.
+    from seeds that depend on the epoch, so that a training resumed from `state` ends as an uninterrupted one does.
     `parts` are the objects with state_dict() that make up the training (model, optimiser, schedule).
     After each epoch `best` (if improved), `curves` (CSV) and `state` are written, in this order; `state` is
-    what a later call goes on from. Raises EpsamError when a figure is not finite: the last good state stays.
+    what a later call resumes from. Raises EpsamError when a figure is not finite: the last good state stays.
     """
     done = _resume(what, parts, state)
     for epoch in range(len(done.history) + 1, epochs + 1):

@@ -1,6 +1,6 @@
-"""Random pictures of stained cells: regions told apart by the nuclei that grow there, of any size, shape and chromatin.
+"""Random pictures of stained cells: regions distinguished by the nuclei that grow there, of any size, shape and chromatin.
 
-Nothing here knows of tumour or normal tissue: each region draws its kinds of nuclei anew, over wide ranges.
+Nothing here knows of tumour or normal tissue: each region draws its own kinds of nuclei, over wide ranges.
 """
 
 import cv2

@@ -15,7 +15,7 @@ from demo_sam.drawing import draw_one
 from epsam.runtime.files import atomic
 from epsam.runtime.log import progress
 
-MOST_POINTS = 50
+MAX_POINTS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def draw_batch(
         masks, drawn_boxes = (np.stack(part) for part in zip(*(_one_part(mask) for mask in masks), strict=True))
         drawn_boxes = torch.from_numpy(drawn_boxes)
     if kind != "box":
-        count = points or int(np.exp(rng.uniform(0, np.log(MOST_POINTS + 1))))
+        count = points or int(np.exp(rng.uniform(0, np.log(MAX_POINTS + 1))))
         drawn_points = torch.from_numpy(np.stack([_points(mask, count, rng) for mask in masks]))
     images, regions = (torch.from_numpy(np.ascontiguousarray(array)) for array in (images, regions))
     owners = torch.repeat_interleave(torch.tensor([len(some) for some in chosen]))

@@ -114,7 +114,7 @@ def _blobs(picture: np.ndarray, fill: np.ndarray, line: np.ndarray, rng: np.rand
 
 @dataclass(frozen=True)
 class Shared:
-    """What all textures of one image have in common, so that only their blobs tell them apart."""
+    """What all textures of one image have in common, so that only their blobs distinguish them."""
 
     ground: np.ndarray
     fill: np.ndarray

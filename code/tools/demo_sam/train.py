@@ -1,7 +1,7 @@
 """Train the demo's SAM from scratch on drawn pictures: `python -m demo_sam.train` in code/tools, about 45 minutes on 2 CPU cores.
 
 1. The encoder alone: positions of the same region shall be alike, those of different regions shall not.
-2. The decoder alone, on the frozen encoder's outputs; its view of the image shall tell the mask as well. Trained
+2. The decoder alone, on the frozen encoder's outputs; its view of the image predicts the mask as well. Trained
    from scratch together with the encoder, it ignores its prompts for a long time.
 3. Both together, at a low rate.
 4. Both on pictures that have bands of fibres across their regions: context decides.
@@ -127,7 +127,7 @@ def shrink(masks: Tensor, side: int) -> Tensor:
 
 
 def train(work: Path, out: Path, seed: int, images: int, stages: Sequence[Stage] = STAGES) -> None:
-    """Run the stages, going on after the last epoch that is whole in `work`; the weights go to `out` (float16)."""
+    """Run the stages, continuing after the last complete epoch in `work`; the weights go to `out` (float16)."""
     sam, weights = initial_sam(seed), None
     for stage in stages:
         best, kind = work / f"{stage.name}.pth", "_strands" if stage.strands else ""
@@ -245,7 +245,7 @@ def _encode_all(sam: Sam, examples: Examples) -> Tensor:
     type=click.Path(path_type=Path),
     default=Path("runs/sam_demo"),
     show_default=True,
-    help="Drawn images and the state from which a stopped training goes on.",
+    help="Drawn images and the state from which a stopped training continues.",
 )
 @click.option("--images", type=click.IntRange(64), default=6000, show_default=True, help="Images drawn for training.")
 @click.option("--seed", type=int, default=0, show_default=True)
