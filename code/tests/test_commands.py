@@ -93,7 +93,9 @@ def test_no_camelyon16_says_where_it_must_lie_and_how_to_get_it(run_in, top):
     done = run_in("./train.sh", "camelyon16")
     assert done.returncode == 1
     assert "dataset/camelyon16/images does not exist" in done.stdout
-    assert "aws s3 cp --no-sign-request --recursive s3://camelyon-dataset/CAMELYON16/images/" in done.stdout
+    assert (
+        "--include 'tumor_*' s3://camelyon-dataset/CAMELYON16/images/ dataset/camelyon16/images/ && aws" in done.stdout
+    )
     assert "Traceback" not in done.stdout + done.stderr
     assert not (top / "runs").exists()
     assert not (top / "dataset").exists()

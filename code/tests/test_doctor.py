@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 
 from epsam.config.loading import find_config, load_config
 from epsam.doctor import Check, as_json, as_lines, report
-from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
+from epsam.doctor.data import check_sam, check_slides, check_split, check_weights, how_to_get
 from epsam.doctor.estimate import bytes_still_needed, flop, stage_bytes
 from epsam.doctor.machine import (
     check_disk,
@@ -62,6 +63,17 @@ def test_lines_say_how_to_fix_it_and_errors_end_the_command():
     with pytest.raises(EpsamError, match="doctor found errors: GPU"):
         report(checks)
     report(checks[:1])
+
+
+@pytest.mark.parametrize("collection", ["camelyon16", "camelyon17"])
+def test_the_download_can_be_pasted_and_is_that_of_the_data_page(collection):
+    command = how_to_get(load_config(find_config(collection)), Workspace(Path(), collection))
+    assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
+    page = (Path(__file__).parents[2] / "dataset" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    shown = re.sub(r"(\\?\s)+", " ", block)
+    for part in re.split(r" && | do |; done|; ", command.partition("  #")[0]):
+        assert part.strip() in shown
 
 
 def test_all_checks_of_a_run_and_of_a_prediction(workspace):

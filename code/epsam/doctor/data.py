@@ -1,5 +1,6 @@
 """Checks of slides, annotations and weights of one run."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from epsam.slides.formats import slide_name
 from epsam.workspace import SPLITS, Workspace
 
 BUCKET = "s3://camelyon-dataset"
+COPY = "aws s3 cp --no-sign-request"
 COMMANDS = {
-    "camelyon16": f"aws s3 cp --no-sign-request --recursive {BUCKET}/CAMELYON16/images/ {{images}} and "
-    f"{BUCKET}/CAMELYON16/annotations/ {{annotations}}",
-    "camelyon17": f"aws s3 cp --no-sign-request --recursive {BUCKET}/CAMELYON17/images/ {{images}} and "
-    f"{BUCKET}/CAMELYON17/annotations/ {{annotations}}",
+    "camelyon16": f"{COPY} --recursive --exclude '*' --include 'tumor_*' {BUCKET}/CAMELYON16/images/ {{images}}/ && "
+    f"{COPY} --recursive {BUCKET}/CAMELYON16/annotations/ {{annotations}}/",
+    "camelyon17": f"{COPY} --recursive {BUCKET}/CAMELYON17/annotations/ {{annotations}}/ && "
+    f'for xml in {{annotations}}/*.xml; do {COPY} "{BUCKET}/CAMELYON17/images/$(basename "$xml" .xml).tif" {{images}}/; done',
     "own": "put the slides into {images} and their annotations, by the same names, into {annotations}",
 }
+"""What gets the slides that the published splits need, to be pasted into a terminal; dataset/README.md shows the same."""
+MORE = "  # see dataset/README.md"
 
 
 def check_slides(config: Config, workspace: Workspace) -> Check:
@@ -154,9 +158,10 @@ def _with_hash(path: Path) -> Check:
 
 
 def how_to_get(config: Config, workspace: Workspace) -> str:
-    """Where slides must be and how they get there."""
-    command = COMMANDS[config.slides.collection].format(images=workspace.slides, annotations=workspace.annotations)
-    return f"{command}; dataset/README.md says more"
+    """A command for the terminal, or words: where slides must be and how they get there."""
+    folders = {"images": workspace.slides, "annotations": workspace.annotations}
+    command = COMMANDS[config.slides.collection]
+    return command.format_map({name: shlex.quote(str(path)) for name, path in folders.items()}) + MORE
 
 
 def _check_patches_alone(config: Config, workspace: Workspace, get: str) -> Check:
