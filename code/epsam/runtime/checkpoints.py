@@ -37,7 +37,9 @@ def save_weights(
         if path.is_file() and sha256(path) != digest:
             keep_old_weights(path)
         # Before the weights get their name: weights that exist have their settings beside them.
-        metadata = {"settings": flatten(settings), "sha256": digest, "mpp": mpp} | ({"encoder": encoder} if encoder else {})
+        metadata = {"settings": flatten(settings), "sha256": digest, "mpp": mpp} | (
+            {"encoder": encoder} if encoder else {}
+        )
         write_json(sidecar_path(path), metadata)
 
 
