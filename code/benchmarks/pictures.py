@@ -27,8 +27,8 @@ from epsam.runtime.files import atomic, read_csv
 from epsam.runtime.log import set_up_logging
 from epsam.slides.annotation import load_annotation
 from epsam.slides.openslide import bounds_origin
+from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
-from epsam.slides.slide import overview
 from epsam.workspace import Workspace
 
 LARGEST = 480_000

@@ -12,8 +12,8 @@ import tifffile
 
 from epsam.errors import SlideError
 from epsam.slides.asap import MODULE
+from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
-from epsam.slides.slide import overview
 from tests.slide_factory import draw, philips, spoil_tile, write_slide
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"

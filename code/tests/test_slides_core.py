@@ -12,8 +12,8 @@ from epsam.demo.slides import make_demo
 from epsam.errors import AnnotationError, SlideError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
 from epsam.slides.annotation import load_annotation
+from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
-from epsam.slides.slide import overview
 from epsam.workspace import SPLITS
 
 GROUPS = {"tumour": ["_0", "Tumor"], "hole": ["_2", "Exclusion"]}

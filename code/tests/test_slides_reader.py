@@ -10,8 +10,9 @@ import pytest
 import tifffile
 
 from epsam.errors import SlideError
+from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
-from epsam.slides.slide import overview, read_window
+from epsam.slides.slide import read_window
 from tests.slide_factory import GLASS, TISSUE, draw, philips, spoil_tile, write_slide
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"

@@ -15,7 +15,8 @@ from epsam.inference.outlines import Focus
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
 from epsam.runtime.text import length_text, round_length
-from epsam.slides.slide import Slide, overview
+from epsam.slides.overview import overview
+from epsam.slides.slide import Slide
 from epsam.visualization.palette import MAP, PREDICTION, css, edge_of, map_colours
 
 LONG_SIDE = 1800

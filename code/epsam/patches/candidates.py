@@ -21,8 +21,9 @@ from epsam.runtime.failures import OF_THE_ITEM, guard, reason_of
 from epsam.runtime.files import atomic, sha256
 from epsam.runtime.log import logger
 from epsam.slides.formats import slide_stamp
+from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
-from epsam.slides.slide import Slide, overview
+from epsam.slides.slide import Slide
 from epsam.slides.tissue import tissue_mask
 from epsam.workspace import Workspace
 

@@ -14,8 +14,9 @@ from epsam.patches.patch import Location, Patch, list_patches, location_of
 from epsam.patches.tables import read_summary
 from epsam.runtime.files import read_mask
 from epsam.runtime.records import is_plain
+from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
-from epsam.slides.slide import overview, plausible_mpp
+from epsam.slides.slide import plausible_mpp
 from epsam.visualization.panels import as_jpeg, tint_errors
 from epsam.workspace import Workspace
 

@@ -21,8 +21,6 @@ PLAUSIBLE_MPP = (0.02, 20.0)
 
 MAX_RATIO_ERROR = 0.03
 """By which the ratio of a level's sides may differ from level 0's; macros and labels differ by far more."""
-MAX_OVERVIEW_PX = 2**27
-"""Of a whole slide held in memory: 400 MB. A slide of 300,000 x 300,000 px is below it at a downsample of 32."""
 
 
 class Slide(ABC):
@@ -159,39 +157,3 @@ def read_window(slide: Slide, x: int, y: int, read_px: int, size_px: int) -> np.
     side = max(1, round(read_px / slide.level_downsamples[level]))
     pixels = slide.read(x, y, side, side, level)
     return cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_AREA if side >= size_px else cv2.INTER_LINEAR)
-
-
-def overview(
-    slide: Slide, downsample: float, block_px: int = 2048, window: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
-    """The whole slide, or its `window` x, y, W, H in level-0 px, as (ceil(H / downsample), ceil(W / downsample), 3).
-
-    uint8 RGB. Pixel [i, j] covers level-0 pixels from (x + j * downsample, y + i * downsample) on, whatever levels
-    the file has; it is read in blocks of at most `block_px` level pixels, so memory grows with the result alone.
-    Raises SlideError when that is more than MAX_OVERVIEW_PX: a small file may claim any size.
-    """
-    x, y, *size = window or (0, 0, *slide.size)
-    level = slide.level_for(downsample)
-    factor = downsample / slide.level_downsamples[level]
-    width, height = (-int(-side // downsample) for side in size)
-    if width * height > MAX_OVERVIEW_PX:
-        raise SlideError(
-            f"{slide.path}: claims {size[0]} x {size[1]} px, too many to look at 1 in {downsample:g}; if that is "
-            "its true size, raise patches.tissue.downsample, else get the file again"
-        )
-    out = np.empty((height, width, 3), np.uint8)
-    step = max(1, int(block_px / factor))
-    for top in range(0, height, step):
-        for left in range(0, width, step):
-            rows, columns = min(step, height - top), min(step, width - left)
-            block = slide.read(
-                round(x + left * downsample),
-                round(y + top * downsample),
-                max(1, round(columns * factor)),
-                max(1, round(rows * factor)),
-                level,
-            )
-            if block.shape[:2] != (rows, columns):
-                block = cv2.resize(block, (columns, rows), interpolation=cv2.INTER_AREA)
-            out[top : top + rows, left : left + columns] = block
-    return out
