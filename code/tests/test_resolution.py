@@ -27,21 +27,20 @@ def test_slides_of_two_resolutions_are_an_error_that_proposes_the_coarser(ws):
         preprocess(config(), ws)
     assert "0.25 um/px" in str(caught.value)
     preprocess(config(patches={"size_px": 64, "target_mpp": 0.5}), ws)
-    assert patch_mpp(config(patches={"target_mpp": 0.5}), ws) == 0.5
+    assert patch_mpp(ws) == pytest.approx(0.5)
 
 
 def test_a_few_per_cent_between_scans_are_no_matter(ws):
     write_slide(ws.slides / "normal_002.tif", draw(seed=7), mpp=0.265)
     preprocess(config(), ws)
-    assert patch_mpp(config(), ws) == pytest.approx(0.25, rel=1e-3)
+    assert patch_mpp(ws) == pytest.approx(0.25, rel=1e-3)
 
 
 def test_patches_without_slides_have_no_known_resolution(ws):
-    assert patch_mpp(config(), ws) is None
-    assert patch_mpp(config(patches={"target_mpp": 0.5}), ws) is None
-    columns = ["slide", "status", "mpp_x", "mpp_y"]
+    assert patch_mpp(ws) is None
+    columns = ["slide", "status", "patch_mpp"]
     write_csv(ws.slides_csv, [dict.fromkeys(columns, "") | {"slide": "a", "status": "ok"}], columns)
-    assert patch_mpp(config(), ws) is None
+    assert patch_mpp(ws) is None
 
 
 @pytest.mark.parametrize("mpp", [0.25, None])

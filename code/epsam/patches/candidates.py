@@ -21,10 +21,10 @@ from epsam.runtime.failures import OF_THE_ITEM, guard, reason_of
 from epsam.runtime.files import atomic, sha256
 from epsam.runtime.log import logger
 from epsam.slides.formats import slide_stamp
-from epsam.slides.overview import overview
+from epsam.slides.overview import Thumbnail, overview, overview_size
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide
-from epsam.slides.tissue import tissue_mask
+from epsam.slides.tissue import find_tissue
 from epsam.workspace import Workspace
 
 SHEET_PX = 1200
@@ -56,6 +56,16 @@ class SlideCandidates:
     """(n,) int8: 1 holds tumour, 0 does not."""
     by_hand: bool
     """True: labels.csv names these windows, and all of them become patches."""
+
+    def patch_mpp(self, size_px: int) -> float | None:
+        """um per pixel of patches of `size_px`; None where the slide does not say its resolution."""
+        return None if self.mpp is None else round(sum(self.mpp) / 2 * self.read_px / size_px, 5)
+
+
+@dataclass(frozen=True)
+class SlidePictures:
+    """What the QA sheet of a slide shows; kept in the file alone, as those of all slides fill the memory."""
+
     thumbnail: np.ndarray
     """(h, w, 3) uint8 RGB, at most SHEET_PX long."""
     tissue: np.ndarray
@@ -91,13 +101,19 @@ def find_candidates(task: CandidatesTask) -> SlideCandidates | EpsamError:
 
 def _kept_or_made(task: CandidatesTask) -> SlideCandidates:
     signature = _signature(task.record, task.config)
-    scan = _load(task.file, signature)
-    if scan is None:
-        scan = _find_candidates(task.record, task.config, signature)
-        remove_patches(task.workspace, {task.record.slide}, keep=set())
-        _save(task.file, scan)
-        scan = _load(task.file, signature) or scan  # the thumbnail as its file keeps it: after a stop, the same sheet
+    if kept := _load(task.file, signature):
+        return kept[0]
+    scan, pictures = _find_candidates(task.record, task.config, signature)
+    remove_patches(task.workspace, {task.record.slide}, keep=set())
+    _save(task.file, scan, pictures)
     return scan
+
+
+def load_pictures(task: CandidatesTask, scan: SlideCandidates) -> SlidePictures:
+    """The pictures that were kept with a scan; raises SlideError when its file is gone or damaged."""
+    if kept := _load(task.file, scan.signature):
+        return kept[1]
+    raise SlideError(f"{task.file}: is gone or damaged since the slide was looked at; run the stage again")
 
 
 def _signature(record: SlideRecord, config: Config) -> str:
@@ -122,12 +138,12 @@ def _content(path: Path | None) -> str:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _find_candidates(record: SlideRecord, config: Config, signature: str) -> SlideCandidates:
+def _find_candidates(record: SlideRecord, config: Config, signature: str) -> tuple[SlideCandidates, SlidePictures]:
     settings = config.patches
     with open_slide(record.path, config.slides.reader, config.slides.asap_path) as slide:
         mpp = (record.info.mpp,) * 2 if record.info.mpp else slide.mpp
-        rgb = overview(slide, settings.tissue.downsample)
-        tissue = tissue_mask(rgb, settings.tissue, record.info.tissue_threshold)
+        thumbnail = Thumbnail(*overview_size(slide, settings.tissue.downsample), SHEET_PX)
+        tissue = find_tissue(slide, settings.tissue, record.info.tissue_threshold, thumbnail)
         if record.labels:
             windows = _labelled(record.labels, slide, mpp, config)
             if record.annotation:  # true masks of the positives come from it
@@ -138,7 +154,7 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> Sli
                 windows = replace(windows, notes=(*windows.notes, *notes))
         else:
             windows = _from_tissue(record, slide, mpp, tissue, config)
-        return SlideCandidates(
+        scan = SlideCandidates(
             signature=signature,
             reader=slide.reader,
             reader_version=slide.reader_version,
@@ -147,8 +163,8 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> Sli
             mpp=mpp,
             by_hand=record.labels is not None,
             **asdict(windows),
-            **dict(zip(("thumbnail", "tissue"), _for_sheet(slide, rgb, tissue), strict=True)),
         )
+        return scan, _for_sheet(slide, thumbnail.picture(), tissue)
 
 
 @dataclass(frozen=True)
@@ -230,7 +246,7 @@ def _why_empty(slide: Slide, tissue: np.ndarray, read_px: int) -> str:
     return f"{slide.path}: no window of {read_px} px lies on its tissue ({tissue.mean():.2%} of the slide)"
 
 
-def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> SlidePictures:
     """Thumbnail and tissue mask at the size of the QA sheet."""
     if max(rgb.shape) < min(SHEET_PX, max(slide.size)):
         try:
@@ -243,10 +259,10 @@ def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> tuple[np.nd
     small = cv2.resize(
         tissue.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR if coarser else cv2.INTER_AREA
     )
-    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), small >= 128
+    return SlidePictures(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), small >= 128)
 
 
-_ARRAYS = ("x", "y", "fraction", "label", "tissue")
+_ARRAYS = ("x", "y", "fraction", "label")
 
 
 _MAX_BYTES = 2**28
@@ -269,15 +285,16 @@ class _Facts(BaseModel):
     by_hand: bool
 
 
-def _save(file: Path, scan: SlideCandidates) -> None:
+def _save(file: Path, scan: SlideCandidates, pictures: SlidePictures) -> None:
     facts = json.dumps({name: getattr(scan, name) for name in _Facts.model_fields})
-    jpeg = cv2.imencode(".jpg", cv2.cvtColor(scan.thumbnail, cv2.COLOR_RGB2BGR))[1]
+    jpeg = cv2.imencode(".jpg", cv2.cvtColor(pictures.thumbnail, cv2.COLOR_RGB2BGR))[1]
+    arrays = {name: getattr(scan, name) for name in _ARRAYS}
     with atomic(file) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, facts=np.array(facts), thumbnail=jpeg, **{n: getattr(scan, n) for n in _ARRAYS})
+        np.savez_compressed(stream, facts=np.array(facts), thumbnail=jpeg, tissue=pictures.tissue, **arrays)
 
 
-def _load(file: Path, signature: str) -> SlideCandidates | None:
-    """The scan, or None when there is none, it was made from something else, or its file is damaged."""
+def _load(file: Path, signature: str) -> tuple[SlideCandidates, SlidePictures] | None:
+    """The scan and its pictures, or None when there is none, it was made from something else, or its file is damaged."""
     try:
         with zipfile.ZipFile(file) as parts:
             if sum(part.file_size for part in parts.infolist()) > _MAX_BYTES:
@@ -287,8 +304,9 @@ def _load(file: Path, signature: str) -> SlideCandidates | None:
             if facts.signature != signature:
                 return None
             thumbnail = cv2.cvtColor(cv2.imdecode(kept["thumbnail"], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-            scan = SlideCandidates(**dict(facts), thumbnail=thumbnail, **{name: kept[name] for name in _ARRAYS})
-        return scan if _is_whole(scan) else None
+            scan = SlideCandidates(**dict(facts), **{name: kept[name] for name in _ARRAYS})
+            pictures = SlidePictures(thumbnail, kept["tissue"])
+        return (scan, pictures) if _is_complete(scan, pictures) else None
     except FileNotFoundError:
         return None
     except Exception as error:  # noqa: BLE001 zipfile, zlib, NumPy, JSON and OpenCV raise anything on damaged files
@@ -296,9 +314,9 @@ def _load(file: Path, signature: str) -> SlideCandidates | None:
         return None
 
 
-def _is_whole(scan: SlideCandidates) -> bool:
+def _is_complete(scan: SlideCandidates, pictures: SlidePictures) -> bool:
     """Whether arrays read from a file are those of a scan: types, shapes and ranges."""
-    x, y, fraction, label, tissue = scan.x, scan.y, scan.fraction, scan.label, scan.tissue
+    x, y, fraction, label, tissue = scan.x, scan.y, scan.fraction, scan.label, pictures.tissue
     return (
         x.ndim == 1
         and len(x) > 0
@@ -307,7 +325,7 @@ def _is_whole(scan: SlideCandidates) -> bool:
         and fraction.dtype == np.float64
         and label.dtype == np.int8
         and tissue.dtype == bool
-        and tissue.shape == scan.thumbnail.shape[:2]
+        and tissue.shape == pictures.thumbnail.shape[:2]
         and all(
             bool((corner >= 0).all() and (corner < side).all()) for corner, side in zip((x, y), scan.size, strict=True)
         )

@@ -37,6 +37,8 @@ class SlideRecord:
     height: int = 0
     mpp_x: float | None = None
     mpp_y: float | None = None
+    patch_mpp: float | None = None
+    """um per pixel of its patches."""
     patches_positive: int = 0
     patches_negative: int = 0
     annotation: Path | None = field(default=None, metadata={"internal": True})

@@ -3,10 +3,8 @@
 import statistics
 from collections.abc import Mapping
 
-from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.patches.tables import read_summary
-from epsam.slides.slide import plausible_mpp
 from epsam.workspace import Workspace
 
 MAX_RATIO = 1.1
@@ -14,12 +12,12 @@ MAX_RATIO = 1.1
 by a few per cent, the next objective is a factor of 2."""
 
 
-def check_resolutions(mpp: Mapping[str, tuple[float, float] | None], target_mpp: float | None) -> None:
-    """Raise DataError when slides, by name, differ in um per level-0 pixel by more than MAX_RATIO and no target is set.
+def check_resolutions(mpp: Mapping[str, float | None], target_mpp: float | None) -> None:
+    """Raise DataError when patches of slides, by name, differ in um/px by more than MAX_RATIO and no target is set.
 
     The message proposes the coarsest: finer slides can be brought to it. Slides of unknown resolution do not count.
     """
-    known = {name: (x * y) ** 0.5 for name, (x, y) in ((n, value) for n, value in mpp.items() if value)}
+    known = {name: value for name, value in mpp.items() if value}
     if target_mpp is not None or not known:
         return
     finest, coarsest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
@@ -36,13 +34,10 @@ def _rounded(mpp: float) -> float:
     return next((value for digits in (2, 3) if abs((value := float(f"{mpp:.{digits}g}")) / mpp - 1) < 0.01), mpp)
 
 
-def patch_mpp(config: Config, workspace: Workspace) -> float | None:
-    """um per pixel of the run's patches: `patches.target_mpp`, else the median of the slides they were cut from.
+def patch_mpp(workspace: Workspace) -> float | None:
+    """um per pixel of the run's patches, the median of the slides that they were cut from.
 
     None where no slide says its resolution, or the patches were brought without slides.
     """
-    if config.patches.target_mpp is not None:
-        return config.patches.target_mpp if workspace.slides_csv.is_file() else None
-    found = [plausible_mpp(row.mpp_x, row.mpp_y) for row in read_summary(workspace) if row.status == "ok"]
-    known = [(mpp[0] * mpp[1]) ** 0.5 for mpp in found if mpp]
-    return round(statistics.median(known), 5) if known else None
+    known = [row.patch_mpp for row in read_summary(workspace) if row.status == "ok" and row.patch_mpp]
+    return statistics.median(known) if known else None

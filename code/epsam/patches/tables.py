@@ -46,6 +46,7 @@ class SlideRow(Row):
     height: NonNegativeInt = 0
     mpp_x: float | None = None
     mpp_y: float | None = None
+    patch_mpp: float | None = None
     patches_positive: NonNegativeInt = 0
     patches_negative: NonNegativeInt = 0
 

@@ -134,7 +134,7 @@ def train_decoder(
     )
     session.sam.mask_decoder.requires_grad_(False)
     save_weights(
-        path, load_tensors(best), settings_for_weights(config), encoder_hash(session.sam), patch_mpp(config, workspace)
+        path, load_tensors(best), settings_for_weights(config), encoder_hash(session.sam), patch_mpp(workspace)
     )
 
 

@@ -108,6 +108,12 @@ def overview(
     return out
 
 
+def overview_size(slide: Slide, downsample: float) -> tuple[int, int]:
+    """(width, height) of the slide's `overview`; raises SlideError as that does."""
+    grid = Grid.of(slide, downsample)
+    return grid.width, grid.height
+
+
 class Thumbnail:
     """A small picture of what comes strip by strip: means over blocks, its longer side `longest_px` or little more."""
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from epsam.config.schema import Config
 from epsam.errors import DataError, EpsamError
-from epsam.patches.candidates import CandidatesTask, SlideCandidates, find_candidates
+from epsam.patches.candidates import CandidatesTask, SlideCandidates, find_candidates, load_pictures
 from epsam.patches.class_folders import has_class_folders, import_patches
 from epsam.patches.extraction import extract
 from epsam.patches.manifest import SlideRecord, find_slides, usable
@@ -65,7 +65,7 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
     try:
         apply_published(records, config)
         scans = find_all_candidates(records, config, workspace)
-        check_resolutions({r.slide: scans[r.slide].mpp for r in usable(records)}, config.patches.target_mpp)
+        check_resolutions({r.slide: r.patch_mpp for r in usable(records)}, config.patches.target_mpp)
         if config.slides.split == "random":
             assign_random(records, lambda record: _may_be_positive(scans[record.slide], config), config)
         warn_shared_patients(records)
@@ -94,7 +94,8 @@ def _write_sheet(
     """The QA sheet; where it cannot be drawn the slide stays in use, as its patches are right."""
     try:
         with guard(record.path, record.annotation):
-            write_slide_sheet(record, scan, purpose, config, workspace.qa)
+            pictures = load_pictures(CandidatesTask(record, config, workspace), scan)
+            write_slide_sheet(record, scan, pictures, purpose, config, workspace.qa)
     except OF_THE_ITEM as error:
         log_failure(f"{record.slide}: its QA sheet", error)
 
@@ -113,14 +114,15 @@ def find_all_candidates(records: list[SlideRecord], config: Config, workspace: W
                 log_failure(record.slide, result)
             else:
                 scans[record.slide] = result
-                _log_extraction(record, result)
+                _log_extraction(record, result, result.patch_mpp(config.patches.size_px))
     return scans
 
 
-def _log_extraction(record: SlideRecord, scan: SlideCandidates) -> None:
+def _log_extraction(record: SlideRecord, scan: SlideCandidates, patch_mpp: float | None) -> None:
     record.reader, record.reader_version, record.vendor = scan.reader, scan.reader_version, scan.vendor
     record.width, record.height = scan.size
     record.mpp_x, record.mpp_y = scan.mpp or (None, None)
+    record.patch_mpp = patch_mpp
     resolution = f"{scan.mpp[0]:.4g} um/px" if scan.mpp else "resolution unknown"
     logger.info(
         f"{record.slide}: {record.width} x {record.height} px, {resolution}, {scan.vendor} read by "

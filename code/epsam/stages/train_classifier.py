@@ -80,9 +80,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     )
     draw_curves(curves.with_suffix(".png"), done)
     model.load_state_dict(load_tensors(best))
-    save_weights(
-        workspace.classifier, model.state_dict(), settings_for_weights(config), mpp=patch_mpp(config, workspace)
-    )
+    save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config), mpp=patch_mpp(workspace))
     logger.info(f"classifier: peak memory {peak_memory_mib(str(hardware.device)):.0f} MiB")
     record_results(
         workspace,

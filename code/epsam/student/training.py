@@ -61,7 +61,7 @@ def train_student(
         best=best,
         curves=workspace.run / f"{name}_curves.csv",
     )
-    save_weights(path, load_tensors(best), settings_for_weights(config), mpp=patch_mpp(config, workspace))
+    save_weights(path, load_tensors(best), settings_for_weights(config), mpp=patch_mpp(workspace))
 
 
 class StudentTraining:

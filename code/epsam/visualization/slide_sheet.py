@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from epsam.config.schema import Config
-from epsam.patches.candidates import SlideCandidates
+from epsam.patches.candidates import SlideCandidates, SlidePictures
 from epsam.patches.manifest import SlideRecord
 from epsam.patches.placement import AnnotationSource
 from epsam.runtime.text import length_text, round_length
@@ -36,23 +36,33 @@ def slide_sheet_path(folder: Path, slide: str) -> Path:
 
 
 def write_slide_sheet(
-    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, folder: Path
+    record: SlideRecord,
+    scan: SlideCandidates,
+    pictures: SlidePictures,
+    purpose: np.ndarray,
+    config: Config,
+    folder: Path,
 ) -> None:
     """Write <slide>.jpg: thumbnail, tissue outline, annotation, chosen windows, and what the colours mean."""
-    enlarge = max(1, MIN_PX / max(scan.thumbnail.shape))
-    size = tuple(round(side * enlarge) for side in scan.thumbnail.shape[1::-1])
-    picture = cv2.resize(scan.thumbnail, size, interpolation=cv2.INTER_CUBIC)
+    enlarge = max(1, MIN_PX / max(pictures.thumbnail.shape))
+    size = tuple(round(side * enlarge) for side in pictures.thumbnail.shape[1::-1])
+    picture = cv2.resize(pictures.thumbnail, size, interpolation=cv2.INTER_CUBIC)
     scale = picture.shape[1] / scan.size[0]
-    legend = [_scale_bar(scan, scale), *_draw_outlines(picture, record, scan, config, scale)]
+    legend = [_scale_bar(scan, scale), *_draw_outlines(picture, record, scan, pictures.tissue, config, scale)]
     legend += _draw_all_windows(picture, scan, purpose, scale)
     write_jpeg(slide_sheet_path(folder, record.slide), add_legend(picture, legend, least_px=MIN_PX))
 
 
 def _draw_outlines(
-    picture: np.ndarray, record: SlideRecord, scan: SlideCandidates, config: Config, scale: float
+    picture: np.ndarray,
+    record: SlideRecord,
+    scan: SlideCandidates,
+    mask: np.ndarray,
+    config: Config,
+    scale: float,
 ) -> list[Entry]:
     """Draw tissue and annotation; gives the legend of what was there to draw."""
-    tissue = resize_mask(scan.tissue, picture.shape[1::-1]).astype(np.uint8)
+    tissue = resize_mask(mask, picture.shape[1::-1]).astype(np.uint8)
     lines = {"tissue": (TISSUE, list(cv2.findContours(tissue, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]))}
     if record.annotation:
         source = AnnotationSource.of(record.annotation, config.slides.groups, record.info)
