@@ -8,6 +8,7 @@ from statistics import fmean
 import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from epsam.evaluation.metrics import dice
 from epsam.runtime.files import write_png
 from epsam.runtime.log import logger
 from epsam.runtime.records import Row
@@ -108,12 +109,7 @@ def prompt_sensitivity(session: SamSession, split: str) -> float:
         {sample.example.patch.name: mask for sample, mask in segment_stored(session, split, examples, draw)}
         for draw in (0, 1)
     ]
-    return _mean(1 - _dice(mask, draws[1][name]) for name, mask in draws[0].items())
-
-
-def _dice(one: np.ndarray, other: np.ndarray) -> float:
-    total = one.sum() + other.sum()
-    return float(2 * (one & other).sum() / total) if total else 1.0
+    return _mean(1 - dice(mask, draws[1][name]) for name, mask in draws[0].items())
 
 
 def warn_of_drift(before: float, now: float, round_: int) -> None:

@@ -30,7 +30,7 @@ LOGGED = {
     "sensitivity_at_90_specificity",
 }
 """Columns of metrics.csv that the log shows."""
-HOW_TO_MAKE_IT_ANEW = (
+HOW_TO_MEASURE_AGAIN = (
     "run ./train.sh again with --from evaluate (--from train-classifier, for the classifier's figures too)"
 )
 
@@ -88,7 +88,7 @@ def read_results(workspace: Workspace) -> list[dict[str, str]]:
     Raises DataError when a record is damaged.
     """
     paths = [path for stage in STAGES if (path := workspace.results(stage)).is_file()]
-    return [row.cells() for path in paths for row in read_record(path, ResultsRecord, HOW_TO_MAKE_IT_ANEW).rows]
+    return [row.cells() for path in paths for row in read_record(path, ResultsRecord, HOW_TO_MEASURE_AGAIN).rows]
 
 
 def restore_table(workspace: Workspace) -> None:
@@ -96,7 +96,7 @@ def restore_table(workspace: Workspace) -> None:
     if not workspace.metrics_csv.is_file() or not any(workspace.results(stage).is_file() for stage in STAGES):
         return
     try:
-        shown = [row.cells() for row in read_rows(workspace.metrics_csv, ResultRow, HOW_TO_MAKE_IT_ANEW)]
+        shown = [row.cells() for row in read_rows(workspace.metrics_csv, ResultRow, HOW_TO_MEASURE_AGAIN)]
     except DataError:
         shown = None
     if shown != read_results(workspace):

@@ -140,3 +140,24 @@ def test_one_class_has_no_auc():
     with pytest.raises(DataError, match="same label"):
         metrics.auc(np.ones(4), np.arange(4))
     assert metrics.accuracy(np.ones(4), np.array([0.2, 0.5, 0.9, 1])) == 0.75
+
+
+def test_precision_and_recall_by_hand():
+    overlaps = np.array([20, 60, 40])
+    assert metrics.pooled_precision(overlaps) == pytest.approx(1 / 3, abs=1e-4)
+    assert metrics.pooled_recall(overlaps) == pytest.approx(1 / 2, abs=1e-4)
+
+
+def test_an_interval_over_slides_is_wider_where_slides_differ():
+    slides = [f"slide_{n}" for n in range(8) for _ in range(50)]
+    values = np.repeat(np.linspace(0.5, 0.9, 8), 50)
+    _, low, high = metrics.mean_with_interval(values, 1000, "test")
+    value, low_slides, high_slides = metrics.mean_with_interval(values, 1000, "test", groups=slides)
+    assert value == pytest.approx(0.7)
+    assert high_slides - low_slides > 4 * (high - low)
+
+
+def test_slides_count_by_their_patches_in_an_interval_over_slides():
+    values = np.array([0.0] * 90 + [1.0] * 10)
+    groups = ["large"] * 90 + ["small"] * 10
+    assert metrics.mean_with_interval(values, 100, "test", groups=groups) == pytest.approx((0.1, 0, 1))

@@ -547,6 +547,15 @@ def test_qa_sheet_shows_tissue_annotation_and_windows_in_their_places(ws):
     assert np.mean(corner["0"]) < 0.3
 
 
+def test_the_page_of_all_sheets_begins_with_failed_slides(ws):
+    (ws.slides / "broken.tif").write_bytes(b"no slide")
+    preprocess(config(), ws)
+    page = (ws.qa / "index.html").read_text()
+    assert page.index("broken") < page.index("tumor_001")
+    assert f'src="{next(ws.qa.glob("*.jpg")).name}"' in page
+    assert "var(--tumour-patch)" in page
+
+
 def test_qa_sheet_of_a_small_slide_is_large_enough_to_read(ws):
     write_slide(ws.slides / "normal_001.tif", draw(size=(188, 150), tissue=(20, 20, 170, 130)), levels=1)
     preprocess(config(), ws)

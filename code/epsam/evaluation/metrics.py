@@ -166,7 +166,7 @@ def with_interval(
     with replacement, each by itself: the interval says how far the figure hangs on which patches were drawn,
     not how far it would move with other slides. With `groups`, the slide of each row, whole slides are resampled
     (cluster bootstrap), which does say that, roughly where slides are few. The generator depends on `seed` alone.
-    With no resamples both limits equal the value. Raises DataError when there are no rows.
+    With no resamples low and high equal the value. Raises DataError when there are no rows.
     """
     rows = np.asarray(rows, float)
     if not len(rows):

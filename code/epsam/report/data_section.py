@@ -40,7 +40,7 @@ def _explanation(config: Config, slides: list[SlideRow]) -> str:
     low, high = cut.positive_share
     if not slides:
         return "The patches were brought as they are; there is no record of slides."
-    counts = Counter(slide.status for slide in slides)
+    counts: Counter[str] = Counter(slide.status for slide in slides)
     tally = ", ".join(
         f"{counts[status]} {name}"
         for status, name in (("ok", "used"), ("failed", "failed"), ("excluded", "excluded"))

@@ -8,7 +8,7 @@ from epsam.evaluation.comparison import paired_difference, run_warnings
 from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures
 from epsam.evaluation.table import interval_of
 from epsam.report.slide_section import slide_section
-from epsam.results import HOW_TO_MAKE_IT_ANEW, read_results
+from epsam.results import HOW_TO_MEASURE_AGAIN, read_results
 from epsam.visualization.charts import points_chart
 from epsam.workspace import Workspace
 
@@ -31,7 +31,7 @@ class Required(dict):
     """Rows or figures of metrics.csv; one that is looked up and not there is a DataError."""
 
     def __missing__(self, key: str) -> None:
-        raise DataError(f"metrics.csv has no {key} in the rows of evaluate; {HOW_TO_MAKE_IT_ANEW}")
+        raise DataError(f"metrics.csv has no {key} in the rows of evaluate; {HOW_TO_MEASURE_AGAIN}")
 
 
 Row = dict[str, str]

@@ -41,10 +41,10 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     """
     figures = {name: read_figures(figures_csv(workspace, name)) for name in ("cam", "sam", final_method(config))}
     names = figures["cam"].names
-    places = [location_of(name) for name in names]
-    if not all(places):
+    locations = {name: location for name in names if (location := location_of(name))}
+    if len(locations) < len(names):
         return {"rows": []}
-    owners = np.array([place.slide for place in places])
+    owners = np.array([locations[name].slide for name in names])
     slides = sorted(set(owners.tolist()))
     gate = config.inference.classifier_probability
     rows = {slide: _row(slide, owners == slide, figures, gate) for slide in slides}
@@ -58,7 +58,7 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
                 config,
                 workspace,
                 slide,
-                {name: place for name, place in zip(names, places, strict=True) if place.slide == slide},
+                {name: location for name, location in locations.items() if location.slide == slide},
                 rows[slide],
             )
         )
@@ -86,16 +86,18 @@ def _row(slide: str, own: np.ndarray, figures: dict[str, Figures], gate: float) 
     first = next(iter(figures.values()))
     tumour, normal = own & (first.labels == 1), own & (first.labels == 0)
     dice = (f"{f.dice[tumour].mean():.3f}" if tumour.any() else "–" for f in figures.values())
-    alarms = int((first.probabilities[normal] >= gate).sum())
-    return (slide, str(tumour.sum()), *dice, str(normal.sum()), str(alarms))
+    false_positives = int((first.probabilities[normal] >= gate).sum())
+    return (slide, str(tumour.sum()), *dice, str(normal.sum()), str(false_positives))
 
 
 def _picture(
     config: Config, workspace: Workspace, slide: str, places: dict[str, Location], row: Sequence[str]
 ) -> dict[str, str] | None:
     """The part of the slide where its test patches lie; None when the slide cannot be read any more."""
-    record = next((row for row in read_summary(workspace) if row.slide == slide), None)
-    file = record.path.rpartition("/")[2] if record else ""
+    records = [row for row in read_summary(workspace) if row.slide == slide]
+    if not records:
+        return None
+    record, file = records[0], records[0].path.rpartition("/")[2]
     if not is_plain(file):
         return None
     side = window_px(config.patches, plausible_mpp(record.mpp_x, record.mpp_y))
@@ -145,14 +147,14 @@ def draw_patches(
     `patches`: the square x0 y0 x1 y1 of each in the picture, its predicted and its true mask bool, None for none.
     Where patches overlap, a place is predicted tumour when at least half of those that show it say so.
     """
-    said, seen, true = (np.zeros(image.shape[:2], np.float32) for _ in range(3))
+    predicted, seen, true = (np.zeros(image.shape[:2], np.float32) for _ in range(3))
     for square, prediction, truth in patches:
-        for canvas, mask in ((said, prediction), (seen, np.ones((1, 1), bool)), (true, truth)):
+        for canvas, mask in ((predicted, prediction), (seen, np.ones((1, 1), bool)), (true, truth)):
             if mask is not None:
                 _add(canvas, square, mask)
     drawn = image.copy()
     drawn[seen == 0] = (255 - FADED * (255.0 - drawn[seen == 0])).astype(np.uint8)
-    drawn = tint_errors(drawn, (seen > 0) & (2 * said >= seen), true > 0)
+    drawn = tint_errors(drawn, (seen > 0) & (2 * predicted >= seen), true > 0)
     for (x0, y0, x1, y1), _, _ in patches:
         cv2.rectangle(drawn, (int(x0), int(y0)), (int(x1) - 1, int(y1) - 1), FRAME, 1)
     return drawn

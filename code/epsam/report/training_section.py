@@ -62,7 +62,7 @@ def read_curves(path: Path) -> dict[str, list[float]]:
     Raises DataError when a cell is no number or a column has no name of ours, which a chart could not show.
     """
     rows = read_csv(path, ["epoch"])
-    again = "delete it; the stage makes it anew with --from"
+    again = "delete it; the stage writes it again with --from"
     if odd := [str(key) for row in rows[:1] for key in row if not COLUMN.fullmatch(str(key))]:
         raise DataError(f"{path}: `{odd[0]}` is not the name of a learning curve; {again}")
     try:
@@ -136,7 +136,7 @@ def _sheets(config: Config, workspace: Workspace) -> dict[Path, str]:
     return {workspace.run / "cams" / "sheet.png": "Training patches: patch, map, CAM mask, annotation"} | rounds
 
 
-def _sheet(path: Path, title: str) -> dict[str, str]:
+def _sheet(path: Path, title: str) -> dict[str, str | bool]:
     return {
         "title": title,
         "uri": as_jpeg(read_image(path), SHEET_PX),

@@ -93,13 +93,11 @@ def _measure(
     areas = [math.prod(patch_size(patch)) for patch in patches]
     for method in methods:
         overlaps = {patch.name: (0, 0, 0) for patch in negatives}
-        if method.name in simple:
-            predict = simple[method.name]
-            masks = ((patch, predict(read_image(patch.path))) for patch in [*known, *false_positives])
-        else:
-            session.use_decoder(method.decoder)
-            masks = _masks(session, segmenter, method, known, false_positives)
-        for patch, mask in masks:
+        for patch, mask in (
+            _simple_masks(simple[method.name], [*known, *false_positives])
+            if method.name in simple
+            else _masks(session, segmenter, method, known, false_positives)
+        ):
             write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
             overlaps[patch.name] = _overlap(patch, mask)
         write_figures(
@@ -124,6 +122,13 @@ def _simple_methods(workspace: Workspace, methods: Sequence[Method]) -> dict[str
     return simple
 
 
+def _simple_masks(
+    predict: Callable[[np.ndarray], np.ndarray], patches: Sequence[Patch]
+) -> Iterator[tuple[Patch, np.ndarray]]:
+    for patch in patches:
+        yield patch, predict(read_image(patch.path))
+
+
 def _classify(segmenter: ImageSegmenter, patches: Sequence[Patch]) -> dict[str, float]:
     """Probability of tumour of each patch, by name."""
     step = segmenter.hardware.classifier_batch
@@ -146,6 +151,7 @@ def _masks(
     false_positives: Sequence[Patch],
 ) -> Iterator[tuple[Patch, np.ndarray]]:
     """Predicted masks (H, W) bool of the patches with tumour and of the classifier's false positives."""
+    session.use_decoder(method.decoder)
     names = {patch.name for patch in known}
     examples = [example for example in session.examples("test") if example.patch.name in names]
     if method.name == "cam":

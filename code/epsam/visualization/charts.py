@@ -107,7 +107,7 @@ def curves_chart(curves: Mapping[str, Curve]) -> str:
         colour, dash = (QUIET, "--") if name.startswith("train") else next(styles)
         single = "o" if len(curve.epochs) == 1 else None
         axes.plot(curve.epochs, curve.values, color=colour, linestyle=dash, linewidth=1.8, label=name, marker=single)
-        if curve.best in curve.epochs:
+        if curve.best is not None and curve.best in curve.epochs:
             value = curve.values[list(curve.epochs).index(curve.best)]
             axes.plot([curve.best], [value], color=colour, marker="o", markersize=6)
     low, high = axes.get_ylim()
