@@ -1,4 +1,4 @@
-"""What is known of the public collections: names, published splits, trouble."""
+"""What is known of the public collections: names, published splits, known issues."""
 
 import re
 from dataclasses import dataclass

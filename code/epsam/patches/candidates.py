@@ -1,4 +1,4 @@
-"""The look at one slide that comes before cutting: tissue, candidate windows and their tumour share."""
+"""Candidate windows of one slide, found before any patch is cut: tissue, windows and their tumour share."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ SHEET_PX = 1200
 
 @dataclass(frozen=True)
 class SlideCandidates:
-    """What was found out about a slide."""
+    """The candidate windows of a slide, and what its file says."""
 
     signature: str
     """Of slide, annotation and settings that it was made from."""
@@ -74,7 +74,7 @@ class SlidePictures:
 
 @dataclass(frozen=True)
 class CandidatesTask:
-    """What a worker needs to scan one slide."""
+    """What a worker needs to find the candidates of one slide."""
 
     record: SlideRecord
     config: Config
@@ -82,14 +82,14 @@ class CandidatesTask:
 
     @property
     def file(self) -> Path:
-        """Where the scan is kept."""
+        """Where the candidates are kept."""
         return self.workspace.state / "preprocess" / f"{self.record.slide}.npz"
 
 
 def find_candidates(task: CandidatesTask) -> SlideCandidates | EpsamError:
-    """The scan from its file when slide, annotation and settings are as they were, else made and kept.
+    """The candidates from its file when slide, annotation and settings are as they were, else made and kept.
 
-    A scan made anew removes the patches that were cut from the slide before. Where the slide or its annotation
+    Finding them again removes the patches that were cut from the slide before. Where the slide or its annotation
     cannot be used, the error is given, not raised.
     """
     try:
@@ -103,15 +103,15 @@ def _kept_or_made(task: CandidatesTask) -> SlideCandidates:
     signature = _signature(task.record, task.config)
     if kept := _load(task.file, signature):
         return kept[0]
-    scan, pictures = _find_candidates(task.record, task.config, signature)
+    candidates, pictures = _find_candidates(task.record, task.config, signature)
     remove_patches(task.workspace, {task.record.slide}, keep=set())
-    _save(task.file, scan, pictures)
-    return scan
+    _save(task.file, candidates, pictures)
+    return candidates
 
 
-def load_pictures(task: CandidatesTask, scan: SlideCandidates) -> SlidePictures:
-    """The pictures that were kept with a scan; raises SlideError when its file is gone or damaged."""
-    if kept := _load(task.file, scan.signature):
+def load_pictures(task: CandidatesTask, candidates: SlideCandidates) -> SlidePictures:
+    """The pictures that were kept with candidates; raises SlideError when its file is gone or damaged."""
+    if kept := _load(task.file, candidates.signature):
         return kept[1]
     raise SlideError(f"{task.file}: is gone or damaged since the slide was looked at; run the stage again")
 
@@ -154,7 +154,7 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> tup
                 windows = replace(windows, notes=(*windows.notes, *notes))
         else:
             windows = _from_tissue(record, slide, mpp, tissue, config)
-        scan = SlideCandidates(
+        candidates = SlideCandidates(
             signature=signature,
             reader=slide.reader,
             reader_version=slide.reader_version,
@@ -164,7 +164,7 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> tup
             by_hand=record.labels is not None,
             **asdict(windows),
         )
-        return scan, _for_sheet(slide, thumbnail.picture(), tissue)
+        return candidates, _for_sheet(slide, thumbnail.picture(), tissue)
 
 
 @dataclass(frozen=True)
@@ -266,11 +266,11 @@ _ARRAYS = ("x", "y", "fraction", "label")
 
 
 _MAX_BYTES = 2**28
-"""Of all arrays of a kept scan: a damaged or foreign file may unpack to anything."""
+"""Of all arrays of kept candidates: a damaged or foreign file may unpack to anything."""
 
 
 class _Facts(BaseModel):
-    """What a scan's file says beside its arrays."""
+    """What a file of candidates says beside its arrays."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -285,16 +285,16 @@ class _Facts(BaseModel):
     by_hand: bool
 
 
-def _save(file: Path, scan: SlideCandidates, pictures: SlidePictures) -> None:
-    facts = json.dumps({name: getattr(scan, name) for name in _Facts.model_fields})
+def _save(file: Path, candidates: SlideCandidates, pictures: SlidePictures) -> None:
+    facts = json.dumps({name: getattr(candidates, name) for name in _Facts.model_fields})
     jpeg = cv2.imencode(".jpg", cv2.cvtColor(pictures.thumbnail, cv2.COLOR_RGB2BGR))[1]
-    arrays = {name: getattr(scan, name) for name in _ARRAYS}
+    arrays = {name: getattr(candidates, name) for name in _ARRAYS}
     with atomic(file) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, facts=np.array(facts), thumbnail=jpeg, tissue=pictures.tissue, **arrays)
 
 
 def _load(file: Path, signature: str) -> tuple[SlideCandidates, SlidePictures] | None:
-    """The scan and its pictures, or None when there is none, it was made from something else, or its file is damaged."""
+    """The candidates and its pictures, or None when there are none, they were made from something else, or their file is damaged."""
     try:
         with zipfile.ZipFile(file) as parts:
             if sum(part.file_size for part in parts.infolist()) > _MAX_BYTES:
@@ -303,20 +303,23 @@ def _load(file: Path, signature: str) -> tuple[SlideCandidates, SlidePictures] |
             facts = _Facts.model_validate_json(str(kept["facts"]))
             if facts.signature != signature:
                 return None
-            thumbnail = cv2.cvtColor(cv2.imdecode(kept["thumbnail"], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-            scan = SlideCandidates(**dict(facts), **{name: kept[name] for name in _ARRAYS})
+            jpeg = cv2.imdecode(kept["thumbnail"], cv2.IMREAD_COLOR)
+            if jpeg is None:
+                raise ValueError("its thumbnail is no JPEG")
+            thumbnail = cv2.cvtColor(jpeg, cv2.COLOR_BGR2RGB)
+            candidates = SlideCandidates(**dict(facts), **{name: kept[name] for name in _ARRAYS})
             pictures = SlidePictures(thumbnail, kept["tissue"])
-        return (scan, pictures) if _is_complete(scan, pictures) else None
+        return (candidates, pictures) if _is_complete(candidates, pictures) else None
     except FileNotFoundError:
         return None
     except Exception as error:  # noqa: BLE001 zipfile, zlib, NumPy, JSON and OpenCV raise anything on damaged files
-        logger.debug(f"{file}: damaged ({reason_of(error)}); made anew")
+        logger.debug(f"{file}: damaged ({reason_of(error)}); made again")
         return None
 
 
-def _is_complete(scan: SlideCandidates, pictures: SlidePictures) -> bool:
-    """Whether arrays read from a file are those of a scan: types, shapes and ranges."""
-    x, y, fraction, label, tissue = scan.x, scan.y, scan.fraction, scan.label, pictures.tissue
+def _is_complete(candidates: SlideCandidates, pictures: SlidePictures) -> bool:
+    """Whether arrays read from a file are those of candidates: types, shapes and ranges."""
+    x, y, fraction, label, tissue = candidates.x, candidates.y, candidates.fraction, candidates.label, pictures.tissue
     return (
         x.ndim == 1
         and len(x) > 0
@@ -327,7 +330,8 @@ def _is_complete(scan: SlideCandidates, pictures: SlidePictures) -> bool:
         and tissue.dtype == bool
         and tissue.shape == pictures.thumbnail.shape[:2]
         and all(
-            bool((corner >= 0).all() and (corner < side).all()) for corner, side in zip((x, y), scan.size, strict=True)
+            bool((corner >= 0).all() and (corner < side).all())
+            for corner, side in zip((x, y), candidates.size, strict=True)
         )
         and bool((((fraction >= 0) & (fraction <= 1)) | np.isnan(fraction)).all())
         and bool(((label == 0) | (label == 1)).all())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from epsam.config.schema import Config
 from epsam.errors import DataError, SlideError
@@ -17,6 +18,9 @@ from epsam.runtime.records import Row, read_rows
 from epsam.slides.formats import files_below
 from epsam.workspace import SPLITS, Workspace
 
+Kind = Literal["tumour", "normal"]
+ClassNames = Mapping[Kind, Sequence[str]]
+"""Names of folders by class; see patches.class_folders."""
 LABEL_OF = {"normal": 0, "tumour": 1}
 THREADS = 4
 
@@ -40,13 +44,13 @@ class ImportedRow(Row):
     slide: str = ""
 
 
-def has_class_folders(workspace: Workspace, names: Mapping[str, Sequence[str]]) -> bool:
+def has_class_folders(workspace: Workspace, names: ClassNames) -> bool:
     """Whether any split has a class folder of one of `names` (patches.class_folders)."""
     known = {name.casefold() for found in names.values() for name in found}
     return any(folder.name.casefold() in known for folder in workspace.class_folders())
 
 
-def find_class_patches(workspace: Workspace, names: Mapping[str, Sequence[str]]) -> tuple[list[ClassPatch], list[str]]:
+def find_class_patches(workspace: Workspace, names: ClassNames) -> tuple[list[ClassPatch], list[str]]:
     """The pictures of all class folders, and warnings about what is no patch there."""
     kind_of = {name.casefold(): kind for kind, found in names.items() for name in found}
     patches: dict[tuple[str, str], ClassPatch] = {}
@@ -94,7 +98,7 @@ def import_patches(config: Config, workspace: Workspace) -> None:
         counts = [sum(p.label == label for p in done if p.split == split) for label in (1, 0)]
         logger.info(f"{split}: {counts[0]} positive and {counts[1]} negative patches of class folders")
         if not all(counts):
-            kind = "tumour" if not counts[0] else "normal"
+            kind: Kind = "tumour" if not counts[0] else "normal"
             folders = " or ".join(config.patches.class_folders.get(kind, [])) or "none, see patches.class_folders"
             raise DataError(f"{workspace.split(split)}: no patch of the class {kind}; its folder is called {folders}")
 

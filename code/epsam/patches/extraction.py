@@ -61,19 +61,19 @@ class ExtractionTask:
 
 def extract(
     records: list[SlideRecord],
-    scans: Mapping[str, SlideCandidates],
+    candidates: Mapping[str, SlideCandidates],
     purposes: Mapping[str, np.ndarray],
     config: Config,
     workspace: Workspace,
 ) -> None:
     """Cut the chosen windows; what is on disk already stays.
 
-    Windows that cannot be read are struck from `purposes`; a slide of which none can be read fails.
+    Windows that cannot be read are removed from `purposes`; a slide of which none can be read fails.
     """
     tasks = [
         task
         for record in usable(records)
-        for task in _tasks(record, scans[record.slide], purposes[record.slide], config, workspace)
+        for task in _tasks(record, candidates[record.slide], purposes[record.slide], config, workspace)
     ]
     total = sum(len(task.windows) for task in tasks)
     _check_room(total, config, workspace)
@@ -87,25 +87,28 @@ def extract(
                 failed.setdefault(task.slide, {}).update(result)
     for record in usable(records):
         if record.slide in failed:
-            _leave_out(record, scans[record.slide], purposes[record.slide], failed[record.slide])
+            _leave_out(record, candidates[record.slide], purposes[record.slide], failed[record.slide])
 
 
 def _tasks(
-    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace
+    record: SlideRecord, slide_candidates: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace
 ) -> Iterator[ExtractionTask]:
-    names = patch_names(record, scan)
+    names = patch_names(record, slide_candidates)
     chosen = np.flatnonzero(purpose != "")
-    order = chosen[reading_order(scan.x[chosen], scan.y[chosen], scan.read_px)]
-    windows = [Window(names[i], int(scan.x[i]), int(scan.y[i]), bool(scan.label[i])) for i in order]
+    order = chosen[reading_order(slide_candidates.x[chosen], slide_candidates.y[chosen], slide_candidates.read_px)]
+    windows = [
+        Window(names[i], int(slide_candidates.x[i]), int(slide_candidates.y[i]), bool(slide_candidates.label[i]))
+        for i in order
+    ]
     source = AnnotationSource.of(record.annotation, config.slides.groups, record.info) if record.annotation else None
     for first in range(0, len(windows), CHUNK):
         yield ExtractionTask(
             record.slide,
             record.path,
-            scan.reader,
+            slide_candidates.reader,
             config.slides.asap_path,
             source,
-            scan.read_px,
+            slide_candidates.read_px,
             config.patches.size_px,
             workspace.split(record.split),
             tuple(windows[first : first + CHUNK]),
@@ -129,9 +132,9 @@ def _check_room(patches: int, config: Config, workspace: Workspace) -> None:
 
 
 def _leave_out(
-    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, failed: Mapping[str, EpsamError]
+    record: SlideRecord, slide_candidates: SlideCandidates, purpose: np.ndarray, failed: Mapping[str, EpsamError]
 ) -> None:
-    purpose[np.isin(patch_names(record, scan), list(failed))] = ""
+    purpose[np.isin(patch_names(record, slide_candidates), list(failed))] = ""
     why = next(iter(failed.values()))
     if purpose.any():
         record.reason = f"{len(failed)} windows cannot be read and are left out: {why}"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from epsam.patches.slide_table import SlideInfo
 from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon, read_annotation
 from epsam.slides.openslide import bounds_origin
 
+GroupRules = Mapping[Literal["tumour", "hole", "ignore", "roi"], Sequence[str]]
+"""Names of groups by what they are; see slides.groups."""
 MIN_ON_TISSUE = 0.5
 """Share of the outlined area that lies on tissue where outlines are in their place."""
 CORRECT = "correct it with origin_x, origin_y and scale in slides.csv, or annotate the slide again"
@@ -29,7 +32,7 @@ class AnnotationSource:
     """Level-0 pixels per unit of its coordinates; None: 1."""
 
     @classmethod
-    def of(cls, path: Path, groups: Mapping[str, Sequence[str]], info: SlideInfo) -> "AnnotationSource":
+    def of(cls, path: Path, groups: GroupRules, info: SlideInfo) -> "AnnotationSource":
         """With the placement that slides.csv gives."""
         return cls(path, tuple((kind, tuple(names)) for kind, names in groups.items()), info.origin, info.scale)
 
@@ -46,7 +49,7 @@ class AnnotationSource:
         annotation = read_annotation(self.path, dict(self.groups), before_scaling, size)
         if isinstance(annotation, MaskAnnotation):
             raise AnnotationError(
-                f"{self.path}: a mask covers its whole slide; slides.csv cannot give it an origin or scale"
+                f"{self.path}: a mask covers all of its slide; slides.csv cannot give it an origin or scale"
             )
         return replace(annotation, polygons=tuple(_moved(p, scale, self.origin or (0, 0)) for p in annotation.polygons))
 

@@ -83,9 +83,9 @@ def _per_bin(fraction: np.ndarray, wanted: Selection, split: str, config: Config
     return chosen
 
 
-def _draw(among: np.ndarray, count: int, config: Config, *purpose: object) -> np.ndarray:
-    """`count` of `among` at random, all of them when there are no more."""
-    if len(among) <= count:
+def _draw(among: np.ndarray, count: int | None, config: Config, *purpose: object) -> np.ndarray:
+    """`count` of `among` at random, all of them when there are no more or no count is given."""
+    if count is None or len(among) <= count:
         return among
     return generator(config.patches.seed, *purpose).choice(among, count, replace=False)
 

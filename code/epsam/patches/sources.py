@@ -11,7 +11,7 @@ from epsam.workspace import Workspace
 OUTLINES = re.compile(r"\.(xml|geojson|geojson\.gz|json|json\.gz)$", re.IGNORECASE)
 """Ends of names of annotations, wherever they lie."""
 MASKS = re.compile(r"\.(tif|tiff|png)$", re.IGNORECASE)
-"""Ends of names of masks in annotations/; beside slides they are told by `_mask`."""
+"""Ends of names of masks in annotations/; beside slides they are known by `_mask`."""
 MASK_END = re.compile(r"[_-](mask|annotation|annotations)$", re.IGNORECASE)
 PARTS_BESIDE = re.compile(r"\.(jpg|opt|vmi|dat|ini)$", re.IGNORECASE)
 
@@ -29,7 +29,9 @@ class Sources:
 
 def find_sources(workspace: Workspace) -> Sources:
     """Slides and annotations in images/ and annotations/ and all their folders; hidden files do not count."""
-    slides, annotations, others = [], [], []
+    slides: list[Path] = []
+    annotations: list[Path] = []
+    others: list[Path] = []
     for path in files_below(workspace.slides):
         if OUTLINES.search(path.name):
             annotations.append(path)
@@ -59,8 +61,8 @@ def slide_of(annotation: Path, slides: set[str]) -> str:
     """
     stem = OUTLINES.sub("", annotation.name)
     stem = slide_name(annotation) if stem == annotation.name else stem
-    whole = Path(stem)
-    short = slide_name(whole) if is_slide_name(whole) else stem
+    named = Path(stem)
+    short = slide_name(named) if is_slide_name(named) else stem
     short = re.sub(r"\.ome$", "", short, flags=re.IGNORECASE)
     return next((key for name in (stem, short, MASK_END.sub("", short)) if (key := match_key(name)) in slides), "")
 

@@ -29,7 +29,7 @@ def apply_published(records: Iterable[SlideRecord], config: Config) -> None:
     if settings.collection not in PUBLISHED_SPLITS:
         raise ConfigError(
             f"slides.split: {settings.split} needs slides.collection: camelyon16 or camelyon17; use "
-            "split: random, which keeps patients whole where slides.csv names them"
+            "split: random, which keeps patients together where slides.csv names them"
         )
     published = PUBLISHED_SPLITS[settings.collection]
     for record in records:
@@ -80,7 +80,7 @@ def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:
 
 
 def assign_random(records: Sequence[SlideRecord], usable: Callable[[SlideRecord], bool], config: Config) -> None:
-    """Assign whole patients to splits by `split_shares`, those with positives and the others each by themselves.
+    """Assign patients, with all their slides, to splits by `split_shares`: those with positives, then the others.
 
     usable: whether a slide has positive windows that may be chosen. The assignment depends on names and seed alone.
     Raises DataError when there are fewer patients with positives than splits.

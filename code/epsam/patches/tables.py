@@ -57,44 +57,46 @@ def read_summary(workspace: Workspace) -> list[SlideRow]:
     return read_rows(path, SlideRow, "run ./train.sh again with --from preprocess") if path.is_file() else []
 
 
-def patch_names(record: SlideRecord, scan: SlideCandidates) -> list[str]:
+def patch_names(record: SlideRecord, slide_candidates: SlideCandidates) -> list[str]:
     """`<slide>_x<X>_y<Y>_<label>` of each candidate window: level-0 corner; label 1 when it holds tumour."""
     return [
         f"{record.slide}_x{x}_y{y}_{label}"
-        for x, y, label in zip(scan.x.tolist(), scan.y.tolist(), scan.label.tolist(), strict=True)
+        for x, y, label in zip(
+            slide_candidates.x.tolist(), slide_candidates.y.tolist(), slide_candidates.label.tolist(), strict=True
+        )
     ]
 
 
 def write_patches(
     records: list[SlideRecord],
-    scans: Mapping[str, SlideCandidates],
+    candidates: Mapping[str, SlideCandidates],
     purposes: Mapping[str, np.ndarray],
     workspace: Workspace,
 ) -> None:
     """Write patches.csv: every candidate window of the slides in use."""
     write_csv(
         workspace.patches_csv,
-        (row for record in usable(records) for row in _rows(record, scans[record.slide], purposes[record.slide])),
+        (row for record in usable(records) for row in _rows(record, candidates[record.slide], purposes[record.slide])),
         PATCH_COLUMNS,
     )
 
 
-def _rows(record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray) -> Iterator[dict[str, object]]:
+def _rows(record: SlideRecord, slide_candidates: SlideCandidates, purpose: np.ndarray) -> Iterator[dict[str, object]]:
     common = {
         "slide": record.slide,
-        "read_px": scan.read_px,
+        "read_px": slide_candidates.read_px,
         "split": record.split,
-        "reader": scan.reader,
-        "reader_version": scan.reader_version,
-        "vendor": scan.vendor,
+        "reader": slide_candidates.reader,
+        "reader_version": slide_candidates.reader_version,
+        "vendor": slide_candidates.vendor,
     }
-    for i, name in enumerate(patch_names(record, scan)):
+    for i, name in enumerate(patch_names(record, slide_candidates)):
         yield common | {
             "name": name,
-            "x": scan.x[i],
-            "y": scan.y[i],
-            "tumour_fraction": "" if np.isnan(scan.fraction[i]) else f"{scan.fraction[i]:.6g}",
-            "label": scan.label[i],
+            "x": slide_candidates.x[i],
+            "y": slide_candidates.y[i],
+            "tumour_fraction": "" if np.isnan(slide_candidates.fraction[i]) else f"{slide_candidates.fraction[i]:.6g}",
+            "label": slide_candidates.label[i],
             "chosen": int(purpose[i] != ""),
             "purpose": purpose[i],
         }
@@ -113,9 +115,8 @@ def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
     for record in records:
         if record.status != "ok":
             reasons.setdefault((record.status, record.reason), []).append(record.slide)
-    for (status, reason), slides in reasons.items():
-        shown = listed(slides, 6)
-        logger.info(f"{status}: {shown}: {reason}")
+    for (status, reason), names in reasons.items():
+        logger.info(f"{status}: {listed(names, 6)}: {reason}")
     if failed := [record.slide for record in records if record.status == "failed"]:
         logger.warning(
             f"{len(failed)} of {len(records)} slides failed, the others are done: see {workspace.slides_csv}"
@@ -124,14 +125,14 @@ def write_summary(records: list[SlideRecord], workspace: Workspace) -> None:
 
 def remove_stale(
     records: list[SlideRecord],
-    scans: Mapping[str, SlideCandidates],
+    candidates: Mapping[str, SlideCandidates],
     purposes: Mapping[str, np.ndarray],
     workspace: Workspace,
 ) -> None:
     """Remove patches of these slides that earlier runs cut and that are not chosen now."""
     keep: set[tuple[str, str]] = set()
     for record in usable(records):
-        names = np.array(patch_names(record, scans[record.slide]))
+        names = np.array(patch_names(record, candidates[record.slide]))
         keep |= {(record.split, str(name)) for name in names[purposes[record.slide] != ""]}
     if removed := remove_patches(workspace, {record.slide for record in records}, keep):
         logger.info(f"removed {removed} patches of an earlier run that are not chosen now")

@@ -56,7 +56,8 @@ def has_files(folder: Path) -> bool:
 
 
 def _sources(workspace: Workspace) -> str:
-    slides, others = [], [workspace.slide_table, workspace.labels_csv]
+    slides: list[Path] = []
+    others = [workspace.slide_table, workspace.labels_csv]
     for folder in (workspace.slides, workspace.annotations, *workspace.class_folders()):
         for path in files_below(folder):
             (slides if folder == workspace.slides and is_slide_name(path) else others).append(path)

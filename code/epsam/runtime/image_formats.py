@@ -67,7 +67,7 @@ def decode_tiff(path: Path) -> np.ndarray:
     """The first page of a TIFF: (H, W) or (H, W, BGR or BGRA), uint8 or uint16; raises DataError."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
+            page = tiff.pages.first
             check_pixels(path, page.imagewidth, page.imagelength)
             if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel not in (1, 3, 4) or page.imagedepth > 1:
                 raise DataError(

@@ -64,23 +64,23 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
     records = find_slides(workspace, config.slides)
     try:
         apply_published(records, config)
-        scans = find_all_candidates(records, config, workspace)
+        candidates = find_all_candidates(records, config, workspace)
         check_resolutions({r.slide: r.patch_mpp for r in usable(records)}, config.patches.target_mpp)
         if config.slides.split == "random":
-            assign_random(records, lambda record: _may_be_positive(scans[record.slide], config), config)
+            assign_random(records, lambda record: _may_be_positive(candidates[record.slide], config), config)
         warn_shared_patients(records)
-        purposes = choose(records, scans, config)
-        count_patches(records, scans, purposes, config)
-        remove_stale(records, scans, purposes, workspace)
-        extract(records, scans, purposes, config, workspace)
-        count_patches(records, scans, purposes, config)
+        purposes = choose(records, candidates, config)
+        count_patches(records, candidates, purposes, config)
+        remove_stale(records, candidates, purposes, workspace)
+        extract(records, candidates, purposes, config, workspace)
+        count_patches(records, candidates, purposes, config)
     except EpsamError:
         write_summary(records, workspace)
         raise
     for record in usable(records):
-        _write_sheet(record, scans[record.slide], purposes[record.slide], config, workspace)
+        _write_sheet(record, candidates[record.slide], purposes[record.slide], config, workspace)
     write_index(records, workspace)
-    write_patches(records, scans, purposes, workspace)
+    write_patches(records, candidates, purposes, workspace)
     write_summary(records, workspace)
 
 
@@ -104,7 +104,7 @@ def find_all_candidates(records: list[SlideRecord], config: Config, workspace: W
     """Scan the slides in use, by slide name; those that cannot be read fail."""
     by_name = {record.slide: record for record in usable(records)}
     tasks = [CandidatesTask(record, config, workspace) for record in by_name.values()]
-    scans = {}
+    candidates = {}
     with progress(total=len(tasks), desc="slides", unit="slide") as bar:
         for task, result in run_tasks(find_candidates, tasks, config.worker_count):
             record = by_name[task.record.slide]
@@ -113,9 +113,9 @@ def find_all_candidates(records: list[SlideRecord], config: Config, workspace: W
                 record.drop("failed", str(result))
                 log_failure(record.slide, result)
             else:
-                scans[record.slide] = result
+                candidates[record.slide] = result
                 _log_extraction(record, result, result.patch_mpp(config.patches.size_px))
-    return scans
+    return candidates
 
 
 def _log_extraction(record: SlideRecord, scan: SlideCandidates, patch_mpp: float | None) -> None:
@@ -133,20 +133,20 @@ def _log_extraction(record: SlideRecord, scan: SlideCandidates, patch_mpp: float
         logger.warning(f"{record.annotation or record.slide}: {note}")
 
 
-def choose(records: list[SlideRecord], scans: dict[str, SlideCandidates], config: Config) -> dict[str, np.ndarray]:
+def choose(records: list[SlideRecord], candidates: dict[str, SlideCandidates], config: Config) -> dict[str, np.ndarray]:
     """What each candidate window of each slide is cut for (see `select`), by slide name."""
-    purposes = {}
+    purposes: dict[str, np.ndarray] = {}
     for split in SPLITS:
         slides = sorted((r for r in usable(records) if r.split == split), key=lambda record: record.slide)
         if not slides:
             continue
-        lengths = [len(scans[r.slide].x) for r in slides]
+        lengths = [len(candidates[r.slide].x) for r in slides]
         chosen = select(
             Candidates(
-                np.concatenate([scans[r.slide].fraction for r in slides]),
-                np.concatenate([scans[r.slide].label for r in slides]),
+                np.concatenate([candidates[r.slide].fraction for r in slides]),
+                np.concatenate([candidates[r.slide].label for r in slides]),
                 np.repeat([r.negatives for r in slides], lengths),
-                np.repeat([scans[r.slide].by_hand for r in slides], lengths),
+                np.repeat([candidates[r.slide].by_hand for r in slides], lengths),
             ),
             split,
             config,
@@ -157,12 +157,12 @@ def choose(records: list[SlideRecord], scans: dict[str, SlideCandidates], config
 
 
 def count_patches(
-    records: list[SlideRecord], scans: dict[str, SlideCandidates], purposes: dict[str, np.ndarray], config: Config
+    records: list[SlideRecord], candidates: dict[str, SlideCandidates], purposes: dict[str, np.ndarray], config: Config
 ) -> None:
     """Note each slide's patches; raises DataError when a split has no positive for SAM."""
     found = dict.fromkeys(SPLITS, 0)
     for record in usable(records):
-        positive, purpose = scans[record.slide].label == 1, purposes[record.slide]
+        positive, purpose = candidates[record.slide].label == 1, purposes[record.slide]
         record.patches_positive = int(((purpose != "") & positive).sum())
         record.patches_negative = int(((purpose != "") & ~positive).sum())
         found[record.split] += int(((purpose == "all") & positive).sum())
