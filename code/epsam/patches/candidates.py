@@ -87,7 +87,7 @@ class CandidatesTask:
 
 
 def find_candidates(task: CandidatesTask) -> SlideCandidates | EpsamError:
-    """The candidates from its file when slide, annotation and settings are as they were, else made and kept.
+    """The candidates from their file when slide, annotation, labels and settings are unchanged, else found and kept.
 
     Finding them again removes the patches that were cut from the slide before. Where the slide or its annotation
     cannot be used, the error is given, not raised.
@@ -210,7 +210,7 @@ def _labelled(labels: WindowLabels, slide: Slide, mpp: tuple[float, float] | Non
     width, height = slide.size
     inside = (labels.x >= 0) & (labels.y >= 0) & (labels.x + read_px <= width) & (labels.y + read_px <= height)
     outside = [f"x {x}, y {y}" for x, y in zip(labels.x[~inside], labels.y[~inside], strict=True)]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if outside:
         shown = "; ".join(outside[:3]) + (f" and {len(outside) - 3} more" if len(outside) > 3 else "")
         where = f"windows of {read_px} px in labels.csv reach beyond the slide of {width} x {height} px: {shown}"
@@ -294,7 +294,7 @@ def _save(file: Path, candidates: SlideCandidates, pictures: SlidePictures) -> N
 
 
 def _load(file: Path, signature: str) -> tuple[SlideCandidates, SlidePictures] | None:
-    """The candidates and its pictures, or None when there are none, they were made from something else, or their file is damaged."""
+    """The candidates and their pictures; None without a file, or for one that is damaged or of other data or settings."""
     try:
         with zipfile.ZipFile(file) as parts:
             if sum(part.file_size for part in parts.infolist()) > _MAX_BYTES:

@@ -190,7 +190,8 @@ def write_stored_png(path: Path, pixels: np.ndarray) -> None:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
     with atomic(path) as temporary, temporary.open("wb") as stream:
         stream.write(b"\x89PNG\r\n\x1a\n")
-        for kind, data in ((b"IHDR", head), (b"IDAT", imagecodecs.deflate_encode(rows, level=0)), (b"IEND", b"")):
+        packed = imagecodecs.deflate_encode(memoryview(rows), level=0)  # type: ignore[arg-type] # takes any buffer
+        for kind, data in ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b"")):
             check = imagecodecs.deflate_crc32(data, imagecodecs.deflate_crc32(kind))
             stream.writelines((struct.pack(">I", len(data)), kind, data, struct.pack(">I", check)))
 

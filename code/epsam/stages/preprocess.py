@@ -84,18 +84,18 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
     write_summary(records, workspace)
 
 
-def _may_be_positive(scan: SlideCandidates, config: Config) -> bool:
-    return may_be_positive(scan.fraction, scan.label, config)
+def _may_be_positive(found: SlideCandidates, config: Config) -> bool:
+    return may_be_positive(found.fraction, found.label, config)
 
 
 def _write_sheet(
-    record: SlideRecord, scan: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace
+    record: SlideRecord, found: SlideCandidates, purpose: np.ndarray, config: Config, workspace: Workspace
 ) -> None:
     """The QA sheet; where it cannot be drawn the slide stays in use, as its patches are right."""
     try:
         with guard(record.path, record.annotation):
-            pictures = load_pictures(CandidatesTask(record, config, workspace), scan)
-            write_slide_sheet(record, scan, pictures, purpose, config, workspace.qa)
+            pictures = load_pictures(CandidatesTask(record, config, workspace), found)
+            write_slide_sheet(record, found, pictures, purpose, config, workspace.qa)
     except OF_THE_ITEM as error:
         log_failure(f"{record.slide}: its QA sheet", error)
 
@@ -118,18 +118,18 @@ def find_all_candidates(records: list[SlideRecord], config: Config, workspace: W
     return candidates
 
 
-def _log_extraction(record: SlideRecord, scan: SlideCandidates, patch_mpp: float | None) -> None:
-    record.reader, record.reader_version, record.vendor = scan.reader, scan.reader_version, scan.vendor
-    record.width, record.height = scan.size
-    record.mpp_x, record.mpp_y = scan.mpp or (None, None)
+def _log_extraction(record: SlideRecord, found: SlideCandidates, patch_mpp: float | None) -> None:
+    record.reader, record.reader_version, record.vendor = found.reader, found.reader_version, found.vendor
+    record.width, record.height = found.size
+    record.mpp_x, record.mpp_y = found.mpp or (None, None)
     record.patch_mpp = patch_mpp
-    resolution = f"{scan.mpp[0]:.4g} um/px" if scan.mpp else "resolution unknown"
+    resolution = f"{found.mpp[0]:.4g} um/px" if found.mpp else "resolution unknown"
     logger.info(
-        f"{record.slide}: {record.width} x {record.height} px, {resolution}, {scan.vendor} read by "
-        f"{scan.reader} {scan.reader_version}; {len(scan.x)} windows, {int(scan.label.sum())} with "
+        f"{record.slide}: {record.width} x {record.height} px, {resolution}, {found.vendor} read by "
+        f"{found.reader} {found.reader_version}; {len(found.x)} windows, {int(found.label.sum())} with "
         f"tumour{'; ' + record.reason if record.reason else ''}"
     )
-    for note in scan.notes:
+    for note in found.notes:
         logger.warning(f"{record.annotation or record.slide}: {note}")
 
 
