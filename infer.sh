@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Segment tumour with trained checkpoints. Without settings: the demo's test patches with what the demo trained.
 #
-#   TEST_DATASET_DIR=my_slide.tif OUTPUT_DIR=out ./infer.sh [--fresh] [--config FILE] [section.key=value ...]
+#   TEST_DATASET_DIR=my_slide.tif OUTPUT_DIR=out ./infer.sh [--fresh] [--mpp UM_PER_PX] [--config FILE]
+#                                                           [section.key=value ...]
 #
 # The log is printed and written to logging_inference.txt.
 set -euo pipefail
@@ -19,13 +20,14 @@ SAM_DECODER_CHECKPOINT=${SAM_DECODER_CHECKPOINT:-checkpoints/demo_decoder_iter3.
 OUTPUT_DIR=${OUTPUT_DIR:-runs/inference}
 
 case "${1:-}" in
-  -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
 arguments=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --fresh) arguments+=("$1"); shift ;;
+    --mpp) arguments+=("$1" "${2:?--mpp needs a resolution in um per px}"); shift 2 ;;
     --config) arguments+=("$1" "${2:?--config needs a file of settings}"); shift 2 ;;
     -*) echo "error: unknown option \`$1\`; see ./infer.sh --help" >&2; exit 2 ;;
     *=*) arguments+=("$1"); shift ;;

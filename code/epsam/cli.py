@@ -20,6 +20,7 @@ from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.log import logger, set_up_logging
 from epsam.runtime.sidecar import read_metadata, sidecar_path
+from epsam.slides.slide import PLAUSIBLE_MPP
 from epsam.workspace import Workspace
 
 INTERRUPTED = 130
@@ -174,6 +175,11 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
     metavar="FILE",
     help="Settings of the run that made the checkpoints; needed only where they have no .json beside them.",
 )
+@click.option(
+    "--mpp",
+    type=click.FloatRange(*PLAUSIBLE_MPP),
+    help="Resolution in um/px of slides whose files do not say it.",
+)
 @click.option("--fresh", is_flag=True, help="Replace what an earlier call wrote to OUTPUT_DIR.")
 @root_option
 @overrides_argument
@@ -185,6 +191,7 @@ def infer_command(
     sam_decoder_checkpoint: Path,
     output_dir: Path,
     config_name: str | None,
+    mpp: float | None,
     fresh: bool,
     root: Path,
     overrides: tuple[str, ...],
@@ -210,6 +217,7 @@ def infer_command(
         weights_dir=root / "checkpoints",
         config=config,
         fresh=fresh,
+        mpp=mpp,
     )
     infer(settings, choose_hardware(config.profile))
 

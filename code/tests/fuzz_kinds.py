@@ -20,7 +20,7 @@ from epsam.evaluation.methods import Figures, read_figures, write_figures
 from epsam.inference.output import OutputFolder
 from epsam.inference.patch_folder import check_masks, find_patches
 from epsam.inference.patch_rows import PatchRows
-from epsam.inference.run import COLUMNS, SlideFile, SlideRow, SlideState
+from epsam.inference.predict_slides import COLUMNS, SlideFile, SlideRow, SlideState
 from epsam.patches.candidates import CandidatesTask, find_candidates
 from epsam.patches.labels import read_labels
 from epsam.patches.manifest import SLIDE_COLUMNS, SlideRecord
@@ -270,7 +270,7 @@ def slide_record(folder: Path) -> Kind:
         tumour_px2=24.0,
         largest_focus_px=4.0,
     )
-    write_record(path, SlideState(of=SlideFile(path="a.tif", bytes=100), row=row))
+    write_record(path, SlideState(of=SlideFile(path="a.tif", bytes=100), mpp=None, row=row))
     return written(path, mutations.json_file, lambda: read_record(path, SlideState, "delete it"))
 
 

@@ -32,12 +32,12 @@ ROW = {
 }
 
 
-def _predict_slide(path, name, output, work, models):
+def _predict_slide(slide, output, work, models, trained_at):
     work.mkdir(parents=True, exist_ok=True)
     (work / "tiles.u8").write_bytes(b"")
     for suffix in OUTPUTS:
-        (output / (name + suffix)).write_text(f"of {path.name}")
-    return {"slide": name, "path": str(path)} | ROW
+        (output / (slide.name + suffix)).write_text(f"of {slide.path.name}")
+    return {"slide": slide.name, "path": str(slide.path)} | ROW
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def place(tmp_path, monkeypatch):
         masks=lambda images, names: np.ones(images.shape[:3], bool),
     )
     monkeypatch.setattr("epsam.inference.run.load_models", lambda *_, **__: models)
-    monkeypatch.setattr("epsam.inference.run.predict_slide", _predict_slide)
+    monkeypatch.setattr("epsam.inference.predict_slides.predict_slide", _predict_slide)
     for name in "ab":
         write_png(tmp_path / "patches" / "image" / f"{name}.png", np.zeros((128, 128, 3), np.uint8))
     (tmp_path / "slides").mkdir()

@@ -10,7 +10,8 @@ import tifffile
 
 from epsam.config.loading import load_config
 from epsam.errors import DataError
-from epsam.inference.run import InferenceSettings, find_slides, infer
+from epsam.inference.run import InferenceSettings, infer
+from epsam.inference.slide_folder import find_slides
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv, read_mask, write_png
 from tests.dicom_factory import write_dicom

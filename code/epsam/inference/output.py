@@ -68,7 +68,10 @@ class OutputFolder:
     """OUTPUT_DIR with the record of what this program wrote there."""
 
     def __init__(self, folder: Path, signature: Mapping[str, Any], *, fresh: bool):
-        """Go on with what an earlier call made under the same signature; `fresh` deletes what earlier calls made.
+        """Go on with what an earlier call made under the same signature.
+
+        Nothing is written yet, so that an error between here and `with` costs nothing; entering records the folder and,
+        with `fresh`, deletes what earlier calls made.
 
         Raises StateError for a folder of another signature, and for one in which somebody else's files lie where this
         program would write; DataError when the record is damaged. Nothing is deleted then.
@@ -84,20 +87,17 @@ class OutputFolder:
         else:
             self._record = OutputRecord(signature=signature, files={}, slides=[])
         self._check_folders()
+        self._signature, self._fresh = signature, fresh
         if fresh:
-            self._delete_recorded()
-            self._record = OutputRecord(
-                signature=signature, files={place: {} for place in self._record.files}, slides=[]
-            )
+            for place, name in self._recorded():
+                self._check_unchanged(place, name)
+            return
         saved = self._record.signature
         if changed := [key for key in signature if saved.get(key) != signature[key]]:
             raise StateError(
                 f"OUTPUT_DIR={folder} holds predictions made with another {', '.join(changed)}; choose "
                 "another OUTPUT_DIR, or replace them with --fresh"
             )
-        if any(self._record.files.values()):
-            logger.info(f"{folder}: going on with what is there; --fresh would replace it")
-        self._save()
 
     def check_free(self, names: Iterable[str], place: Place = "") -> None:
         """Raise StateError when a file of these names is there that this program did not write."""
@@ -107,6 +107,14 @@ class OutputFolder:
             raise StateError(f"{folder / foreign} is there but was not made by ./infer.sh; {ADVICE}")
 
     def __enter__(self) -> "OutputFolder":
+        if self._fresh:
+            self._delete_recorded()
+            self._record = OutputRecord(
+                signature=self._signature, files={place: {} for place in self._record.files}, slides=[]
+            )
+        if any(self._record.files.values()):
+            logger.info(f"{self.path}: going on with what is there; --fresh would replace it")
+        self._save()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -177,17 +185,18 @@ class OutputFolder:
         if digest is not None and path.is_file() and sha256(path) != digest:
             raise StateError(f"{path} was changed since ./infer.sh wrote it; {ADVICE}")
 
+    def _recorded(self) -> list[tuple[Place, str]]:
+        return [(place, name) for place, files in self._record.files.items() for name in files]
+
     def _delete_recorded(self) -> None:
         """Delete what earlier calls wrote and recorded; StateError, before anything is deleted, for what was changed."""
-        recorded = [(place, name) for place, files in self._record.files.items() for name in files]
-        for place, name in recorded:
+        for place, name in self._recorded():
             self._check_unchanged(place, name)
-        state = self.path / "state"
-        (state / "patches.jsonl").unlink(missing_ok=True)
+        (self.path / "state" / "patches.jsonl").unlink(missing_ok=True)
         for slide in self._record.slides:
-            (state / "slides" / f"{slide}.json").unlink(missing_ok=True)
+            (self.path / "state" / "slides" / f"{slide}.json").unlink(missing_ok=True)
             self.clear_work(slide)
-        for place, name in recorded:
+        for place, name in self._recorded():
             if (path := self.path / place / name).is_symlink() or path.is_file():
                 path.unlink()
 

@@ -14,15 +14,30 @@ from epsam.inference.outlines import Focus, find_foci
 from epsam.inference.overlay import write_overlay
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
+from epsam.inference.resolution import set_resolution, tile_px
 from epsam.inference.tile_prediction import predict_tiles
 from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
-from epsam.patches.grid import window_px
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
 from epsam.segmenter import ImageSegmenter
 from epsam.slides.remote import RemoteSlide
 from epsam.slides.slide import Slide, read_window
 from epsam.slides.tissue import find_tissue
+
+
+@dataclass(frozen=True)
+class SlideToPredict:
+    """A slide and what is said of it beside its file."""
+
+    name: str
+    """Of its outputs."""
+    path: Path
+    mpp: float | None = None
+    """um/px in place of what its file says."""
+    mpp_if_unknown: float | None = None
+    """um/px if its file says none."""
+    exclude: str = ""
+    """Why it is not to be predicted."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +55,22 @@ class Frame:
         return self.read_px / self.side
 
 
-def predict_slide(path: Path, name: str, output: Path, work: Path, models: ImageSegmenter) -> dict[str, Any]:
-    """Predict one slide, write `output`/`name` + OUTPUTS (see output.py), and return its row for slides.csv.
+def predict_slide(
+    task: SlideToPredict, output: Path, work: Path, models: ImageSegmenter, trained_at: float | None
+) -> dict[str, Any]:
+    """Predict one slide, write `output`/name + OUTPUTS (see output.py), and return its row for slides.csv.
 
-    Goes on from what an earlier call left in `work`. Raises SlideError when the slide cannot be read.
+    Tiles are read at `trained_at` um/px, the resolution of the training; None: as level 0. Goes on from what an
+    earlier call left in `work`. Raises SlideError when the slide cannot be read, or does not say its resolution.
     """
-    settings, patches = models.config.inference, models.config.patches
-    slides = models.config.slides
+    name, path = task.name, task.path
+    settings, patches, slides = models.config.inference, models.config.patches, models.config.slides
     with RemoteSlide(path, slides.reader, slides.asap_path) as slide:
-        read_px = window_px(patches, slide.mpp)
+        if warning := set_resolution(slide, task.mpp, task.mpp_if_unknown):
+            logger.warning(f"{name}: {warning}")
+        read_px = tile_px(slide, patches, trained_at)
+        if read_px != patches.size_px and slide.mpp is not None:
+            logger.info(f"{name}: {slide.mpp[0]:.4g} um/px, read at the {trained_at:g} um/px of the training")
         frame = Frame(read_px, max(1, round(patches.size_px / settings.map_downsample)))
         source = ProbabilityMap(work / "map.u8", slide.size, frame.step)
         tissue = find_tissue(slide, patches.tissue)
@@ -64,8 +86,8 @@ def predict_slide(path: Path, name: str, output: Path, work: Path, models: Image
         logger.info(f"{name}: writing {len(foci)} foci")
         write_geojson(output / f"{name}.geojson", foci, slide.mpp, slide.origin)
         write_asap_xml(output / f"{name}.xml", foci)
-        write_mask(output / f"{name}_mask.tif", foci, slide.level_sizes, slide.mpp)
-        write_probability(output / f"{name}_probability.tif", source, slide.level_sizes, slide.mpp)
+        write_mask(output / f"{name}_mask.tif", foci, list(slide.level_sizes), slide.mpp)
+        write_probability(output / f"{name}_probability.tif", source, list(slide.level_sizes), slide.mpp)
         write_overlay(output / f"{name}_overlay.png", slide, source, foci, name, caption(row))
     return row
 

@@ -1,0 +1,76 @@
+"""At which resolution slides are read: that of the patches that the models were trained on."""
+
+from pathlib import Path
+
+from epsam.config.schema import Patches
+from epsam.errors import CheckpointError, SlideError
+from epsam.runtime.sidecar import read_metadata, sidecar_path
+from epsam.slides.slide import Slide, plausible_mpp
+
+SAME = 0.1
+"""Share by which resolutions may differ and still count as one, as for the slides of a training."""
+
+
+def model_mpp(patches: Patches, *checkpoints: Path) -> float | None:
+    """um per px of the patches of the training: its setting, or what lies beside the checkpoints; None if unknown.
+
+    Raises CheckpointError when that is no resolution, or the checkpoints contradict each other.
+    """
+    if patches.target_mpp is not None:
+        return patches.target_mpp
+    known: dict[Path, float] = {}
+    for path in checkpoints:
+        value = read_metadata(path).get("mpp")
+        if value is None:
+            continue
+        mpp = plausible_mpp(value, value)
+        if mpp is None:
+            raise CheckpointError(
+                f"{sidecar_path(path)}: mpp {value!r} is no resolution in um per pixel; copy it again"
+            )
+        known[path] = mpp[0]
+    if known and not same_resolution(min(known.values()), max(known.values())):
+        listed = ", ".join(f"{path.name} at {mpp:g}" for path, mpp in known.items())
+        raise CheckpointError(f"the checkpoints were trained at different resolutions (um/px): {listed}; give one pair")
+    return next(iter(known.values()), None)
+
+
+def same_resolution(a: float, b: float) -> bool:
+    """Whether two resolutions differ by no more than slides of one training may."""
+    return abs(a - b) <= SAME * min(a, b) * (1 + 1e-9)
+
+
+def set_resolution(slide: Slide, in_table: float | None, for_unknown: float | None) -> str:
+    """Give `slide` the um/px of slides.csv, or, when its file says none, that of --mpp; returns a warning or "".
+
+    `in_table` replaces what the file says.
+    """
+    said = slide.mpp and sum(slide.mpp) / 2
+    if in_table is not None:
+        slide.mpp = (in_table, in_table)
+    elif said is None and for_unknown is not None:
+        slide.mpp = (for_unknown, for_unknown)
+    elif said is not None and for_unknown is not None and not same_resolution(said, for_unknown):
+        return (
+            f"its file says {said:.4g} um/px, which is used, not --mpp {for_unknown:g}; to replace it, give the slide's "
+            "mpp in slides.csv beside it"
+        )
+    return ""
+
+
+def tile_px(slide: Slide, patches: Patches, trained_at: float | None) -> int:
+    """Side of a tile in level-0 px: what covers a patch at the resolution of the training, `trained_at` um/px.
+
+    Raises SlideError when that is known and the slide's is not.
+    """
+    if trained_at is None:
+        return patches.size_px
+    if slide.mpp is None:
+        raise SlideError(
+            f"{slide.path}: does not say its resolution, and the models were trained at {trained_at:g} um/px; give it: "
+            "./infer.sh --mpp UM_PER_PX, or the column mpp of a slides.csv (slide,mpp) beside the slides"
+        )
+    mpp = sum(slide.mpp) / 2
+    if patches.target_mpp is None and same_resolution(mpp, trained_at):
+        return patches.size_px
+    return max(1, round(patches.size_px * trained_at / mpp))
