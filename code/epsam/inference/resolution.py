@@ -4,8 +4,8 @@ from pathlib import Path
 
 from epsam.config.schema import Patches
 from epsam.errors import CheckpointError, SlideError
-from epsam.runtime.sidecar import read_metadata, sidecar_path
-from epsam.slides.slide import Slide, plausible_mpp
+from epsam.runtime.sidecar import read_metadata, trained_mpp
+from epsam.slides.slide import Slide
 
 SAME = 0.1
 """Share by which resolutions may differ and still count as one, as for the slides of a training."""
@@ -20,15 +20,12 @@ def model_mpp(patches: Patches, *checkpoints: Path) -> float | None:
         return patches.target_mpp
     known: dict[Path, float] = {}
     for path in checkpoints:
-        value = read_metadata(path).get("mpp")
-        if value is None:
-            continue
-        mpp = plausible_mpp(value, value)
-        if mpp is None:
-            raise CheckpointError(
-                f"{sidecar_path(path)}: mpp {value!r} is no resolution in um per pixel; copy it again"
-            )
-        known[path] = mpp[0]
+        try:
+            mpp = trained_mpp(read_metadata(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        if mpp is not None:
+            known[path] = mpp
     if known and not same_resolution(min(known.values()), max(known.values())):
         listed = ", ".join(f"{path.name} at {mpp:g}" for path, mpp in known.items())
         raise CheckpointError(f"the checkpoints were trained at different resolutions (um/px): {listed}; give one pair")

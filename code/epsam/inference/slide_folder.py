@@ -5,7 +5,7 @@ from pathlib import Path
 from epsam.errors import DataError
 from epsam.inference.names import output_names
 from epsam.inference.predict_slide import SlideToPredict
-from epsam.patches.manifest import Override, read_overrides
+from epsam.patches.slide_table import SlideInfo, read_slide_table
 from epsam.runtime.log import logger
 from epsam.runtime.text import listed
 from epsam.slides.formats import SUFFIXES, is_slide_name, match_key, slide_name
@@ -44,11 +44,11 @@ def slides_to_predict(data: Path, mpp_if_unknown: float | None) -> list[SlideToP
     folder = data if data.is_dir() else data.parent
     places = [folder, *([folder.parent] if folder.name == "images" else [])]
     table = next((place / TABLE for place in places if (place / TABLE).is_file()), None)
-    rows = read_overrides(table) if table else {}
+    rows = read_slide_table(table) if table else {}
     if data.is_dir() and (left := sorted(set(rows) - set(keys.values()))):
         logger.warning(f"{table}: no such slides: {listed(left)}")
     found = []
     for name, path in slides.items():
-        row = rows.get(keys[name], Override())
+        row = rows.get(keys[name], SlideInfo())
         found.append(SlideToPredict(name, path, row.mpp, mpp_if_unknown, row.exclude or ""))
     return found
