@@ -21,7 +21,7 @@ from epsam.patches.slide_table import read_slide_table
 from epsam.runs.signature import SLIDES, data_of
 from epsam.stages.preprocess import preprocess
 from epsam.workspace import SPLITS, Workspace
-from tests.slide_factory import box_points, draw, make_dataset, write_slide, write_xml
+from tests.slide_factory import box_points, draw, make_dataset, write_leica, write_slide, write_xml
 
 PATCHES = {
     "size_px": 64,
@@ -231,6 +231,25 @@ def test_outlines_that_do_not_lie_on_the_tissue_fail_until_slides_csv_places_the
             x, y = int(patch["x"]), int(patch["y"])  # the outline lies at x 256 to 428, y 224 to 372
             wide, high = min(x + 64, 428) - max(x, 256), min(y + 64, 372) - max(y, 224)
             assert float(patch["tumour_fraction"]) == pytest.approx(max(wide, 0) * max(high, 0) / 4096, abs=0.03), name
+
+
+def test_outlines_that_would_fit_better_from_the_scanned_region_are_a_warning(ws, caplog):
+    make_dataset(ws.dataset)
+    image = draw(size=(384, 384), tissue=(0, 0, 384, 384), tumour=[(64, 64, 256, 256)])
+    write_leica(ws.slides / "tumor_005.scn", image, (256, 192), (1024, 768), mpp=0.25)
+    advice = "give origin_x 256 and origin_y 192 in slides.csv"
+    write_xml(ws.annotations / "tumor_005.xml", [("Tumor", box_points((32, 32, 352, 352)))])  # as QuPath counts
+    preprocess(config(), ws)
+    row = table(ws.slides_csv)["tumor_005"]
+    assert (row["status"], advice in row["reason"]) == ("failed", True)
+    write_xml(ws.annotations / "tumor_005.xml", [("Tumor", box_points((180, 180, 380, 380)))])
+    preprocess(config(), ws)
+    assert table(ws.slides_csv)["tumor_005"]["status"] == "ok"
+    assert advice in caplog.text
+    caplog.clear()
+    touch(ws.slide_table, "slide,origin_x,origin_y\ntumor_005,256,192\n")
+    preprocess(config(), ws)
+    assert advice not in caplog.text
 
 
 def test_an_annotated_slide_without_a_positive_window_fails(ws):

@@ -21,6 +21,7 @@ from epsam.runtime.failures import OF_THE_ITEM, guard, reason_of
 from epsam.runtime.files import atomic, sha256
 from epsam.runtime.log import logger
 from epsam.slides.formats import slide_stamp
+from epsam.slides.openslide import bounds_origin
 from epsam.slides.overview import Thumbnail, overview, overview_size
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide
@@ -192,7 +193,8 @@ def _from_tissue(
         fraction = np.full(len(x), np.nan if record.all_tumour else 0.0)
         return _Windows(read_px, (), x, y, fraction, np.full(len(x), record.all_tumour, np.int8))
     annotation = AnnotationSource.of(record.annotation, config.slides.groups, record.info).read(slide.path, slide.size)
-    notes = check_placement(annotation, slide.size, tissue, settings.tissue.downsample)
+    bounds = bounds_origin(slide.path) if record.info.origin is None else (0, 0)
+    notes = check_placement(annotation, slide.size, tissue, settings.tissue.downsample, bounds)
     fraction = np.asarray(annotation.fraction(x, y, read_px, read_px))
     if not fraction.any():
         raise AnnotationError(

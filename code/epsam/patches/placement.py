@@ -17,6 +17,8 @@ GroupRules = Mapping[Literal["tumour", "hole", "ignore", "roi"], Sequence[str]]
 """Names of groups by what they are; see slides.groups."""
 MIN_ON_TISSUE = 0.5
 """Share of the outlined area that lies on tissue where outlines are in their place."""
+NOTABLE = 0.05
+"""Difference between shares of the outlined area that is reported."""
 CORRECT = "correct it with origin_x, origin_y and scale in slides.csv, or annotate the slide again"
 
 
@@ -61,11 +63,17 @@ def _moved(polygon: Polygon, scale: float, origin: tuple[float, float]) -> Polyg
     )
 
 
-def check_placement(annotation: Annotation, size: tuple[int, int], tissue: np.ndarray, downsample: float) -> list[str]:
+def check_placement(
+    annotation: Annotation,
+    size: tuple[int, int],
+    tissue: np.ndarray,
+    downsample: float,
+    bounds: tuple[int, int] = (0, 0),
+) -> list[str]:
     """Warnings about where the outlines lie on a slide of `size` (width, height).
 
-    tissue: (h, w) bool at `downsample`. Raises AnnotationError when all outlines lie outside the slide, or less than
-    half of the outlined area lies on tissue.
+    tissue: (h, w) bool at `downsample`; bounds: level-0 x, y of the scanned region, from which some programs count.
+    Raises AnnotationError when all outlines lie outside the slide, or less than half of the outlined area lies on tissue.
     """
     x0, y0, x1, y1 = annotation.bounds()
     width, height = size
@@ -79,12 +87,30 @@ def check_placement(annotation: Annotation, size: tuple[int, int], tissue: np.nd
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         warnings.append(f"tumour outlines reach beyond the slide ({where})")
     share = _share_on_tissue(annotation, tissue, downsample)
+    other = _share_from(bounds, annotation, tissue, downsample)
+    fit = (
+        f"; counted from the scanned region it would be {other:.0%}: if the program that wrote it counts from there, as "
+        f"QuPath does, give origin_x {bounds[0]} and origin_y {bounds[1]} in slides.csv"
+        if other > share + NOTABLE
+        else ""
+    )
     if share < MIN_ON_TISSUE:
         raise AnnotationError(
-            f"{annotation.path}: only {share:.0%} of the outlined tumour lies on tissue ({where}): the outlines are not "
-            f"in their place, or the tissue was not found (see tissue_threshold in slides.csv); {CORRECT}"
+            f"{annotation.path}: only {share:.0%} of the outlined tumour lies on tissue ({where})"
+            + (fit or f": it is not in its place, or tissue was not found (tissue_threshold in slides.csv); {CORRECT}")
         )
-    return warnings
+    return [*warnings, f"{share:.0%} of the outlined tumour lies on tissue{fit}"] if fit else warnings
+
+
+def _share_from(bounds: tuple[int, int], annotation: Annotation, tissue: np.ndarray, downsample: float) -> float:
+    """The share on tissue if the annotation counted from `bounds`; 0 where that is the slide's own corner."""
+    x, y = bounds
+    if (x, y) == (0, 0):
+        return 0.0
+    moved = np.zeros_like(tissue)
+    part = tissue[round(y / downsample) :, round(x / downsample) :]
+    moved[: part.shape[0], : part.shape[1]] = part
+    return _share_on_tissue(annotation, moved, downsample)
 
 
 def _share_on_tissue(annotation: Annotation, tissue: np.ndarray, downsample: float) -> float:
