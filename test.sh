@@ -1,9 +1,19 @@
 #!/usr/bin/env bash
-# Lint and run every test: ./test.sh [pytest arguments]
+# Lint, check formatting and types, and run every test: ./test.sh [pytest arguments]
+#
+# Ends with the share of the code that the tests ran (coverage), when all of them did. WORKERS: tests run at once.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 EXTRA=dev
 source code/setup.sh
 .venv/bin/ruff check code
-.venv/bin/python -m pytest -c code/pyproject.toml code/tests "$@"
+.venv/bin/ruff format --check --quiet code || {
+  echo "error: these files are not formatted as ruff does: run .venv/bin/ruff format code" >&2
+  .venv/bin/ruff format --check code >&2
+}
+.venv/bin/mypy --config-file code/pyproject.toml code/epsam
+
+arguments=("$@")
+[ $# -gt 0 ] || arguments=(--cov=epsam --cov-report=term:skip-covered)
+.venv/bin/python -m pytest -c code/pyproject.toml ${WORKERS:+-n "$WORKERS"} code/tests "${arguments[@]}"

@@ -17,6 +17,8 @@ def fixed_threshold(values: np.ndarray, settings: Cam) -> float:
     Raises DataError when the map is not finite.
     """
     if settings.percentile is None:
+        if not isinstance(settings.threshold, int | float):
+            raise ValueError("cam.threshold: auto needs SAM's features; see otsu_threshold")
         return settings.threshold
     check_finite_map(values)
     positive = values[values > 0]

@@ -113,9 +113,11 @@ def _polygons_of(source: ProbabilityMap, block: tuple[int, int, int, int], thres
         return []
     values = np.pad(values, ((top, bottom), (left, right)), mode="edge")
     lines = contourpy.contour_generator(x, y, values.astype(np.float64), fill_type=contourpy.FillType.OuterOffset)
-    points, offsets = lines.filled(level, 256)
+    filled = lines.filled(level, 256)
     polygons = []
-    for vertices, cuts in zip(points, offsets, strict=True):
+    for vertices, cuts in zip(filled[0], filled[1], strict=True):
+        if vertices is None or cuts is None:  # so contourpy marks an empty chunk
+            continue
         rings = [vertices[a:b] for a, b in pairwise(cuts)]
         polygons += _parts(shapely.make_valid(Polygon(rings[0], rings[1:])))
     return polygons

@@ -85,7 +85,7 @@ class OutputFolder:
                 "what was made here is then not known: choose another OUTPUT_DIR, or move this one away",
             )
         else:
-            self._record = OutputRecord(signature=signature, files={}, slides=[])
+            self._record = OutputRecord(signature=dict(signature), files={}, slides=[])
         self._check_folders()
         self._signature, self._fresh = signature, fresh
         if fresh:
@@ -110,7 +110,7 @@ class OutputFolder:
         if self._fresh:
             self._delete_recorded()
             self._record = OutputRecord(
-                signature=self._signature, files={place: {} for place in self._record.files}, slides=[]
+                signature=dict(self._signature), files={place: {} for place in self._record.files}, slides=[]
             )
         if any(self._record.files.values()):
             logger.info(f"{self.path}: going on with what is there; --fresh would replace it")

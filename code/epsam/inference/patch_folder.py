@@ -79,7 +79,7 @@ def _mask_of(image: Path, masks: Iterable[Path]) -> Path | None:
     exact = [mask for mask in same if mask.name == image.name]
     if len(same) > 1 and not exact:
         raise DataError(f"{same[0].parent}: {same[0].name} and {same[1].name} are both masks of {image.name}; keep one")
-    return (exact or same or [None])[0]
+    return next(iter(exact or same), None)
 
 
 def check_masks(patches: list[Patch]) -> None:

@@ -1,6 +1,6 @@
 """Mask and probability as pyramidal TIFF that OpenSlide, ASAP and QuPath open, written tile by tile."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import imagecodecs
@@ -23,7 +23,9 @@ DrawTile = Callable[[float, float, int, float], np.ndarray | int]
 """(x, y, side, downsample) -> uint8 (side, side), or one value for the whole tile; x, y level-0 px."""
 
 
-def write_mask(path: Path, foci: list[Focus], levels: list[tuple[int, int]], mpp: tuple[float, float] | None) -> None:
+def write_mask(
+    path: Path, foci: list[Focus], levels: Sequence[tuple[int, int]], mpp: tuple[float, float] | None
+) -> None:
     """Write the outlines as 0/255, painted as our reader and ASAP paint the XML of the same outlines."""
     region = shapely.MultiPolygon([focus.polygon for focus in foci])
     shapely.prepare(region)
@@ -44,13 +46,13 @@ def write_mask(path: Path, foci: list[Focus], levels: list[tuple[int, int]], mpp
 
 
 def write_probability(
-    path: Path, source: ProbabilityMap, levels: list[tuple[int, int]], mpp: tuple[float, float] | None
+    path: Path, source: ProbabilityMap, levels: Sequence[tuple[int, int]], mpp: tuple[float, float] | None
 ) -> None:
     """Write the map, 0 to 255 for 0 to 1, interpolated between its pixels."""
     write_pyramid(path, lambda x, y, side, downsample: source.sample(x, y, side, side, downsample), levels, mpp)
 
 
-def all_levels(levels: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def all_levels(levels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The slide's level sizes (width, height), followed by halves while the last is WIDEST or more."""
     levels = list(levels)
     while max(levels[-1]) >= WIDEST:
@@ -58,7 +60,9 @@ def all_levels(levels: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return levels
 
 
-def write_pyramid(path: Path, draw: DrawTile, levels: list[tuple[int, int]], mpp: tuple[float, float] | None) -> None:
+def write_pyramid(
+    path: Path, draw: DrawTile, levels: Sequence[tuple[int, int]], mpp: tuple[float, float] | None
+) -> None:
     """Write a one-channel uint8 BigTIFF, LZW, one top-level directory a level; memory holds a few tiles.
 
     `levels`: sizes (width, height), level 0 first; `mpp`: um/px of level 0, None leaves the resolution out.
@@ -89,6 +93,10 @@ def write_pyramid(path: Path, draw: DrawTile, levels: list[tuple[int, int]], mpp
             )
 
 
+def _compressed(tile: np.ndarray) -> bytes:
+    return bytes(imagecodecs.lzw_encode(tile.tobytes()))
+
+
 def _encoded_tiles(draw: DrawTile, width: int, height: int, downsample: float) -> Iterator[bytes]:
     flat: dict[int, bytes] = {}
     for y in range(0, height, TILE):
@@ -97,9 +105,9 @@ def _encoded_tiles(draw: DrawTile, width: int, height: int, downsample: float) -
             if not isinstance(tile, int):
                 first = int(tile[0, 0])
                 if (tile != first).any():
-                    yield imagecodecs.lzw_encode(tile)
+                    yield _compressed(tile)
                     continue
                 tile = first
             if tile not in flat:
-                flat[tile] = imagecodecs.lzw_encode(np.full((TILE, TILE), tile, np.uint8))
+                flat[tile] = _compressed(np.full((TILE, TILE), tile, np.uint8))
             yield flat[tile]

@@ -45,7 +45,7 @@ def lay_grid(tissue: np.ndarray, shape: tuple[int, int], side: int, overlap: flo
     )
     chosen = []
     for row, (y0, y1) in zip(rows, row_edges, strict=True):
-        band = tissue[y0:y1].any(axis=0)
+        band = np.any(tissue[y0:y1], axis=0, keepdims=True)[0]
         chosen += [(row, column) for column, (x0, x1) in zip(columns, column_edges, strict=True) if band[x0:x1].any()]
     return TileGrid(shape, side, np.array(chosen, np.int64).reshape(-1, 2))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
@@ -98,11 +99,14 @@ class Annotation:
         return (*points.min(axis=0), *points.max(axis=0))
 
 
+NO_SPANS = Spans(*np.zeros((3, 0), np.int32))
+
+
 @dataclass(frozen=True)
 class MaskAnnotation(Annotation):
     """A mask file: no outlines, but the runs of tumour and of regions of interest."""
 
-    tumour: Spans | None = None
+    tumour: Spans = NO_SPANS
     roi: Spans | None = None
 
     @property
@@ -125,14 +129,14 @@ class MaskAnnotation(Annotation):
 
 def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, height: int) -> float | np.ndarray:
     shape = np.broadcast_shapes(np.shape(x), np.shape(y))
-    flat = [np.rint(np.broadcast_to(value, shape).ravel()).astype(np.int64) for value in (x, y)]
-    share = spans.area(*flat, width, height) / (width * height)
+    left, top = (np.rint(np.broadcast_to(value, shape).ravel()).astype(np.int64) for value in (x, y))
+    share = spans.area(left, top, width, height) / (width * height)
     return share.reshape(shape) if shape else float(share[0])
 
 
 def load_annotation(
     path: Path | str,
-    groups: Mapping[str, Sequence[str]],
+    groups: Mapping[Any, Sequence[str]],
     origin: tuple[float, float] = (0, 0),
     slide_size: tuple[int, int] | None = None,
 ) -> Annotation:
@@ -155,7 +159,7 @@ def load_annotation(
 
 def read_annotation(
     path: Path | str,
-    groups: Mapping[str, Sequence[str]],
+    groups: Mapping[Any, Sequence[str]],
     origin: tuple[float, float] = (0, 0),
     slide_size: tuple[int, int] | None = None,
 ) -> Annotation:
@@ -203,7 +207,7 @@ def _is_json(path: Path) -> bool:
     return head.startswith(b"\x1f\x8b") or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
 
 
-def _from_mask(path: Path, groups: Mapping[str, Sequence[str]], slide_size: tuple[int, int] | None) -> MaskAnnotation:
+def _from_mask(path: Path, groups: Mapping[Any, Sequence[str]], slide_size: tuple[int, int] | None) -> MaskAnnotation:
     values = read_mask_file(path, slide_size)
     kind_of = {name.strip(): kind for kind, names in groups.items() for name in names}
     unnamed = [value for value in values if str(value) not in kind_of]
@@ -224,7 +228,7 @@ def _from_mask(path: Path, groups: Mapping[str, Sequence[str]], slide_size: tupl
     return MaskAnnotation(path, (), tuple(groups), [], join(tumour), join(roi) if roi else None)
 
 
-def _by_rule(path: Path, outlines: Sequence[Outline], groups: Mapping[str, Sequence[str]]) -> tuple[list[Polygon], str]:
+def _by_rule(path: Path, outlines: Sequence[Outline], groups: Mapping[Any, Sequence[str]]) -> tuple[list[Polygon], str]:
     """The outlines that rules use, with the kind of each, and all groups found, in words."""
     kind_of = {name.strip(): kind for kind, names in groups.items() for name in names}
     named = {
@@ -245,7 +249,7 @@ def _by_rule(path: Path, outlines: Sequence[Outline], groups: Mapping[str, Seque
     polygons = []
     for outline in outlines:
         kind = named[outline.group, outline.parents]
-        if kind == "ignore":
+        if kind is None or kind == "ignore":
             continue
         if not outline.rings:
             raise AnnotationError(
@@ -260,7 +264,7 @@ def _cut(texts: Sequence[str], most: int = 20) -> str:
     return listed(texts, most) or "none"
 
 
-def _rules(groups: Mapping[str, Sequence[str]]) -> str:
+def _rules(groups: Mapping[Any, Sequence[str]]) -> str:
     return "; ".join(f"{kind} = {', '.join(names) or 'nothing'}" for kind, names in groups.items())
 
 

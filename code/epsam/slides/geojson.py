@@ -2,10 +2,10 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from json.decoder import WHITESPACE
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from epsam.errors import AnnotationError
 from epsam.slides.outline import Outline, check_coordinates, shown
 
+WHITESPACE = re.compile(r"[ \t\n\r]*")
 MAX_BYTES = 256 * 2**20
 MAX_COUNTS = {"[": 5_000_000, "{": 1_000_000, ",": 12_000_000}
 """Of characters in the file: each stands for a list, an object or a value that takes memory while it is read."""
@@ -79,20 +80,21 @@ def _features(path: Path, text: str) -> Iterator[dict[str, Any]]:
         if text[at] == "[":
             at = yield from _items(text, at, decoder)
         else:
-            first, after = at, None
+            first, found = at, False
             at = _expect(text, at, "{")
             while text[at] != "}":
                 key, at = decoder.raw_decode(text, at)
                 at = _expect(text, at, ":")
                 if key == "features":
-                    at = after = yield from _items(text, at, decoder)
+                    at = yield from _items(text, at, decoder)
+                    found = True
                 else:
                     _, at = decoder.raw_decode(text, at)
                     at = _skip(text, at)
                 if text[at] == ",":
                     at = _skip(text, at + 1)
             at = _skip(text, at + 1)
-            if after is None:
+            if not found:
                 feature, _ = decoder.raw_decode(text, first)
                 if feature.get("type") != "Feature":
                     raise ValueError("neither FeatureCollection, Feature nor list of them")
@@ -103,7 +105,7 @@ def _features(path: Path, text: str) -> Iterator[dict[str, Any]]:
         raise AnnotationError(f"{path}: not whole or not GeoJSON ({shown(error)}); export it again") from None
 
 
-def _items(text: str, at: int, decoder: json.JSONDecoder) -> Iterator[dict[str, Any]]:
+def _items(text: str, at: int, decoder: json.JSONDecoder) -> Generator[dict[str, Any], None, int]:
     """The items of the list that begins at `at`; returns where the text goes on after it."""
     at = _expect(text, at, "[")
     while text[at] != "]":
@@ -118,7 +120,7 @@ def _items(text: str, at: int, decoder: json.JSONDecoder) -> Iterator[dict[str, 
 
 
 def _skip(text: str, at: int) -> int:
-    return WHITESPACE.match(text, at).end()
+    return at if (space := WHITESPACE.match(text, at)) is None else space.end()
 
 
 def _expect(text: str, at: int, character: str) -> int:
@@ -142,7 +144,7 @@ def _outlines(
     group = group if kind == "annotation" else f"{kind}: {group}"
     geometry = feature.get("geometry")
     shape = "no geometry" if geometry is None else geometry["type"]
-    if shape not in ("Polygon", "MultiPolygon"):
+    if geometry is None or shape not in ("Polygon", "MultiPolygon"):
         flat[str(shape)] += 1
         return
     coordinates = geometry["coordinates"]

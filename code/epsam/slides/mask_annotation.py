@@ -41,8 +41,9 @@ def read_mask_file(path: Path, slide_size: tuple[int, int] | None) -> dict[int, 
     runs = np.concatenate([np.zeros((0, 4), np.int32), *parts])
     runs = runs[np.lexsort((runs[:, 1], runs[:, 0]))]
     return {
-        int(value): Spans(*np.ascontiguousarray(runs[runs[:, 3] == value, :3].T), scale)
+        int(value): Spans(row, start, end, scale)
         for value in np.unique(runs[:, 3])
+        for row, start, end in [np.ascontiguousarray(runs[runs[:, 3] == value, :3].T)]
     }
 
 

@@ -104,8 +104,9 @@ def rasterize(polygons: Sequence[Sequence[np.ndarray]], layer: Sequence[int], pa
         _merge(_cut_out_holes(edges.fill(first, last), edges.polygon, edges.is_hole), layer, painted)
         for first, last in edges.bands()
     ]
-    bands = bands or [tuple(np.zeros(0, np.int32) for _ in range(3))]
-    return Spans(*(np.concatenate(part) for part in zip(*bands, strict=True)))
+    none = np.zeros(0, np.int32)
+    rows, starts, ends = zip(*(bands or [(none, none, none)]), strict=True)
+    return Spans(np.concatenate(rows), np.concatenate(starts), np.concatenate(ends))
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,13 @@ def _cut_out_holes(runs: Runs, polygon: np.ndarray, is_hole: np.ndarray) -> Runs
     (rows, owners), starts, ends = _sweep(
         (row[cut], owner[cut]), start[cut], end[cut], change, lambda changes: np.cumsum(changes) > 0
     )
-    whole = (owner[~cut], row[~cut], start[~cut], end[~cut])
-    return tuple(np.concatenate(pair) for pair in zip(whole, (owners, rows, starts, ends), strict=True))
+    rest = ~cut
+    return (
+        np.concatenate([owner[rest], owners]),
+        np.concatenate([row[rest], rows]),
+        np.concatenate([start[rest], starts]),
+        np.concatenate([end[rest], ends]),
+    )
 
 
 def _merge(runs: Runs, layer: Sequence[int], painted: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -226,7 +232,7 @@ def _merge(runs: Runs, layer: Sequence[int], painted: Sequence[bool]) -> tuple[n
         return state
 
     (rows,), starts, ends = _sweep((row,), start, end, depth + 1, inside)
-    return tuple(part.astype(np.int32) for part in (rows, starts, ends))
+    return rows.astype(np.int32), starts.astype(np.int32), ends.astype(np.int32)
 
 
 def _sweep(

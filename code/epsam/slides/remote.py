@@ -123,4 +123,4 @@ def _serve(connection: Connection, path: Path, backend: str, asap_path: Path | N
             connection.send(error)
         else:
             connection.send(None)
-            connection.send_bytes(np.ascontiguousarray(pixels).reshape(-1))
+            connection.send_bytes(np.ascontiguousarray(pixels).reshape(-1).data)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ PLAUSIBLE_MPP = (0.02, 20.0)
 
 MAX_RATIO_ERROR = 0.03
 """By which the ratio of a level's sides may differ from level 0's; macros and labels differ by far more."""
+
+
+Opened = TypeVar("Opened", bound="Slide")
 
 
 class Slide(ABC):
@@ -93,7 +96,7 @@ class Slide(ABC):
         """Let go of the file; the next read opens it again."""
         self._handle, self._owner = None, None
 
-    def __enter__(self) -> "Slide":
+    def __enter__(self: Opened) -> Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,9 +144,11 @@ def same_shape(size: tuple[int, int], level: tuple[int, int]) -> bool:
 
 def plausible_mpp(x: float | str | None, y: float | str | None) -> tuple[float, float] | None:
     """(x, y) in um when both are numbers that a scanner can have, else None."""
+    if x is None or y is None:
+        return None
     try:
         values = float(x), float(y)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     low, high = PLAUSIBLE_MPP
     return values if all(low <= value <= high for value in values) else None

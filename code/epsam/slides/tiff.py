@@ -6,7 +6,7 @@ because the libraries that would do it cost more than this file: tiffslide bring
 OpenSlide, large_image brings a tile server's cache and its many sources, wsidicom reads DICOM, as OpenSlide does.
 """
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,12 @@ def _has_colour_names(page: tifffile.TiffPage) -> bool:
     return colours == RED_GREEN_BLUE or names in (("red", "green", "blue"), ("r", "g", "b"))
 
 
+MAX_SUBIFDS = 64
+
+
 def _subifds(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:
-    return list(page.pages)[:64] if page.subifds else []
+    pages = islice(page.pages, MAX_SUBIFDS) if page.subifds and page.pages is not None else ()
+    return [inner for inner in pages if isinstance(inner, tifffile.TiffPage)]
 
 
 def mpp_of(page: tifffile.TiffPage) -> tuple[float, float] | None:
@@ -186,7 +190,7 @@ def _um(size: str | None, unit: float | None) -> float | None:
 
 def _ome(page: tifffile.TiffPage, element: str) -> list[Any]:
     """Elements of the first image in the OME-XML of the file's first page."""
-    first = page.parent.pages[0]
+    first = page.parent.pages.first
     if not first.is_ome:
         return []
     try:

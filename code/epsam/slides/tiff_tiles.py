@@ -6,6 +6,7 @@ JPEG goes through simplejpeg, because imagecodecs says nothing of damaged data a
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,10 @@ class TiffTiles:
             if page.compression == tifffile.COMPRESSION.JPEG:
                 tile = _decode_jpeg(page, data)
             else:
-                tile = page.decode(data, index, _fullsize=True)[0][0]
+                segment = page.decode(data, index, _fullsize=True)[0]
+                if segment is None:
+                    raise TileError("a tile is empty")
+                tile = segment[0]
         except TileError:
             raise
         except Exception as error:
@@ -132,12 +136,7 @@ def _decode_jpeg(page: tifffile.TiffPage, data: bytes) -> np.ndarray:
 
 def first_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """The pages at the top of a TIFF, at most MAX_PAGES."""
-    pages = []
-    for number, page in enumerate(tiff.pages):
-        if number == MAX_PAGES:
-            break
-        pages.append(page)
-    return pages
+    return [page for page in islice(tiff.pages, MAX_PAGES) if isinstance(page, tifffile.TiffPage)]
 
 
 def not_decodable(path: Path, x: int, y: int, level: int, reason: object) -> SlideError:

@@ -21,7 +21,7 @@ HALO = SMOOTH_PX // 2
 STRIP_ROWS = 256
 
 
-def tissue_mask(rgb: np.ndarray, settings: Tissue, threshold: int | None = None) -> np.ndarray:
+def tissue_mask(rgb: np.ndarray, settings: Tissue, threshold: float | None = None) -> np.ndarray:
     """(H, W) bool of an overview (H, W, 3) uint8 RGB: saturation above Otsu's threshold, closed and smoothed.
 
     threshold: saturation in 0..255 in place of Otsu's, for slides on which that fails.
@@ -116,7 +116,7 @@ def _smoothed(mask: np.ndarray, settings: Tissue) -> np.ndarray:
     """Closed and median-filtered (H, W) bool. Beyond the border lies no tissue: closing would else reach for it."""
     height, width = mask.shape
     margin = settings.close_px * settings.close_iterations
-    closed = cv2.copyMakeBorder(mask.astype(np.uint8), *[margin] * 4, cv2.BORDER_CONSTANT, value=0)
+    closed = cv2.copyMakeBorder(mask.astype(np.uint8), margin, margin, margin, margin, cv2.BORDER_CONSTANT, value=[0])
     if settings.close_iterations:
         kernel = np.ones((settings.close_px, settings.close_px), np.uint8)
         closed = cv2.morphologyEx(closed, cv2.MORPH_CLOSE, kernel, iterations=settings.close_iterations)
