@@ -91,4 +91,8 @@ def test_hooks_run_what_ci_runs_and_need_no_other_host():
     entries = {hook["id"]: hook["entry"] for hook in local["hooks"] if hook["language"] == "system"}
     assert entries["test"] in (CODE.parent / ".ci" / "run").read_text()
     assert entries["ruff"].startswith(".venv/bin/ruff check")
-    assert ".venv/bin/ruff check code" in (CODE.parent / "test.sh").read_text()
+    script = (CODE.parent / "test.sh").read_text()
+    assert ".venv/bin/ruff check code" in script
+    assert ".venv/bin/ruff format --check" in entries["ruff-format"]
+    assert ".venv/bin/ruff format --check" in script
+    assert f"\n{entries['mypy']}\n" in script
