@@ -32,7 +32,7 @@ def tissue_mask(rgb: np.ndarray, settings: Tissue, threshold: float | None = Non
 
 
 def find_tissue(
-    slide: Slide, settings: Tissue, threshold: int | None = None, thumbnail: Thumbnail | None = None
+    slide: Slide, settings: Tissue, threshold: float | None = None, thumbnail: Thumbnail | None = None
 ) -> np.ndarray:
     """(ceil(H / downsample), ceil(W / downsample)) bool of the slide, as `tissue_mask` of its overview.
 
@@ -87,7 +87,7 @@ class _Planes:
         keep = max(0, end - HALO)
         self._rows, self._above = self._rows[keep:].copy(), end - keep
 
-    def mask(self, settings: Tissue, threshold: int | None) -> np.ndarray:
+    def mask(self, settings: Tissue, threshold: float | None) -> np.ndarray:
         """(H, W) bool, after the last row."""
         self._take(len(self._rows))
         out = np.empty(self.saturation.shape, np.uint8)

@@ -56,7 +56,7 @@ class StudentSegmenter:
         """Masks bool (N, H, W) of patches RGB uint8 (N, H, W, 3), small regions removed as in training and evaluation."""
         return np.stack(
             [
-                without_small_regions(probability > 0.5, self.config.sam.min_region_px)
+                without_small_regions(probability > 0.5, self.config.postprocess.min_region_px)
                 for probability in self.segment(images, names)
             ]
         )
