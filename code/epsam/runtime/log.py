@@ -69,7 +69,7 @@ def set_up_logging(file: Path | None = None) -> None:
 
 
 def progress(iterable=None, *, total: int | None = None, desc: str, unit: str = "it", initial: int = 0) -> tqdm:
-    """A tqdm bar on stderr, the same everywhere."""
+    """A tqdm bar on stderr, the same everywhere; none where stderr is no terminal."""
     return tqdm(
         iterable,
         total=total,
@@ -80,4 +80,5 @@ def progress(iterable=None, *, total: int | None = None, desc: str, unit: str = 
         dynamic_ncols=True,
         smoothing=0.05,
         mininterval=0.5,
+        disable=None,
     )
