@@ -1,4 +1,4 @@
-"""A top level of its own for each test that runs the doors or the command line."""
+"""A top level of its own for each test that runs the scripts or the command line."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.tiny import make_top
 
 @pytest.fixture
 def top(tmp_path):
-    """A folder like the project's top level: the doors, code and the shipped weights, nothing made yet."""
+    """A folder like the project's top level: the scripts, code and the shipped weights, nothing made yet."""
     make_top(tmp_path)
     return tmp_path
 

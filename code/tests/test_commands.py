@@ -1,4 +1,4 @@
-"""The doors and the command line as a user meets them."""
+"""The scripts and the command line as a user meets them."""
 
 import json
 import shutil
@@ -15,10 +15,10 @@ PYTHON = ".venv/bin/python"
 
 
 def test_help_everywhere(run_in):
-    for door in ("./train.sh", "./infer.sh"):
-        done = run_in(door, "--help")
+    for script in ("./train.sh", "./infer.sh"):
+        done = run_in(script, "--help")
         assert done.returncode == 0
-        assert door in done.stdout
+        assert script in done.stdout
     for name, command in cli.commands.items():
         assert command.help, name
     assert [name for name in cli.commands if name in {s.name for s in STAGES}] == [s.name for s in STAGES]

@@ -25,7 +25,7 @@ class TileGrid:
     """(N, 2) int, row and column of each tile's corner, row by row."""
 
     def chunks(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """The tiles' numbers in runs of CHUNK, the runs in random order: the time left can then be foretold."""
+        """The tiles' numbers in runs of CHUNK, the runs in random order: the time left can then be estimated."""
         numbers = np.arange(len(self.positions))
         runs = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
         return [runs[i] for i in rng.permutation(len(runs))]

@@ -48,7 +48,7 @@ def run_tasks(
 def _run_halves(
     function: Callable[[Task], Result], tasks: list[Task], workers: int
 ) -> Iterator[tuple[Task, Result | SlideError]]:
-    """Run a pool; if one of its processes dies, halve what was not done until the guilty task is alone."""
+    """Run a pool; if one of its processes dies, halve what was not done until the failing task is alone."""
     lost = yield from _run_pool(function, tasks, workers)
     if lost and len(tasks) == 1:
         yield tasks[0], SlideError(DIED)
