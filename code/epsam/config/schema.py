@@ -76,7 +76,7 @@ class Slides(Section):
 
 
 class Tissue(Section):
-    """Tissue mask: saturation, Otsu, closing, median, at about `downsample` (method.md, section 0)."""
+    """Tissue mask: saturation, Otsu, closing, median, at about `downsample` (docs/METHOD.md, section 0)."""
 
     downsample: Rate = 16
     close_px: Positive = 7
@@ -150,7 +150,7 @@ class Augment(Section):
 
 
 class Classifier(Section):
-    """The patch classifier with enhanced ADL (method.md, section 1)."""
+    """The patch classifier with enhanced ADL (docs/METHOD.md, section 1)."""
 
     backbone: Literal["resnet", "efficientnet_lite0"] = "resnet"
     """The network: a ResNet, as published, or the smaller EfficientNet-Lite0, whose ImageNet weights come as a Python
@@ -194,7 +194,7 @@ class Classifier(Section):
 
 
 class Cam(Section):
-    """Class activation maps and the masks cut from them (method.md, section 2)."""
+    """Class activation maps and the masks cut from them (docs/METHOD.md, section 2)."""
 
     layer: Literal["layer4.0", "layer4"] = "layer4.0"
     rotations: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
@@ -218,7 +218,7 @@ class Cam(Section):
 
 
 class Prompts(Section):
-    """The prompts that SAM gets (method.md, section 3)."""
+    """The prompts that SAM gets (docs/METHOD.md, section 3)."""
 
     kind: Literal["points", "boxes", "both"] = "points"
     points: Positive = 50
@@ -254,7 +254,7 @@ class Postprocess(Section):
 
 
 class Finetune(Section):
-    """Fine-tuning of SAM's mask decoder, the same in every round (method.md, section 4)."""
+    """Fine-tuning of SAM's mask decoder, the same in every round (docs/METHOD.md, section 4)."""
 
     lr: Rate = 5e-6
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -295,7 +295,7 @@ class Student(Section):
 
 
 class Evaluate(Section):
-    """The table on the test split (method.md, section 5)."""
+    """The table on the test split (docs/METHOD.md, section 5)."""
 
     bootstrap: Count = 1000
     """Resamples behind the 95 % intervals."""
