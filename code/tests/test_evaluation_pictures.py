@@ -2,6 +2,8 @@
 
 import base64
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import cv2
@@ -111,6 +113,12 @@ def test_charts_are_svg_in_the_colours_of_the_theme():
         assert all(word in text for word in wanted)
         assert "prefers-color-scheme: dark" in text
         assert not any(stand_in in text for stand_in in plots.THEME)
+
+
+def test_the_same_figures_give_the_same_bytes_in_another_process():
+    code = "from epsam.visualization.charts import points_chart; print(points_chart([('a', 0.5, 0.4, 0.6)], 'Dice'))"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)]
+    assert runs[0] == runs[1]
 
 
 def test_figures_that_differ_little_are_shown_on_an_axis_that_shows_it():

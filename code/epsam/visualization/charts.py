@@ -145,7 +145,8 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 def _as_svg(figure: Figure) -> str:
     """A data URI; sizes in the SVG are relative, so the page decides how wide it is shown."""
     stream = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+    # Without a salt the identifiers in the file are drawn at random: the same run gives the same bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "epsam", "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
     for stand_in, (name, _, _) in THEME.items():
@@ -177,4 +178,4 @@ def draw_curves(path: Path, fit: TrainingHistory) -> None:
     losses.set_ylabel("binary cross-entropy")
     areas.set_ylabel("AUC")
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata={"Software": None})
