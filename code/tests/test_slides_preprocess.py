@@ -20,6 +20,7 @@ from epsam.stages.preprocess import preprocess
 from epsam.visualization import palette
 from epsam.workspace import SPLITS, Workspace
 from tests.slide_factory import GROUPS, box_points, draw, make_dataset, philips, spoil_tile, write_slide, write_xml
+from tests.test_slides_tiff import write_ome
 
 WSI = Path(__file__).parents[3] / "shared" / "data" / "wsi"
 PATCHES = {
@@ -385,6 +386,15 @@ def test_names_with_spaces_capitals_and_other_letters(ws):
         assert row["status"] == "ok"
         assert list((ws.split(row["split"]) / "mask").glob(f"{name}_x*_1.png"))
         assert (ws.qa / f"{name}.jpg").is_file()
+
+
+def test_an_ome_tiff_is_cut_by_the_reader_that_found_its_windows(ws):
+    (ws.slides / "tumor_001.tif").unlink()
+    write_ome(ws.slides / "tumor_001.ome.tif", draw(tumour=[(136, 128, 300, 260)]), "YXS", photometric="rgb")
+    preprocess(config(), ws)
+    row = slides(ws)["tumor_001"]
+    assert (row["status"], row["reason"], row["reader"]) == ("ok", "", "tifffile")
+    assert list((ws.split(row["split"]) / "image").glob("tumor_001_x*.png"))
 
 
 def test_data_set_that_is_a_link(ws, tmp_path):
