@@ -581,6 +581,7 @@ def test_real_slides_and_broken_ones(ws):
     files = list(WSI.iterdir())
     for path in files:
         (ws.slides / path.name).symlink_to(path)
+    ws.slide_table.write_text("slide,mpp\ncmu-1-small-region,0.25\n")  # as the others have
     preprocess(config(patches={"size_px": 128}), ws)
     expected = {
         "cmu-1-small-region": ("ok", ""),
