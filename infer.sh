@@ -15,8 +15,10 @@ RESNET_CHECKPOINT=${RESNET_CHECKPOINT:-checkpoints/demo_resnet_adl.pth}
 # vit_b, vit_l, vit_h or demo; its weights by path, or empty: checkpoints/, fetched when missing.
 SAM_MODEL_TYPE=${SAM_MODEL_TYPE:-demo}
 SAM_CHECKPOINT=${SAM_CHECKPOINT:-}
-# The decoder of the last round.
-SAM_DECODER_CHECKPOINT=${SAM_DECODER_CHECKPOINT:-checkpoints/demo_decoder_iter3.pth}
+# The decoder of the last round, to predict with the classifier and SAM as published. Empty: with the student.
+SAM_DECODER_CHECKPOINT=${SAM_DECODER_CHECKPOINT:-}
+# The student. Empty: that of the run that RESNET_CHECKPOINT is from, or, if it has none, the decoder of its last round.
+STUDENT_CHECKPOINT=${STUDENT_CHECKPOINT:-}
 OUTPUT_DIR=${OUTPUT_DIR:-runs/inference}
 
 case "${1:-}" in
@@ -43,4 +45,5 @@ export PYTHONSAFEPATH=1
   --sam-model-type "$SAM_MODEL_TYPE" \
   --sam-checkpoint "$SAM_CHECKPOINT" \
   --sam-decoder-checkpoint "$SAM_DECODER_CHECKPOINT" \
+  --student-checkpoint "$STUDENT_CHECKPOINT" \
   --output-dir "$OUTPUT_DIR" ${arguments[@]+"${arguments[@]}"}

@@ -45,5 +45,6 @@ stage embed
 stage initial-masks
 stage finetune
 stage retrain
+stage distill
 stage evaluate
 stage report

@@ -1,12 +1,15 @@
 """Whole slides against patches on a finished run: what predicting, blending and outlining a slide costs in Dice.
 
-    python code/benchmarks/slide_dice.py [TOP] [--name demo] [--split test] [--fresh] [section.key=value ...]
+    python code/benchmarks/slide_dice.py [TOP] [--name demo] [--split test] [--models sam student] [--fresh]
+                                        [section.key=value ...]
 
 TOP is a top level whose run NAME is done up to evaluate; the default is this project's own. Predicts every slide of
-the split as ./infer.sh does, into TOP/runs/NAME/slides/ (run again, it goes on there), and prints for each the Dice of
-its mask with the annotation. Then two comparisons of pooled Dice: annotated slides beside test patches with tumour,
-and all slides beside all test patches, both of which also pay for what the classifier takes for tumour. XML and
-GeoJSON are read back, with our reader and with shapely, and compared with the mask.
+the split as ./infer.sh does, with the classifier and SAM into TOP/runs/NAME/slides/ and with the student into
+TOP/runs/NAME/slides_student/ (run again, it goes on there), and prints for each the Dice of its mask with the
+annotation; then pooled Dice, precision and recall over all of them, and two comparisons of pooled Dice: annotated
+slides beside test patches with tumour, and all slides beside all test patches, both of which also pay for what the
+classifier takes for tumour. XML and GeoJSON are read back, with our reader and with shapely, and compared with the
+mask.
 """
 
 import argparse
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("top", nargs="?", type=Path, default=Path(__file__).parents[2], metavar="TOP")
     parser.add_argument("--name", default="demo")
     parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--models", nargs="+", default=["sam", "student"], choices=["sam", "student"])
     parser.add_argument("--fresh", action="store_true", help="predict all slides anew")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
@@ -51,10 +55,13 @@ def main() -> None:
         for row in read_csv(workspace.slides_csv, ["slide", "split", "status", "path"])
         if row["split"] == arguments.split and row["status"] == "ok"
     ]
-    output = workspace.run / "slides"
-    for number, row in enumerate(slides):
-        predict(config, workspace, slide_path(workspace, row), output, fresh=arguments.fresh and number == 0)
-    compare(config, workspace, slides, output)
+    for model in arguments.models:
+        output = workspace.run / ("slides" if model == "sam" else "slides_student")
+        for number, row in enumerate(slides):
+            fresh = arguments.fresh and number == 0
+            predict(config, workspace, model, slide_path(workspace, row), output, fresh=fresh)
+        print(f"--- {model}")
+        compare(config, workspace, slides, output, final_method(config) if model == "sam" else "student")
 
 
 def slide_path(workspace: Workspace, row: dict[str, str]) -> Path:
@@ -62,7 +69,7 @@ def slide_path(workspace: Workspace, row: dict[str, str]) -> Path:
     return workspace.slides / Path(row["path"]).name
 
 
-def predict(config: Config, workspace: Workspace, slide: Path, output: Path, *, fresh: bool) -> None:
+def predict(config: Config, workspace: Workspace, model: str, slide: Path, output: Path, *, fresh: bool) -> None:
     """What ./infer.sh does for one slide with the checkpoints of the run."""
     infer(
         InferenceSettings(
@@ -71,6 +78,7 @@ def predict(config: Config, workspace: Workspace, slide: Path, output: Path, *, 
             sam_model_type=config.sam.model_type,
             sam_checkpoint=config.sam.checkpoint,
             sam_decoder_checkpoint=workspace.decoder(config.retrain.rounds),
+            student_checkpoint=workspace.student if model == "student" else None,
             output_dir=output,
             config=config,
             fresh=fresh,
@@ -80,8 +88,8 @@ def predict(config: Config, workspace: Workspace, slide: Path, output: Path, *, 
     )
 
 
-def compare(config: Config, workspace: Workspace, slides: list[dict[str, str]], output: Path) -> None:
-    """Print the figures of every slide and the comparisons with patches."""
+def compare(config: Config, workspace: Workspace, slides: list[dict[str, str]], output: Path, method: str) -> None:
+    """Print the figures of every slide and the comparisons with the patches of a method."""
     overlaps, differences = [], []
     print(f"{'slide':24}  {'Dice':>6}  {'predicted':>10}  {'annotated':>10}  files differ by")
     for row in slides:
@@ -92,7 +100,12 @@ def compare(config: Config, workspace: Workspace, slides: list[dict[str, str]], 
         differences.append(export_difference(slide_path(workspace, row), output, name, mask))
         shown = f"{float(pooled_dice(np.array(overlaps[-1]))):6.3f}" if true else "     –"
         print(f"{name:24}  {shown}  {predicted / 1e6:7.3f} Mpx  {true / 1e6:7.3f} Mpx  {differences[-1]:.3%}")
-    patches = method_rows(workspace)[final_method(config)]
+    both, predicted, true = np.sum(overlaps, axis=0)
+    print(
+        f"all slides: Dice {2 * both / max(predicted + true, 1):.4f}, precision {both / max(predicted, 1):.4f}, "
+        f"recall {both / max(true, 1):.4f}"
+    )
+    patches = method_rows(workspace)[method]
     for what, chosen, key, count in (
         ("with tumour", [o for o in overlaps if o[2]], "pooled_dice", "patches"),
         ("all", overlaps, "all_pooled_dice", "all_patches"),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from epsam.config.loading import config_from, find_config, load_config
+from epsam.config.loading import find_config, load_config
 from epsam.config.schema import Config
-from epsam.errors import CheckpointError, ConfigError, EpsamError
+from epsam.errors import EpsamError
 from epsam.pipeline import PREPROCESS, STAGES
 from epsam.runs.lock import release
 from epsam.runs.record import end_with_owner
@@ -19,7 +19,6 @@ from epsam.runs.runner import run_stage
 from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.log import logger, set_up_logging
-from epsam.runtime.sidecar import read_metadata, sidecar_path
 from epsam.slides.slide import PLAUSIBLE_MPP
 from epsam.workspace import Workspace
 
@@ -167,7 +166,12 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
 @click.option("--resnet-checkpoint", type=click.Path(path_type=Path), required=True)
 @click.option("--sam-model-type", type=click.Choice(["vit_b", "vit_l", "vit_h", "demo"]), required=True)
 @click.option("--sam-checkpoint", default="", help="Weights of SAM; empty: looked for in checkpoints/ and fetched.")
-@click.option("--sam-decoder-checkpoint", type=click.Path(path_type=Path), required=True)
+@click.option("--sam-decoder-checkpoint", default="", help="Predict with the classifier and SAM with this decoder.")
+@click.option(
+    "--student-checkpoint",
+    default="",
+    help="Predict with this student; without either, the student of the classifier's run, where there is one.",
+)
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True)
 @click.option(
     "--config",
@@ -188,7 +192,8 @@ def infer_command(
     resnet_checkpoint: Path,
     sam_model_type: str,
     sam_checkpoint: str,
-    sam_decoder_checkpoint: Path,
+    sam_decoder_checkpoint: str,
+    student_checkpoint: str,
     output_dir: Path,
     config_name: str | None,
     mpp: float | None,
@@ -198,21 +203,31 @@ def infer_command(
 ) -> None:
     """Segment patches, a slide or a folder of slides with trained checkpoints."""
     set_up_logging(root / "logging_inference.txt")
-    config = settings_of(resnet_checkpoint, sam_decoder_checkpoint, config_name, overrides)
     from epsam.doctor import report
     from epsam.doctor.run import examine_for_inference
+    from epsam.inference.checkpoints import choose_checkpoints
     from epsam.inference.run import InferenceSettings, infer
     from epsam.runtime.device import choose_hardware
 
+    classifier = root / resnet_checkpoint
+    chosen = choose_checkpoints(
+        classifier,
+        root / student_checkpoint if student_checkpoint else None,
+        root / sam_decoder_checkpoint if sam_decoder_checkpoint else None,
+        config_name,
+        overrides,
+    )
+    config = chosen.config
     sam = {"model_type": sam_model_type, "checkpoint": root / sam_checkpoint if sam_checkpoint else None}
     checked = config.model_copy(update={"sam": config.sam.model_copy(update=sam)})
-    report(examine_for_inference(checked, root / "checkpoints", root / output_dir))
+    report(examine_for_inference(checked, root / "checkpoints", root / output_dir, with_sam=not chosen.student))
     settings = InferenceSettings(
         test_dataset_dir=root / test_dataset_dir,
-        resnet_checkpoint=root / resnet_checkpoint,
+        resnet_checkpoint=classifier,
         sam_model_type=sam_model_type,
         sam_checkpoint=root / sam_checkpoint if sam_checkpoint else None,
-        sam_decoder_checkpoint=root / sam_decoder_checkpoint,
+        sam_decoder_checkpoint=chosen.decoder,
+        student_checkpoint=chosen.student,
         output_dir=root / output_dir,
         weights_dir=root / "checkpoints",
         config=config,
@@ -220,25 +235,6 @@ def infer_command(
         mpp=mpp,
     )
     infer(settings, choose_hardware(config.profile))
-
-
-def settings_of(resnet: Path, decoder: Path, config_name: str | None, overrides: tuple[str, ...]) -> Config:
-    """Settings that the checkpoints were trained with: `config_name`, or those saved beside them, without paths.
-
-    Raises CheckpointError when a checkpoint is missing, ConfigError when no settings are found.
-    """
-    for path in (resnet, decoder):
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such checkpoint; ./train.sh makes it, or set the path in infer.sh")
-    if config_name:
-        return load_config(find_config(config_name), overrides)
-    for path in (decoder, resnet):
-        if settings := read_metadata(path).get("settings"):
-            return config_from(settings, str(sidecar_path(path)), overrides, with_paths=False)
-    raise ConfigError(
-        f"{decoder}: no settings beside it ({sidecar_path(decoder).name}); name those it was trained "
-        "with, e.g. ./infer.sh --config camelyon17"
-    )
 
 
 @cli.command("fetch")

@@ -2,7 +2,8 @@
 
     slides -> preprocess -> patches -> train-classifier -> ResNet with ADL -> initial-masks -> maps, masks
                             patches -> embed -> SAM's embeddings
-    embeddings, maps, masks -> finetune -> round 0 -> retrain -> rounds 1 to N -> evaluate -> report
+    embeddings, maps, masks -> finetune -> round 0 -> retrain -> rounds 1 to N -> distill -> student
+                                                rounds, student -> evaluate -> report
 
 A stage is imported when it runs, so that one that is done is reported as done without loading PyTorch.
 """
@@ -48,6 +49,12 @@ def _retrain(config: Config, workspace: Workspace, hardware: Any) -> None:
     from epsam.stages.retrain import retrain
 
     retrain(config, workspace, hardware)
+
+
+def _distill(config: Config, workspace: Workspace, hardware: Any) -> None:
+    from epsam.stages.distill import distill
+
+    distill(config, workspace, hardware)
 
 
 def _evaluate(config: Config, workspace: Workspace, hardware: Any) -> None:
@@ -135,21 +142,37 @@ RETRAIN = Stage(
     ),
     temporary=("state/round[1-9]*",),
 )
+DISTILL = Stage(
+    "distill",
+    "the student: a segmentation network that learns what the last round predicts",
+    _distill,
+    needs=(RETRAIN,),
+    settings=("student",),
+    outputs=("checkpoints/{name}_student.pth",),
+    files=(
+        "checkpoints/{name}_student.pth",
+        "runs/{name}/student_curves.csv",
+        "dataset/{name}/{split}/distill/*.png",
+    ),
+    temporary=("state/student.pth", "state/student_best.pth"),
+    skipped_when=("student.enabled", False),
+)
 EVALUATE = Stage(
     "evaluate",
     "the table on the test split",
     _evaluate,
-    needs=(RETRAIN,),
+    needs=(RETRAIN, DISTILL),
     settings=("evaluate", "inference.classifier_probability"),
     outputs=("runs/{name}/metrics.csv",),
     files=(
         "checkpoints/{name}_decoder_supervised.pth",
+        "checkpoints/{name}_student_supervised.pth",
         "runs/{name}/state/evaluate.results.json",
         "runs/{name}/state/predictions/*.csv",
         "runs/{name}/state/predictions/*/*.png",
     ),
     resumes_from=("state/predictions*",),
-    temporary=("state/supervised*",),
+    temporary=("state/supervised*", "state/student_supervised*"),
     uses_true_masks=True,
 )
 REPORT = Stage(
@@ -161,4 +184,4 @@ REPORT = Stage(
     uses_true_masks=True,
 )
 
-STAGES = (PREPROCESS, TRAIN_CLASSIFIER, EMBED, INITIAL_MASKS, FINETUNE, RETRAIN, EVALUATE, REPORT)
+STAGES = (PREPROCESS, TRAIN_CLASSIFIER, EMBED, INITIAL_MASKS, FINETUNE, RETRAIN, DISTILL, EVALUATE, REPORT)

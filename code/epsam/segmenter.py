@@ -101,6 +101,8 @@ def segment_stored(
 class ImageSegmenter:
     """Classifier and SAM with its decoder, for images at hand; `config` is that of the run that trained them."""
 
+    uses_classifier = True
+
     def __init__(self, classifier: Backbone, sam: Sam, config: Config, hardware: Hardware):
         self.classifier, self.sam, self.config, self.hardware = classifier, sam, config, hardware
         self._classifier_batch = BatchSize("classifier", hardware.classifier_batch)

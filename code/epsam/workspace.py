@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPLITS = ("train", "val", "test")
-RESERVED_FOLDERS = ("image", "mask", "initial_mask")
+RESERVED_FOLDERS = ("image", "mask", "initial_mask", "distill")
 """Folders of a split that the program itself writes, beside iter_*."""
 
 

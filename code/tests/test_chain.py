@@ -27,7 +27,10 @@ def test_train_infer_train_again(run_in, top):
     log = (top / "logging_tiny.txt").read_text()
     assert "%|" not in log
     methods = [m[1] for m in RESULT.finditer(log)]
-    assert methods == ["cam", "sam", "round0", "round1", "supervised"]
+    assert methods == [
+        *("ones", "colour", "cam", "sam", "round0", "round1"),
+        *("student", "supervised", "student_supervised"),
+    ]
 
     with (top / "runs/tiny/metrics.csv").open() as stream:
         rows = {row["method"]: row for row in csv.DictReader(stream) if row["method"]}
@@ -39,6 +42,7 @@ def test_train_infer_train_again(run_in, top):
         "checkpoints/tiny_resnet_adl.pth",
         "checkpoints/tiny_sam_pre_decoder.pth",
         "checkpoints/tiny_decoder_iter1.pth",
+        "checkpoints/tiny_student.pth",
         "runs/tiny/report.html",
         "runs/tiny/config.yaml",
         "runs/tiny/environment.json",
@@ -52,7 +56,7 @@ def test_train_infer_train_again(run_in, top):
 
     second = run_in("./train.sh", "tiny.yaml")
     assert second.returncode == 0
-    assert second.stdout.count("done already") == 8
+    assert second.stdout.count("done already") == 9
     assert _files(top) == made
 
     changed = run_in("./train.sh", "tiny.yaml", "cam.threshold=0.6")
@@ -78,3 +82,14 @@ def test_train_infer_train_again(run_in, top):
     assert inferred.returncode == 0, inferred.stdout + inferred.stderr
     figures = re.search(r"\[result\].* dice=([\d.]+)", (top / "logging_inference.txt").read_text())
     assert figures, inferred.stdout
+
+    student = run_in(
+        "./infer.sh",
+        OUTPUT_DIR="out2",
+        TEST_DATASET_DIR="dataset/tiny/test",
+        RESNET_CHECKPOINT="checkpoints/tiny_resnet_adl.pth",
+    )
+    assert student.returncode == 0, student.stdout + student.stderr
+    assert "predicting with the student, checkpoints/tiny_student.pth" in student.stdout
+    row = next(iter(csv.DictReader((top / "out2/predictions.csv").open())))
+    assert row["classifier_probability"] == ""

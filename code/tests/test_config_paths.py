@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from epsam.cli import settings_of
 from epsam.config.loading import find_config, load_config
 from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Config
 from epsam.errors import ConfigError
+from epsam.inference.checkpoints import settings_of
 
 ASAP = "multiresolutionimageinterface.py"
 
@@ -58,22 +58,22 @@ def test_no_path_is_taken_from_settings_beside_weights(sidecar, tmp_path, caplog
     section, _, name = key.partition(".")
     settings = {section: {name: "/theirs"}} if nested else {key: "/theirs"}
     files = sidecar(settings)
-    assert _value(settings_of(*files, None, ()), key) == _value(Config(name="x"), key)
+    assert _value(settings_of(files, None, ()), key) == _value(Config(name="x"), key)
     assert f"give {key} yourself" in caplog.text
-    assert str(_value(settings_of(*files, None, (f"{key}=/mine",)), key)) == "/mine"
+    assert str(_value(settings_of(files, None, (f"{key}=/mine",)), key)) == "/mine"
     (tmp_path / "mine.yaml").write_text(f"{section}: {{{name}: /mine}}\n")
-    assert str(_value(settings_of(*files, str(tmp_path / "mine.yaml"), ()), key)) == "/mine"
+    assert str(_value(settings_of(files, str(tmp_path / "mine.yaml"), ()), key)) == "/mine"
 
 
 def test_words_in_place_of_a_path_are_kept(sidecar, caplog):
-    assert settings_of(*sidecar({"classifier.init": "imagenet"}), None, ()).classifier.init == "imagenet"
+    assert settings_of(sidecar({"classifier.init": "imagenet"}), None, ()).classifier.init == "imagenet"
     assert not caplog.text
 
 
 @pytest.mark.parametrize("name", ["../up", "/etc/x", "a/b", "..", "a\nb", "a\n"])
 def test_a_name_that_is_a_path_is_refused(sidecar, name):
     with pytest.raises(ConfigError, match=r"decoder\.pth\.json: `name`"):
-        settings_of(*sidecar({"name": name}), None, ())
+        settings_of(sidecar({"name": name}), None, ())
 
 
 @pytest.mark.parametrize("key", PATHS)

@@ -90,7 +90,9 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
         "slides",
         "split",
     ]
-    assert [check.name for check in examine_for_inference(DEMO, workspace.checkpoints, workspace.run)] == [
+    assert [
+        check.name for check in examine_for_inference(DEMO, workspace.checkpoints, workspace.run, with_sam=True)
+    ] == [
         "Python",
         "program",
         "torch",
@@ -99,7 +101,7 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
         "folders",
         "weights",
     ]
-    nowhere = examine_for_inference(DEMO, workspace.checkpoints, Path("/proc/self/out"))
+    nowhere = examine_for_inference(DEMO, workspace.checkpoints, Path("/proc/self/out"), with_sam=True)
     assert [check.name for check in nowhere if check.status == "error"] == ["folders", "weights"]
 
 

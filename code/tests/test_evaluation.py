@@ -44,10 +44,11 @@ sam: {model_type: demo, views: 1}
 postprocess: {components: touching_cam, min_region_px: 30}
 finetune: {lr: 1.0e-4, epochs: 1}
 retrain: {rounds: 1, ids: 0}
+student: {epochs: 1}
 evaluate: {bootstrap: 50, supervised: true}
 """
 SPLITS = {"train": 6, "val": 3, "test": 5}
-METHODS = ["ones", "colour", "cam", "sam", "round0", "round1", "supervised"]
+METHODS = ["ones", "colour", "cam", "sam", "round0", "round1", "student", "supervised", "student_supervised"]
 
 
 def _write_patches(workspace: Workspace) -> None:
@@ -84,7 +85,7 @@ def made(tmp_path_factory):
         peak_memory_mib=9,
         device="cpu",
     )
-    for stage in ("train-classifier", "embed", "initial-masks", "finetune", "retrain", "evaluate", "report"):
+    for stage in ("train-classifier", "embed", "initial-masks", "finetune", "retrain", "distill", "evaluate", "report"):
         run_stage(STAGES, find_stage(STAGES, stage), config, workspace)
     return config, workspace
 

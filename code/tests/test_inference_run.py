@@ -33,6 +33,7 @@ from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.sam.checkpoint import decoder_weights, load_sam
 from epsam.slides.annotation import load_annotation
 from epsam.slides.reader import open_slide
+from epsam.student.network import build_student
 from tests.slide_factory import write_leica
 from tests.tiny import SETTINGS
 
@@ -126,6 +127,45 @@ def test_a_slide_gives_all_outputs_and_its_figures(settings, hardware, caplog):
     assert read_image(out / "tumor_001_overlay.png").shape[0] > 600
     assert f"[result] slide=tumor_001 tumour_mm2={float(row['tumour_mm2']):.4f} tumour_fraction=" in caplog.text
     assert not list((out / "state" / "work").iterdir())
+
+
+@pytest.fixture
+def student(settings, monkeypatch):
+    """Settings with a student of random weights, and no way to load SAM or the classifier."""
+
+    def never(*_, **__):
+        raise AssertionError("the student needs no other network")
+
+    monkeypatch.setattr("epsam.inference.models.load_sam", never)
+    monkeypatch.setattr("epsam.inference.models.load_classifier", never)
+    torch.manual_seed(0)
+    path = settings.output_dir.parent / "student.pth"
+    save_weights(path, build_student(settings.config.classifier).state_dict(), {})
+    nowhere = Path("/nowhere/resnet.pth")
+    return dataclasses.replace(
+        settings, resnet_checkpoint=nowhere, sam_decoder_checkpoint=None, student_checkpoint=path
+    )
+
+
+def test_the_student_alone_gives_all_outputs_of_a_slide(student, hardware):
+    infer(with_inference(student, classifier_probability=0.9, threshold=0.01), hardware)
+    assert outputs_of(student.output_dir)
+    row = rows_of(student.output_dir / "slides.csv")[0]
+    assert row["status"] == "ok"
+    assert float(row["tumour_fraction"]) > 0.5, "every tile of tissue was segmented"
+    with pytest.raises(CheckpointError, match="STUDENT_CHECKPOINT.*a classifier.*RESNET_CHECKPOINT"):
+        other = student.output_dir.parent / "resnet.pth"
+        save_weights(other, build_classifier(student.config.classifier).state_dict(), {})
+        infer(dataclasses.replace(student, student_checkpoint=other, output_dir=student.output_dir / "2"), hardware)
+
+
+def test_the_student_segments_every_patch_and_names_no_classifier_probability(student, hardware, patch_folder):
+    infer(dataclasses.replace(student, test_dataset_dir=patch_folder), hardware)
+    rows = rows_of(student.output_dir / "predictions.csv")
+    assert [(row["status"], row["segmented"], row["classifier_probability"]) for row in rows] == [("ok", "1", "")] * 3
+    before = (student.output_dir / "predictions.csv").read_bytes()
+    infer(dataclasses.replace(student, test_dataset_dir=patch_folder), hardware)
+    assert (student.output_dir / "predictions.csv").read_bytes() == before
 
 
 def test_a_slide_killed_in_the_middle_ends_with_the_same_bytes(settings, hardware, tmp_path):

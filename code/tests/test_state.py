@@ -188,11 +188,11 @@ def test_a_damaged_record_of_a_stage_is_named(tmp_path, content):
 
 @pytest.fixture
 def run(tmp_path):
-    """Settings and workspace of a run on brought patches whose stages but the last three are noted as done."""
+    """Settings and workspace of a run on brought patches whose stages up to finetune are noted as done."""
     (tmp_path / "small.yaml").write_text(SETTINGS)
     config, workspace = load_config(tmp_path / "small.yaml"), Workspace(tmp_path, "small")
     make_patches(workspace, {"train": 6, "val": 3, "test": 3})
-    for stage in STAGES[:-3]:
+    for stage in STAGES[:-4]:
         for output in stage.output_paths(config, workspace):
             if not output.is_dir():
                 write_text(output, "made before")

@@ -1,9 +1,13 @@
 """The student: what it learns, from what, and how its weights are kept."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from epsam.cam.mask import cam_mask
+from epsam.cam.store import load_cams
 from epsam.classifier.augmentation import augment, augment_with_masks
 from epsam.classifier.building import build_classifier
 from epsam.classifier.train_step import TrainStep
@@ -12,15 +16,20 @@ from epsam.config.schema import Augment, Classifier, Config
 from epsam.config.schema import Student as StudentSettings
 from epsam.errors import CheckpointError, DataError
 from epsam.patches.patch import patches_for_classifier
+from epsam.pseudo_labels import ids_score
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv, read_image, read_mask, sha256, write_png
+from epsam.stages.finetune import finetune
 from epsam.student.data import targets_of
+from epsam.student.labels import labels_folder, write_labels
 from epsam.student.network import build_student, load_student
 from epsam.student.segmenter import StudentSegmenter
 from epsam.student.training import segmentation_loss, train_student
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
+from tests.sam_factory import make_config, predict_split
+from tests.sam_factory import make_patches as make_prompted_patches
 
 CPU = choose_hardware("cpu")
 SETTINGS = Classifier(
@@ -142,6 +151,25 @@ def test_a_mask_moves_with_its_image():
     assert set(moved_masks.unique().tolist()) == {0, 1}
     assert not torch.equal(moved_masks, masks)
     assert (moved_masks - moved[:, 0]).abs().mean() < 0.03
+
+
+def test_its_labels_are_the_last_rounds_predictions_and_cam_masks_where_the_filter_drops_them(tmp_path):
+    workspace = make_prompted_patches(tmp_path)
+    config = make_config(tmp_path, sam={"embeddings": "off"}, finetune={"epochs": 1}, classifier={"depth": 18})
+    finetune(config, workspace, CPU)
+    shutil.copy(workspace.decoder(0), workspace.decoder(1))
+    predicted = predict_split(config, workspace, CPU, "train", workspace.decoder(1))
+    cams = load_cams(workspace.cams("train"))
+    in_cam = {name: cam_mask(cam, config.cam, predicted[name].shape) for name, cam in cams.items()}
+    scores = {name: ids_score(in_cam[name], mask) for name, mask in predicted.items()}
+    threshold = float(np.median(list(scores.values())))
+    config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"ids": threshold})})
+    write_labels(config, workspace, CPU)
+    for name, score in scores.items():
+        label = read_mask(labels_folder(workspace, "train") / f"{name}.png")
+        np.testing.assert_array_equal(label, predicted[name] if score >= threshold else in_cam[name])
+    assert 0 < sum(score >= threshold for score in scores.values()) < len(scores)
+    assert len(list(labels_folder(workspace, "val").glob("*.png"))) == 3
 
 
 def test_empty_masks_of_positives_are_left_out_and_missing_ones_are_named(workspace, caplog):

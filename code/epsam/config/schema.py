@@ -289,13 +289,13 @@ class Student(Section):
     trunk_lr: Rate = 1e-4
     """The same of the trunk, which starts as the trained classifier."""
     batch: Positive = 16
-    epochs: Positive = 20
-    early_stop: Positive = 10
+    epochs: Positive = 10
+    early_stop: Positive = 5
     seed: int = 23
 
 
 class Evaluate(Section):
-    """The table on the test split (docs/METHOD.md, section 5)."""
+    """The table on the test split (docs/METHOD.md, section 6)."""
 
     bootstrap: Count = 1000
     """Resamples behind the 95 % intervals."""
@@ -306,6 +306,9 @@ class Evaluate(Section):
 class Inference(Section):
     """Prediction for whole slides (./infer.sh)."""
 
+    model: Literal["student", "sam"] = "student"
+    """What predicts where ./infer.sh is given neither STUDENT_CHECKPOINT nor SAM_DECODER_CHECKPOINT: the student, where
+    the run has one, or the classifier and SAM."""
     overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.5
     """Share of a tile's side that it has in common with the next one."""
     classifier_probability: Share = 0.5

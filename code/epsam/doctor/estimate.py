@@ -15,6 +15,8 @@ MILLION_WEIGHTS = {18: 11.2, 34: 21.3, 50: 23.5, "efficientnet_lite0": 3.4}
 DECODER_MILLION_WEIGHTS = 4.1
 FLOP_PER_PX = {18: 0.12e6, 34: 0.22e6, 50: 0.25e6, "efficientnet_lite0": 0.03e6}
 """Of one forward pass of the classifier with layer3_stride 2; three times as many with 1."""
+STUDENT_SHARE = 1.4
+"""FLOP of the student's network by those of the classifier that is its trunk."""
 ENCODER_FLOP = {"vit_b": 0.97e12, "vit_l": 2.99e12, "vit_h": 5.95e12, "demo": 0.01e12}
 DECODER_FLOP = 0.0044e12
 """Of one forward pass with SAM's 64 x 64 positions."""
@@ -29,6 +31,7 @@ def stage_bytes(config: Config, views: int) -> dict[str, int]:
     return {
         "preprocess": round(patches * config.patches.size_px**2 * PNG_BYTES_PER_PX),
         "train-classifier": round(5 * 4e6 * MILLION_WEIGHTS[_network(config)]),
+        "distill": round(5 * 4e6 * MILLION_WEIGHTS[_network(config)]) if config.student.enabled else 0,
         "embed": encoded * embedding if config.sam.embeddings == "on" else 0,
         "retrain": round(4e6 * DECODER_MILLION_WEIGHTS * 5 * (config.retrain.rounds + 1)),
     }
@@ -60,9 +63,11 @@ def flop(config: Config) -> float:
     views = positives["train"] * config.sam.views + positives["val"] + positives["test"]
     epochs = config.finetune.epochs * (config.retrain.rounds + 1)
     again = epochs if config.sam.embeddings == "off" else 1
+    students = (1 + config.evaluate.supervised) * config.student.enabled
     decoded = DECODER_FLOP / 16 if config.sam.model_type == "demo" else DECODER_FLOP
     return (
         classified * (config.classifier.epochs * (3 * train + val) + 4 * sum(positives.values()) + test)
+        + classified * STUDENT_SHARE * config.student.epochs * students * (3 * train + val)
         + ENCODER_FLOP[config.sam.model_type] * views * again
         + decoded * epochs * (3 * positives["train"] + positives["val"])
     )

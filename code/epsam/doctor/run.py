@@ -32,9 +32,10 @@ def examine(config: Config, workspace: Workspace) -> list[Check]:
     ]
 
 
-def examine_for_inference(config: Config, weights: Path, output: Path) -> list[Check]:
+def examine_for_inference(config: Config, weights: Path, output: Path, *, with_sam: bool) -> list[Check]:
     """All checks of a prediction with trained checkpoints; `weights`: the folder of SAM's published ones."""
-    return [*_machine(config, 0, weights.parent), check_folders(output), check_sam(config, weights)]
+    sam = [check_sam(config, weights)] if with_sam else []
+    return [*_machine(config, 0, weights.parent), check_folders(output), *sam]
 
 
 def _by_folder(config: Config, workspace: Workspace, views: int) -> dict[Path, int]:

@@ -20,9 +20,12 @@ class Method:
     """One row of the table."""
 
     name: str
-    """ones, colour, cam, sam, round0 ... roundN or supervised, as in the log and in metrics.csv."""
+    """ones, colour, cam, sam, round0 ... roundN, student, supervised or student_supervised, as in the log and in
+    metrics.csv."""
     decoder: Path | None = None
     """Decoder that takes the place of SAM's own."""
+    student: Path | None = None
+    """Student that predicts alone: no classifier excludes patches before."""
 
     @property
     def title(self) -> str:
@@ -34,7 +37,9 @@ class Method:
             "colour": "Colour threshold",
             "cam": "CAM mask",
             "sam": "SAM, untuned",
+            "student": "Student",
             "supervised": "Supervised",
+            "student_supervised": "Student, supervised",
         }[self.name]
 
     @property
@@ -49,6 +54,8 @@ class Method:
             "colour": "one blurred colour above or below a value, chosen by the labels of the val patches alone",
             "cam": "the class activation map above its threshold, no SAM",
             "sam": "SAM as published, with the same prompts",
+            "student": "a U-Net on the classifier's trunk, trained on what the last round predicted; no SAM",
+            "student_supervised": "the student's network trained on true masks: the upper bound",
             "supervised": "SAM's decoder trained on true masks: what the labels alone cannot know",
         }[self.name]
 
@@ -56,8 +63,11 @@ class Method:
 def methods_of(config: Config, workspace: Workspace) -> list[Method]:
     """All methods of a run, the last round being the model that the run is for."""
     rounds = [Method(f"round{n}", workspace.decoder(n)) for n in range(config.retrain.rounds + 1)]
+    student = [Method("student", student=workspace.student)] if config.student.enabled else []
     supervised = [Method("supervised", workspace.decoder("supervised"))] if config.evaluate.supervised else []
-    return [*(Method(name) for name in ("ones", "colour", "cam", "sam")), *rounds, *supervised]
+    if student and supervised:
+        supervised.append(Method("student_supervised", student=workspace.supervised_student))
+    return [*(Method(name) for name in ("ones", "colour", "cam", "sam")), *rounds, *student, *supervised]
 
 
 def final_method(config: Config) -> str:
@@ -88,7 +98,7 @@ class Figures:
     labels: np.ndarray
     """(N,) int, 1 where the patch holds tumour."""
     probabilities: np.ndarray
-    """(N,) float in [0, 1] by the classifier."""
+    """(N,) float in [0, 1] by the classifier; 1 for a student, which takes none."""
     areas: np.ndarray
     """(N,) px of each patch."""
     overlaps: np.ndarray

@@ -11,14 +11,21 @@ from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.device import Hardware
 from epsam.sam.checkpoint import load_decoder, load_sam
 from epsam.segmenter import ImageSegmenter
+from epsam.student.network import load_student
+from epsam.student.segmenter import StudentSegmenter
 
 Model = TypeVar("Model")
 
 
-CLASSIFIER, WHOLE_SAM, DECODER = "a classifier", "a whole SAM", "a SAM mask decoder"
+CLASSIFIER, WHOLE_SAM, DECODER, STUDENT = "a classifier", "a whole SAM", "a SAM mask decoder", "a student"
 
 
-BELONGS = {CLASSIFIER: "RESNET_CHECKPOINT", WHOLE_SAM: "SAM_CHECKPOINT", DECODER: "SAM_DECODER_CHECKPOINT"}
+BELONGS = {
+    CLASSIFIER: "RESNET_CHECKPOINT",
+    WHOLE_SAM: "SAM_CHECKPOINT",
+    DECODER: "SAM_DECODER_CHECKPOINT",
+    STUDENT: "STUDENT_CHECKPOINT",
+}
 
 
 def load_models(
@@ -29,6 +36,12 @@ def load_models(
     model = _load(WHOLE_SAM, sam, lambda: load_sam(config.sam.model_type, sam, weights_dir, hardware.device))
     _load(DECODER, decoder, lambda: load_decoder(model, decoder))
     return ImageSegmenter(classifier, model, config, hardware)
+
+
+def load_student_alone(config: Config, hardware: Hardware, student: Path) -> StudentSegmenter:
+    """Load the student; raises CheckpointError, saying where a file of other weights belongs."""
+    network = _load(STUDENT, student, lambda: load_student(config.classifier, student, hardware.device))
+    return StudentSegmenter(network, config, hardware)
 
 
 def _load(wanted: str, path: Path | None, load: Callable[[], Model]) -> Model:
@@ -52,6 +65,8 @@ def kind_of(weights: Mapping) -> str | None:
         if isinstance(value, Mapping):
             return kind_of(value)
     names = [str(name) for name in weights]
+    if any(name.startswith("trunk.") for name in names):
+        return STUDENT
     if any("image_encoder." in name for name in names):
         return WHOLE_SAM
     if any("mask_decoder." in name for name in names):

@@ -15,7 +15,8 @@ class PatchRow(Record):
     """A line of state/patches.jsonl."""
 
     patch: PlainName
-    classifier_probability: Annotated[float, Field(ge=0, le=1)]
+    classifier_probability: Annotated[float, Field(ge=0, le=1)] | None
+    """None without a classifier."""
     segmented: Literal[0, 1]
     tumour_fraction: Annotated[float, Field(ge=0, le=1)]
 

@@ -12,6 +12,7 @@ from epsam.evaluation.metrics import dice, iou
 from epsam.inference.output import OutputFolder
 from epsam.inference.patch_folder import Patch
 from epsam.inference.patch_rows import PatchRows
+from epsam.inference.segmenter import Segmenter
 from epsam.inference.tile_prediction import predict_picture
 from epsam.results import result_line
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
@@ -19,7 +20,6 @@ from epsam.runtime.files import read_image, read_mask, write_csv, write_png
 from epsam.runtime.log import logger, progress
 from epsam.runtime.text import listed
 from epsam.sam.postprocessing import without_small_regions
-from epsam.segmenter import ImageSegmenter
 from epsam.visualization.drawing import Entry, add_legend, outline, resize_mask, tint
 from epsam.visualization.palette import PREDICTION, TRUTH
 
@@ -38,7 +38,7 @@ Failed = dict[str, EpsamError]
 """Why, by the patch's name."""
 
 
-def predict_patches(folder: Path, patches: list[Patch], outputs: OutputFolder, models: ImageSegmenter) -> None:
+def predict_patches(folder: Path, patches: list[Patch], outputs: OutputFolder, models: Segmenter) -> None:
     """Write mask/<name>.png, overlay/<name>.png and predictions.csv to `outputs`; log the figures if masks exist.
 
     Patches that are larger than those of the training are predicted tile by tile, smaller ones fail.
@@ -90,7 +90,7 @@ def _fail(patch: Patch, error: EpsamError, failed: Failed) -> None:
     failed[patch.name] = error
 
 
-def _read_batches(patches: list[Patch], models: ImageSegmenter, failed: Failed) -> Iterator[Batch]:
+def _read_batches(patches: list[Patch], models: Segmenter, failed: Failed) -> Iterator[Batch]:
     """Patches in order, as many together as the models take; pictures of another size come alone.
 
     Those that cannot be read join `failed`.
@@ -114,11 +114,11 @@ def _read_batches(patches: list[Patch], models: ImageSegmenter, failed: Failed) 
         yield waiting
 
 
-def _is_patch(image: np.ndarray, models: ImageSegmenter) -> bool:
+def _is_patch(image: np.ndarray, models: Segmenter) -> bool:
     return image.shape[:2] == (models.config.patches.size_px,) * 2
 
 
-def _predict_guarded(batch: Batch, output: Path, models: ImageSegmenter, failed: Failed) -> list[dict[str, Any]]:
+def _predict_guarded(batch: Batch, output: Path, models: Segmenter, failed: Failed) -> list[dict[str, Any]]:
     """Rows of a batch; where it cannot be predicted each patch is tried alone, and the guilty ones join `failed`."""
     try:
         with guard(batch[0][0].image, *(patch.mask for patch, _ in batch)):
@@ -132,7 +132,7 @@ def _predict_guarded(batch: Batch, output: Path, models: ImageSegmenter, failed:
         return []
 
 
-def _predict_batch(batch: Batch, output: Path, models: ImageSegmenter) -> list[dict[str, Any]]:
+def _predict_batch(batch: Batch, output: Path, models: Segmenter) -> list[dict[str, Any]]:
     images = np.stack([image for _, image in batch])
     probabilities = models.classify(images, [patch.name for patch, _ in batch])
     chosen = probabilities >= models.config.inference.classifier_probability
@@ -142,22 +142,23 @@ def _predict_batch(batch: Batch, output: Path, models: ImageSegmenter) -> list[d
         names = [patch.name for (patch, _), seen in zip(batch, chosen, strict=True) if seen]
         masks[chosen] = models.masks(images[chosen], names)
     return [
-        _write(patch, image, mask, float(probability), bool(seen), output)
+        _write(patch, image, mask, float(probability) if models.uses_classifier else None, bool(seen), output)
         for (patch, image), mask, probability, seen in zip(batch, masks, probabilities, chosen, strict=True)
     ]
 
 
-def _predict_picture(patch: Patch, image: np.ndarray, output: Path, models: ImageSegmenter) -> dict[str, Any]:
+def _predict_picture(patch: Patch, image: np.ndarray, output: Path, models: Segmenter) -> dict[str, Any]:
     picture = predict_picture(image, patch.name, models)
     size = models.config.patches.size_px
     logger.info(f"{patch.name}: {image.shape[1]} x {image.shape[0]} px, predicted in tiles of {size} x {size} px")
     mask = picture.probability >= models.config.inference.threshold * 255
     mask = without_small_regions(mask, models.config.postprocess.min_region_px)
-    return _write(patch, image, mask, picture.classifier_probability, picture.segmented, output)
+    probability = picture.classifier_probability if models.uses_classifier else None
+    return _write(patch, image, mask, probability, picture.segmented, output)
 
 
 def _write(
-    patch: Patch, image: np.ndarray, mask: np.ndarray, probability: float, segmented: bool, output: Path
+    patch: Patch, image: np.ndarray, mask: np.ndarray, probability: float | None, segmented: bool, output: Path
 ) -> dict[str, Any]:
     """Write mask and overlay of a patch; gives its row of state/patches.jsonl."""
     truth = None if patch.mask is None else read_mask(patch.mask)
@@ -165,7 +166,7 @@ def _write(
     write_png(output / "overlay" / f"{patch.name}.png", draw_overlay(image, mask, truth))
     return {
         "patch": patch.name,
-        "classifier_probability": round(probability, 4),
+        "classifier_probability": None if probability is None else round(probability, 4),
         "segmented": int(segmented),
         "tumour_fraction": round(float(mask.mean()), 4),
     }

@@ -15,11 +15,11 @@ from epsam.inference.overlay import write_overlay
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
 from epsam.inference.resolution import set_resolution, tile_px
+from epsam.inference.segmenter import Segmenter
 from epsam.inference.tile_prediction import predict_tiles
 from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
-from epsam.segmenter import ImageSegmenter
 from epsam.slides.remote import RemoteSlide
 from epsam.slides.slide import Slide, read_window
 from epsam.slides.tissue import find_tissue
@@ -56,7 +56,7 @@ class Frame:
 
 
 def predict_slide(
-    task: SlideToPredict, output: Path, work: Path, models: ImageSegmenter, trained_at: float | None
+    task: SlideToPredict, output: Path, work: Path, models: Segmenter, trained_at: float | None
 ) -> dict[str, Any]:
     """Predict one slide, write `output`/name + OUTPUTS (see output.py), and return its row for slides.csv.
 
@@ -138,7 +138,7 @@ def _predict_tiles(
     grid: TileGrid,
     chunks: list[np.ndarray],
     store: TileStore,
-    models: ImageSegmenter,
+    models: Segmenter,
 ) -> None:
     """Fill `store`, the next tiles being read while the models are busy with these."""
     done = store.resume(chunks)

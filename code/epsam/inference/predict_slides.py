@@ -6,13 +6,13 @@ from typing import Any
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.inference.output import OUTPUTS, OutputFolder
 from epsam.inference.predict_slide import SlideToPredict, predict_slide
+from epsam.inference.segmenter import Segmenter
 from epsam.results import result_line
 from epsam.runtime.failures import check_name, guard, log_failure, printable
 from epsam.runtime.files import read_csv, write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, read_record, write_record
 from epsam.runtime.text import listed
-from epsam.segmenter import ImageSegmenter
 
 COLUMNS = [
     "slide",
@@ -72,7 +72,7 @@ class SlideState(Record):
 
 
 def predict_slides(
-    slides: list[SlideToPredict], folder: OutputFolder, models: ImageSegmenter, trained_at: float | None
+    slides: list[SlideToPredict], folder: OutputFolder, models: Segmenter, trained_at: float | None
 ) -> None:
     """One slide after the other, tiles at `trained_at` um/px; those that cannot be read fail, and are named at the end.
 
@@ -113,7 +113,7 @@ def predict_slides(
 
 
 def _predict_once(
-    slide: SlideToPredict, folder: OutputFolder, models: ImageSegmenter, trained_at: float | None
+    slide: SlideToPredict, folder: OutputFolder, models: Segmenter, trained_at: float | None
 ) -> dict[str, Any]:
     """The row of a slide: kept when its outputs are there, else predicted, going on where it stopped."""
     check_name(slide.path)

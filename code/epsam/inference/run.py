@@ -6,13 +6,14 @@ from typing import Any
 
 from epsam.config.schema import Config
 from epsam.errors import CheckpointError
-from epsam.inference.models import load_models
+from epsam.inference.models import load_models, load_student_alone
 from epsam.inference.output import OUTPUTS, OutputFolder, check_place
 from epsam.inference.patch_folder import check_masks, find_patches
 from epsam.inference.predict_patches import predict_patches
 from epsam.inference.predict_slide import SlideToPredict
 from epsam.inference.predict_slides import predict_slides
 from epsam.inference.resolution import model_mpp
+from epsam.inference.segmenter import Segmenter
 from epsam.inference.slide_folder import slides_to_predict
 from epsam.runs.lock import lock
 from epsam.runtime.device import Hardware
@@ -31,7 +32,8 @@ class InferenceSettings:
     sam_model_type: str
     sam_checkpoint: Path | None
     """None: looked for in `weights_dir`, and fetched into it."""
-    sam_decoder_checkpoint: Path
+    sam_decoder_checkpoint: Path | None
+    """None with a student."""
     output_dir: Path
     config: Config
     """Of the run that trained the checkpoints."""
@@ -40,6 +42,15 @@ class InferenceSettings:
     weights_dir: Path = Path("checkpoints")
     mpp: float | None = None
     """um/px of slides whose files do not say it."""
+    student_checkpoint: Path | None = None
+    """In place of classifier, SAM and decoder, whose checkpoints are then not read."""
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Those that are read, but SAM's own: the one whose settings count first."""
+        if self.student_checkpoint:
+            return [self.student_checkpoint]
+        return [*([self.sam_decoder_checkpoint] if self.sam_decoder_checkpoint else []), self.resnet_checkpoint]
 
 
 def infer(settings: InferenceSettings, hardware: Hardware) -> None:
@@ -54,13 +65,14 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     slides = [] if patches else slides_to_predict(data, settings.mpp)
     check_masks(patches)
     check_place(data, output)
-    for path in (settings.resnet_checkpoint, settings.sam_decoder_checkpoint, settings.sam_checkpoint):
-        if path is not None and not path.is_file():
+    sam = [settings.sam_checkpoint] if settings.sam_checkpoint and not settings.student_checkpoint else []
+    for path in (*reversed(settings.checkpoints), *sam):
+        if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; ./train.sh makes it, or set the path in infer.sh")
     config = settings.config.model_copy(
         update={"sam": settings.config.sam.model_copy(update={"model_type": settings.sam_model_type})}
     )
-    trained_at = model_mpp(config.patches, settings.sam_decoder_checkpoint, settings.resnet_checkpoint)
+    trained_at = model_mpp(config.patches, *settings.checkpoints)
     if slides and trained_at is None:
         logger.warning(
             "the checkpoints do not say at which resolution they were trained; slides are read as they are (level 0)"
@@ -68,19 +80,27 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     with lock(output / "state"):
         folder = OutputFolder(output, inference_signature(settings, config, trained_at), fresh=settings.fresh)
         _check_free(folder, [patch.name for patch in patches], slides)
-        models = load_models(
-            config,
-            hardware,
-            resnet=settings.resnet_checkpoint,
-            sam=settings.sam_checkpoint,
-            decoder=settings.sam_decoder_checkpoint,
-            weights_dir=settings.weights_dir,
-        )
+        models = _load(settings, config, hardware)
         with folder:
             if patches:
                 predict_patches(data, patches, folder, models)
             else:
                 predict_slides(slides, folder, models, trained_at)
+
+
+def _load(settings: InferenceSettings, config: Config, hardware: Hardware) -> Segmenter:
+    if settings.student_checkpoint:
+        return load_student_alone(config, hardware, settings.student_checkpoint)
+    if settings.sam_decoder_checkpoint is None:
+        raise CheckpointError("neither a student nor a decoder of SAM is given; name one to predict with")
+    return load_models(
+        config,
+        hardware,
+        resnet=settings.resnet_checkpoint,
+        sam=settings.sam_checkpoint,
+        decoder=settings.sam_decoder_checkpoint,
+        weights_dir=settings.weights_dir,
+    )
 
 
 def _check_free(folder: OutputFolder, patches: list[str], slides: list[SlideToPredict]) -> None:
@@ -98,12 +118,25 @@ def inference_signature(settings: InferenceSettings, config: Config, trained_at:
     """What predictions depend on: the weights and the settings that are used here."""
     dump = config.model_dump(mode="json")
     patches = {key: dump["patches"][key] for key in ("size_px", "target_mpp", "tissue")}
+    return (
+        _weights(settings)
+        | {
+            "patches": patches,
+            "trained_at_mpp": trained_at,
+            "seed": config.finetune.seed,
+            "postprocess": dump["postprocess"],
+        }
+        | {section: dump[section] for section in ("cam", "prompts", "inference")}
+    )
+
+
+def _weights(settings: InferenceSettings) -> dict[str, str]:
+    """What the checkpoints hold, by their names in infer.sh."""
+    if settings.student_checkpoint:
+        return {"STUDENT_CHECKPOINT": sha256(settings.student_checkpoint)}
+    decoder = settings.sam_decoder_checkpoint
     return {
         "RESNET_CHECKPOINT": sha256(settings.resnet_checkpoint),
         "SAM_CHECKPOINT": sha256(settings.sam_checkpoint) if settings.sam_checkpoint else settings.sam_model_type,
-        "SAM_DECODER_CHECKPOINT": sha256(settings.sam_decoder_checkpoint),
-        "patches": patches,
-        "trained_at_mpp": trained_at,
-        "seed": config.finetune.seed,
-        "postprocess": dump["postprocess"],
-    } | {section: dump[section] for section in ("cam", "prompts", "inference")}
+        "SAM_DECODER_CHECKPOINT": sha256(decoder) if decoder else "",
+    }

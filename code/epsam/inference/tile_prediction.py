@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from epsam.errors import DataError
+from epsam.inference.segmenter import Segmenter
 from epsam.inference.tiles import TileStore, blend, lay_grid
-from epsam.segmenter import ImageSegmenter
 
 MAX_PICTURE_TILES = 32
 """Tiles of a picture that are predicted together."""
@@ -27,7 +27,7 @@ class Picture:
     """Whether SAM saw a tile of it."""
 
 
-def predict_tiles(images: np.ndarray, names: list[str], store: TileStore, models: ImageSegmenter) -> None:
+def predict_tiles(images: np.ndarray, names: list[str], store: TileStore, models: Segmenter) -> None:
     """Predict tiles, RGB uint8 (N, H, W, 3), and append them to `store`; SAM sees those that the classifier picks."""
     probabilities = models.classify(images, names)
     chosen = store.is_candidate(probabilities)
@@ -43,7 +43,7 @@ def shrink(maps: np.ndarray, side: int) -> np.ndarray:
     return np.stack([cv2.resize(one, (side, side), interpolation=cv2.INTER_AREA) for one in maps])
 
 
-def predict_picture(image: np.ndarray, name: str, models: ImageSegmenter) -> Picture:
+def predict_picture(image: np.ndarray, name: str, models: Segmenter) -> Picture:
     """Predict RGB uint8 (H, W, 3) that is larger than a patch by overlapping tiles, as a slide.
 
     Raises DataError where a side is shorter than a patch's: nothing says at which resolution it was taken, and the

@@ -13,7 +13,7 @@ from epsam.runtime.files import read_csv, remove, remove_temporaries
 from epsam.runtime.log import logger
 from epsam.workspace import SPLITS, Workspace
 
-MADE_OF_PATCHES = ("image", "mask", "initial_mask", "iter_*")
+MADE_OF_PATCHES = ("image", "mask", "initial_mask", "iter_*", "distill")
 """Folders of a split whose files have the names of patches."""
 
 

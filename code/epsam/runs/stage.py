@@ -41,7 +41,7 @@ class Stage:
     """Whether its result depends on the true masks."""
     needs_device: bool = True
     """Whether it computes with PyTorch."""
-    skipped_when: tuple[str, str] | None = None
+    skipped_when: tuple[str, str | bool] | None = None
     """Setting and value with which there is nothing to do."""
 
     def is_skipped(self, config: Config) -> bool:

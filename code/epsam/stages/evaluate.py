@@ -1,7 +1,7 @@
 """Stage evaluate: all methods side by side on the test split."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from epsam.sam.samples import patch_size
 from epsam.sam.session import SamSession
 from epsam.sam.training import train_supervised
 from epsam.segmenter import ImageSegmenter, segment_stored
+from epsam.student.network import load_student
+from epsam.student.segmenter import StudentSegmenter
+from epsam.student.training import train_student
 from epsam.workspace import Workspace
 
 
@@ -43,6 +46,9 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     session = SamSession(config, workspace, hardware)
     if config.evaluate.supervised:
         train_supervised(session)
+        if config.student.enabled:
+            true = {split: workspace.split(split) / "mask" for split in ("train", "val")}
+            train_student(config, workspace, hardware, "student_supervised", true, workspace.supervised_student)
     methods = methods_of(config, workspace)
     negatives = [patch for patch in patches_for_classifier(workspace, "test") if patch.label == 0]
     todo = [method for method in methods if not _is_measured(workspace, method, [*known, *negatives])]
@@ -93,11 +99,15 @@ def _measure(
     areas = [math.prod(patch_size(patch)) for patch in patches]
     for method in methods:
         overlaps = {patch.name: (0, 0, 0) for patch in negatives}
-        for patch, mask in (
-            _simple_masks(simple[method.name], [*known, *false_positives])
-            if method.name in simple
-            else _masks(session, segmenter, method, known, false_positives)
-        ):
+        if method.name in simple:
+            masks = _simple_masks(simple[method.name], [*known, *false_positives])
+        elif method.student:
+            network = load_student(config.classifier, method.student, hardware.device)
+            student = StudentSegmenter(network, config, hardware)
+            masks = _segmented(student.masks, patches, hardware.classifier_batch, method.name)
+        else:
+            masks = _masks(session, segmenter, method, known, false_positives)
+        for patch, mask in masks:
             write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
             overlaps[patch.name] = _overlap(patch, mask)
         write_figures(
@@ -105,7 +115,7 @@ def _measure(
             Figures(
                 names=[patch.name for patch in patches],
                 labels=np.array([patch.label for patch in patches]),
-                probabilities=np.array([probabilities[patch.name] for patch in patches]),
+                probabilities=np.array([1.0 if method.student else probabilities[patch.name] for patch in patches]),
                 areas=np.array(areas),
                 overlaps=np.array([overlaps[patch.name] for patch in patches]),
             ),
@@ -160,11 +170,18 @@ def _masks(
     else:
         for sample, mask in segment_stored(session, "test", examples):
             yield sample.example.patch, mask
+    predict = segmenter.cam_masks if method.name == "cam" else segmenter.masks
     step = session.hardware.decoder_batch
-    with progress(total=len(false_positives), desc=f"{method.name}: false positives", unit="patch") as bar:
-        for batch in _batches_of_one_size(false_positives, step):
+    yield from _segmented(predict, false_positives, step, f"{method.name}: false positives")
+
+
+def _segmented(
+    predict: Callable[[np.ndarray, list[str]], Iterable[np.ndarray]], patches: Sequence[Patch], step: int, what: str
+) -> Iterator[tuple[Patch, np.ndarray]]:
+    """Patches with the masks that `predict` gives for images and names, at most `step` at a time."""
+    with progress(total=len(patches), desc=what, unit="patch") as bar:
+        for batch in _batches_of_one_size(patches, step):
             images = np.stack([image for _, image in batch])
-            predict = segmenter.cam_masks if method.name == "cam" else segmenter.masks
             masks = predict(images, [patch.name for patch, _ in batch])
             yield from ((patch, mask) for (patch, _), mask in zip(batch, masks, strict=True))
             bar.update(len(batch))

@@ -11,10 +11,8 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
 from epsam.runtime.memory import BatchSize
 from epsam.sam.postprocessing import without_small_regions
+from epsam.segmenter import CPU_PIXELS
 from epsam.student.network import Student
-
-CPU_PIXELS = 2**19
-"""Most input pixels of one call of the network on the CPU, where larger batches cost memory and gain no time."""
 
 
 class StudentSegmenter:

@@ -1,0 +1,53 @@
+"""Which checkpoints ./infer.sh takes: those that are named, or those of the classifier's run."""
+
+import pytest
+import torch
+
+from epsam.config.schema import Config
+from epsam.errors import CheckpointError, ConfigError
+from epsam.inference.checkpoints import choose_checkpoints
+from epsam.runtime.checkpoints import save_weights
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of the runs `a` and `b`, each with the settings of its run."""
+    for run in ("a", "b"):
+        for name in ("resnet_adl", "student", "decoder_iter2", "decoder_iter10", "decoder_iter10.1"):
+            settings = Config(name=run).model_dump(mode="json")
+            save_weights(tmp_path / f"{run}_{name}.pth", {"w": torch.zeros(1)}, settings)
+    return tmp_path
+
+
+def _choose(folder, student=None, decoder=None, *overrides, classifier="a_resnet_adl.pth"):
+    named = [folder / name if name else None for name in (student, decoder)]
+    chosen = choose_checkpoints(folder / classifier, *named, None, overrides)
+    taken = chosen.student or chosen.decoder
+    assert taken
+    return taken.name, chosen.config.name
+
+
+def test_the_student_of_the_classifiers_run_is_the_default(folder):
+    assert _choose(folder) == ("a_student.pth", "a")
+    assert _choose(folder, classifier="b_resnet_adl.pth") == ("b_student.pth", "b")
+    (folder / "a_resnet_adl.pth").unlink()
+    assert _choose(folder) == ("a_student.pth", "a")
+
+
+def test_sam_is_taken_by_the_name_of_its_decoder_or_by_the_setting_or_where_there_is_no_student(folder):
+    assert _choose(folder, None, "a_decoder_iter2.pth") == ("a_decoder_iter2.pth", "a")
+    assert _choose(folder, None, None, "inference.model=sam") == ("a_decoder_iter10.pth", "a")
+    (folder / "a_student.pth").unlink()
+    assert _choose(folder) == ("a_decoder_iter10.pth", "a")
+    assert _choose(folder, "b_student.pth", None, "inference.model=sam") == ("b_student.pth", "b")
+
+
+def test_what_cannot_be_meant_is_refused(folder):
+    with pytest.raises(ConfigError, match="both STUDENT_CHECKPOINT .* and SAM_DECODER_CHECKPOINT"):
+        _choose(folder, "a_student.pth", "a_decoder_iter2.pth")
+    with pytest.raises(ConfigError, match=r"RESNET_CHECKPOINT=.*mine\.pth: its name does not end in _resnet_adl\.pth"):
+        _choose(folder, classifier="mine.pth")
+    with pytest.raises(CheckpointError, match=r"c_resnet_adl\.pth: no such checkpoint; \./train\.sh makes it"):
+        _choose(folder, classifier="c_resnet_adl.pth")
+    with pytest.raises(CheckpointError, match=r"none\.pth: no such checkpoint"):
+        _choose(folder, "none.pth")
