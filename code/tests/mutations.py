@@ -186,18 +186,24 @@ def changed_tree(rng: Random, root: Any) -> Any:
     return root
 
 
-def _places(node: Any) -> Any:
-    """Parent and key of every node below `node`."""
-    if isinstance(node, dict | list):
+MAX_DEPTH = 50
+"""Nodes below are neither changed nor copied: an earlier change may have put thousands of lists into each other."""
+
+
+def _places(node: Any, depth: int = 0) -> Any:
+    """Parent and key of the nodes below `node`."""
+    if isinstance(node, dict | list) and depth < MAX_DEPTH:
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             yield node, key
-            yield from _places(child)
+            yield from _places(child, depth + 1)
 
 
-def _copy(node: Any) -> Any:
+def _copy(node: Any, depth: int = 0) -> Any:
+    if depth == MAX_DEPTH:
+        return node
     if isinstance(node, dict):
-        return {key: _copy(child) for key, child in node.items()}
-    return [_copy(child) for child in node] if isinstance(node, list) else node
+        return {key: _copy(child, depth + 1) for key, child in node.items()}
+    return [_copy(child, depth + 1) for child in node] if isinstance(node, list) else node
 
 
 def encoded(rng: Random, written: str) -> bytes:
