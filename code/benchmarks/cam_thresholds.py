@@ -2,10 +2,10 @@
 
     python code/benchmarks/cam_thresholds.py [TOP ...] [--name demo] [--split val] [--fixed 0.2]
 
-Every TOP is a top level whose run `name` has gone at least through the stage embed (benchmarks/seeds.py makes several,
-one per seed); the default is this project's own. For each run: mean Dice of the CAM masks, and their size as a multiple
-of the true masks', with thresholds by SAM, with one fixed value, and with the fixed value that the true masks like best,
-which nobody without outlines can know.
+Every TOP is a top level whose run `name`, with cam.threshold: auto, has gone through the stage initial-masks
+(benchmarks/seeds.py makes several, one per seed); the default is this project's own. For each run: mean Dice of the CAM
+masks, and their size as a multiple of the true masks', with the thresholds of the run, with one fixed value, and with
+the fixed value that the true masks like best, which nobody without outlines can know.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import numpy as np
 
 from epsam.cam.activation import ActivationMap
 from epsam.cam.mask import cam_mask
-from epsam.cam.threshold import THRESHOLDS, otsu_threshold
+from epsam.cam.threshold import THRESHOLDS
 from epsam.config.loading import load_config
 from epsam.config.schema import Config
 from epsam.evaluation.metrics import dice
 from epsam.runtime.device import Hardware, choose_hardware
-from epsam.runtime.files import read_image, read_mask
+from epsam.runtime.files import read_mask
 from epsam.runtime.log import progress, set_up_logging
 from epsam.sam.session import SamSession
 from epsam.workspace import SPLITS, Workspace
@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_logging()
     hardware = choose_hardware()
-    print("| run | by SAM: Dice, size | fixed: Dice, size | best fixed: Dice, size, value |\n|---|---|---|---|")
+    print("| run | auto: Dice, size | fixed: Dice, size | best fixed: Dice, size, value |\n|---|---|---|---|")
     rows = []
     for top in arguments.tops:
         workspace = Workspace(top, arguments.name)
@@ -45,14 +45,13 @@ def main() -> None:
 
 
 def measure(config: Config, workspace: Workspace, hardware: Hardware, arguments: argparse.Namespace) -> np.ndarray:
-    """Dice and size by SAM, fixed, best fixed, and the best fixed value: (7,)."""
+    """Dice and size by auto, fixed, best fixed, and the best fixed value: (7,)."""
     context = SamSession(config, workspace, hardware)
-    embeddings, fixed = context.embeddings(arguments.split), [arguments.fixed, *THRESHOLDS]
+    fixed = [arguments.fixed, *THRESHOLDS]
     dices, areas = [], []
     for example in progress(context.examples(arguments.split), desc=str(workspace.root), unit="patch"):
         truth, values = read_mask(example.patch.mask), example.cam.values
-        embedding = embeddings.batch([embeddings.item(example.position, 0)])[0].cpu().numpy()
-        thresholds = [otsu_threshold(values, embedding, read_image(example.patch.path), config.cam), *fixed]
+        thresholds = [example.cam.threshold, *fixed]
         masks = [cam_mask(ActivationMap(values, threshold), config.cam, truth.shape) for threshold in thresholds]
         dices.append([dice(mask, truth) for mask in masks])
         areas.append([truth.sum(), *(mask.sum() for mask in masks)])
@@ -63,8 +62,8 @@ def measure(config: Config, workspace: Workspace, hardware: Hardware, arguments:
 
 def print_row(name: str, row: np.ndarray) -> None:
     """One line of the table."""
-    by_sam, fixed, best = (f"{row[i]:.3f}, {row[i + 1]:.2f}" for i in (0, 2, 4))
-    print(f"| {name} | {by_sam} | {fixed} | {best}, {row[6]:.2f} |", flush=True)
+    by_auto, fixed, best = (f"{row[i]:.3f}, {row[i + 1]:.2f}" for i in (0, 2, 4))
+    print(f"| {name} | {by_auto} | {fixed} | {best}, {row[6]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from epsam.cam.activation import ActivationMap, compute_maps
+from epsam.cam.activation import ActivationMap
+from epsam.cam.computation import find_cams
 from epsam.cam.mask import cam_mask
-from epsam.cam.threshold import fixed_threshold, otsu_threshold
 from epsam.classifier.backbone import Backbone
 from epsam.config.schema import Config, Postprocess
 from epsam.prompts import PromptedPatch, prompt_patch
@@ -144,8 +144,7 @@ class ImageSegmenter:
     @torch.inference_mode()
     def cam_masks(self, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         """CAM mask, bool (H, W), of each patch."""
-        embeddings = self._embed(images) if self.config.cam.threshold == "auto" else None
-        return [cam_mask(cam, self.config.cam, images.shape[1:3]) for cam in self._cams(images, names, embeddings)]
+        return [cam_mask(cam, self.config.cam, images.shape[1:3]) for cam in self._cams(images, names)]
 
     @torch.inference_mode()
     def _segment(self, images: np.ndarray, names: Sequence[str]) -> list[Segmentation]:
@@ -160,7 +159,7 @@ class ImageSegmenter:
         seed, size = self.config.finetune.seed, images.shape[1:3]
         prompted = [
             prompt_patch(cam, size, self.config, generator(seed, name, "predict", 0))
-            for name, cam in zip(names, self._cams(images, names, embeddings), strict=True)
+            for name, cam in zip(names, self._cams(images, names), strict=True)
         ]
         return segment(self.sam, embeddings, prompted, names, self.config.postprocess)
 
@@ -171,26 +170,17 @@ class ImageSegmenter:
         batches = self._batches(inputs, self.hardware.encoder_batch, side**2)
         return torch.cat([encode(self.sam, batch, self.hardware) for batch in batches]).float()
 
-    def _cams(self, images: np.ndarray, names: Sequence[str], embeddings: torch.Tensor | None) -> list[ActivationMap]:
-        """The map of each patch with its threshold; `embeddings` are needed where `cam.threshold` is auto."""
-        settings = self.config.cam
+    def _cams(self, images: np.ndarray, names: Sequence[str]) -> list[ActivationMap]:
+        """The map of each patch with its threshold."""
+        settings, size = self.config.cam, self.hardware.cam_batch
         turned_px = images[0, ..., 0].size * len(settings.rotations)
-        with self.hardware.autocast():
-            maps = np.concatenate(
-                [
-                    compute_maps(self.classifier, self._as_input(batch), settings.rotations, settings.layer)
-                    .float()
-                    .cpu()
-                    .numpy()
-                    for batch in self._batches(images, self.hardware.cam_batch, turned_px)
-                ]
-            )
-        check_finite(maps, names, "the classifier's maps")
-        if embeddings is None or settings.threshold != "auto":
-            return [ActivationMap(values, fixed_threshold(values, settings)) for values in maps]
+        batches = zip(self._batches(images, size, turned_px), self._batches(names, size, turned_px), strict=True)
         return [
-            ActivationMap(values, otsu_threshold(values, embedding, image, settings))
-            for values, embedding, image in zip(maps, embeddings.cpu().numpy(), images, strict=True)
+            cam
+            for batch, part in batches
+            for cam in find_cams(
+                self.classifier, torch.from_numpy(batch).permute(0, 3, 1, 2), part, settings, self.hardware
+            )
         ]
 
     def _batches(self, items: Sequence | np.ndarray, size: int, pixels: int) -> list:

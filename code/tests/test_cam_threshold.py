@@ -1,4 +1,4 @@
-"""Limits of maps where SAM sees the border: they find it, whatever the map's own scale."""
+"""Thresholds by Otsu's criterion on the classifier's features: they find the border, whatever the map's own scale."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from epsam.cam.activation import ActivationMap
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams
-from epsam.cam.threshold import otsu_threshold
+from epsam.cam.threshold import MAX_THRESHOLD, otsu_threshold
 from epsam.classifier.building import build_classifier
 from epsam.config.schema import Cam, Classifier
 from epsam.evaluation.metrics import dice
@@ -25,14 +25,13 @@ AUTO = Cam(layer="layer4", mask_px=64, percentile=None, threshold="auto", openin
 TRUTH = cv2.circle(np.zeros((128, 128), np.uint8), (50, 60), 30, 1, -1) > 0
 
 
-def _embedding(truth: np.ndarray, side: int = 16) -> np.ndarray:
-    """Like SAM's: one direction inside, another outside, noise, and padding that is like neither."""
+def _features(truth: np.ndarray) -> np.ndarray:
+    """Like the classifier's at stride 8: one direction inside, another outside, and noise."""
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(size=(2, 8))
-    height, width = (side * length // max(truth.shape) for length in truth.shape)
+    height, width = (length // 8 for length in truth.shape)
     share = cv2.resize(truth.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    features = np.full((8, side, side), 9, np.float32)
-    features[:, :height, :width] = inside[:, None, None] * share + outside[:, None, None] * (1 - share)
+    features = inside[:, None, None] * share + outside[:, None, None] * (1 - share)
     return features + rng.normal(scale=0.1, size=features.shape)
 
 
@@ -40,35 +39,41 @@ def _image(size: tuple[int, int]) -> np.ndarray:
     return np.full((*size, 3), 150, np.uint8)
 
 
-@pytest.mark.parametrize("power", [1, 2, 4])
+@pytest.mark.parametrize("power", [3, 4, 5])
 @pytest.mark.parametrize("truth", [TRUTH, TRUTH[:96], TRUTH[:, :96]], ids=["square", "wide", "high"])
 def test_the_border_is_found_whatever_the_scale_of_the_map(power, truth):
     blurred = cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 12)
     values = cv2.resize(blurred / blurred.max(), (32, 32), interpolation=cv2.INTER_AREA) ** power
-    threshold = otsu_threshold(values, _embedding(truth), _image(truth.shape), AUTO)
+    threshold = otsu_threshold(values, _features(truth), _image(truth.shape), AUTO)
     assert dice(cam_mask(ActivationMap(values, threshold), AUTO, truth.shape), truth) > 0.9
 
 
 def test_glass_beside_the_tissue_is_not_taken_for_the_border():
-    image, embedding = _image(TRUTH.shape), _embedding(TRUTH)
-    image[:, 90:], embedding[:, :, 12:] = 240, 20  # SAM sees glass from column 96 on, which looks like nothing else
+    image, features = _image(TRUTH.shape), _features(TRUTH)
+    image[:, 90:], features[:, :, 12:] = 240, 20  # glass from column 96 on looks like nothing else
     values = cv2.resize(cv2.GaussianBlur(TRUTH.astype(np.float32), (0, 0), 12), (32, 32), interpolation=cv2.INTER_AREA)
-    threshold = otsu_threshold(values, embedding, image, AUTO)
+    values = values**3
+    threshold = otsu_threshold(values, features, image, AUTO)
     assert dice(cam_mask(ActivationMap(values, threshold), AUTO, TRUTH.shape), TRUTH) > 0.9
-    misled = otsu_threshold(values, embedding, _image(TRUTH.shape), AUTO)
+    misled = otsu_threshold(values, features, _image(TRUTH.shape), AUTO)
     assert dice(cam_mask(ActivationMap(values, misled), AUTO, TRUTH.shape), TRUTH) < 0.8
+
+
+def test_no_map_is_cut_above_a_fifth_of_its_range():
+    values = cv2.resize(cv2.GaussianBlur(TRUTH.astype(np.float32), (0, 0), 12), (32, 32), interpolation=cv2.INTER_AREA)
+    assert otsu_threshold(values, _features(TRUTH), _image(TRUTH.shape), AUTO) == MAX_THRESHOLD
+    assert otsu_threshold(values**4, _features(TRUTH), _image(TRUTH.shape), AUTO) < MAX_THRESHOLD
 
 
 def test_a_map_of_zeros_stays_without_a_mask():
     values = np.zeros((8, 8), np.float32)
-    threshold = otsu_threshold(values, _embedding(TRUTH), _image(TRUTH.shape), AUTO)
+    threshold = otsu_threshold(values, _features(TRUTH), _image(TRUTH.shape), AUTO)
     assert not cam_mask(ActivationMap(values, threshold), AUTO, TRUTH.shape).any()
 
 
-@pytest.mark.parametrize("embeddings", ["on", "off"])
-def test_training_and_inference_cut_the_same_masks(tmp_path, embeddings):
+def test_training_and_inference_cut_the_same_masks(tmp_path):
     workspace = make_patches(tmp_path)
-    config = make_config(tmp_path, cam={"threshold": "auto"}, sam={"embeddings": embeddings})
+    config = make_config(tmp_path, cam={"threshold": "auto"})
     config = config.model_copy(update={"classifier": Classifier(depth=18), "workers": 0})
     torch.manual_seed(0)
     classifier = build_classifier(config.classifier).eval()

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from epsam.cam.activation import compute_split
+from epsam.cam.computation import compute_split
 from epsam.classifier.building import build_classifier
 from epsam.classifier.pretrained import initialise
 from epsam.config.schema import Classifier

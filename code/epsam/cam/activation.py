@@ -1,22 +1,14 @@
 """Class activation maps: where the classifier sees tumour in a patch (method.md, section 2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
 import torch
 
 from epsam.classifier.backbone import Backbone
-from epsam.classifier.data import PatchImages, as_float, split_batches
-from epsam.config.schema import Cam, Config
 from epsam.errors import DataError
-from epsam.patches.patch import Patch
-from epsam.runtime.device import Hardware
-from epsam.runtime.finite import check_finite
-from epsam.runtime.log import progress
-from epsam.runtime.memory import BatchSize
 
 ROTATIONS = (0, 90, 180, 270)
 
@@ -95,34 +87,3 @@ def compute_cams(
 def check_finite_map(values: np.ndarray) -> None:
     if values.ndim != 2 or not np.isfinite(values).all():
         raise DataError(f"a CAM of shape {values.shape} is not a finite map; compute it again")
-
-
-def compute_split(
-    model: Backbone, patches: Sequence[Patch], config: Config, hardware: Hardware, what: str = ""
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and maps (h, w) float32 of `patches`, in batches that fit the device, with a progress bar.
-
-    Raises DataError with the name of a patch whose map is not finite.
-    """
-    if not patches:
-        return
-    images = PatchImages(patches, config.worker_count)
-    batches = split_batches(len(patches), hardware.cam_batch)
-    size = BatchSize("maps", hardware.cam_batch)
-    with progress(total=len(patches), desc=f"maps {what}".strip(), unit="patch") as bar:
-        for indices, batch in images.batches(batches, config.worker_count):
-            maps = size.run(partial(_maps_in_parts, model, batch, config.cam, hardware))
-            names = [patches[index].name for index in indices]
-            check_finite(maps, names, "the classifier's maps")
-            yield from zip(names, maps.cpu().numpy(), strict=True)
-            bar.update(len(indices))
-
-
-def _maps_in_parts(model: Backbone, images: torch.Tensor, settings: Cam, hardware: Hardware, size: int) -> torch.Tensor:
-    """Maps (N, h, w) of `images` (N, 3, H, W) uint8, `size` at a time."""
-    with hardware.autocast():
-        parts = [
-            compute_maps(model, as_float(part, hardware.device), settings.rotations, settings.layer)
-            for part in images.split(size)
-        ]
-    return torch.cat(parts)

@@ -1,7 +1,5 @@
 """Where a class activation map is cut: a fixed value, a percentile, or Otsu's criterion on features."""
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 
@@ -16,9 +14,7 @@ def fixed_threshold(values: np.ndarray, settings: Cam) -> float:
     The percentile is that of the map as the network gives it, as published, not of the map resized to `mask_px`.
     Raises DataError when the map is not finite.
     """
-    if settings.percentile is None:
-        if not isinstance(settings.threshold, int | float):
-            raise ValueError("cam.threshold: auto needs SAM's features; see otsu_threshold")
+    if isinstance(settings.threshold, float):
         return settings.threshold
     check_finite_map(values)
     positive = values[values > 0]
@@ -33,26 +29,29 @@ GLASS = 220
 """A pixel whose darkest channel is at least this shows no tissue."""
 
 
-NEAR_BEST = 0.95
+NEAR_BEST = 0.9
 """Share of the greatest variance that is enough: of thresholds about as good, the lowest gives the largest mask."""
 
 
-def otsu_threshold(values: np.ndarray, embedding: np.ndarray, image: np.ndarray, settings: Cam) -> float:
-    """The lowest of THRESHOLDS whose CAM mask separates SAM's embedding of the patch about as well as the best one.
+MAX_THRESHOLD = 0.2
+"""No map is cut above: on real tissue the criterion alone gives masks that are too small."""
 
-    `values` (h, w) in [0, 1] is the map, `embedding` (C, eh, ew) float that of the patch as it is, `image` (H, W, 3) the
-    patch, RGB uint8. The criterion is the variance between the two classes, inside and outside of the mask (Otsu, IEEE
-    Trans. Syst. Man Cybern. 9, 1979), summed over the embedding's channels. Glass is left out, as nothing else differs
-    as much. The best threshold itself gives masks that are a little too small, which the rounds do not correct, while
-    they do correct a little too large; so the lowest of all thresholds with NEAR_BEST of the greatest variance is
-    taken. Where no threshold separates anything, as in a map of zeros, that is the lowest of all.
+
+def otsu_threshold(values: np.ndarray, features: np.ndarray, image: np.ndarray, settings: Cam) -> float:
+    """The lowest of THRESHOLDS, MAX_THRESHOLD at most, whose CAM mask separates the features about as well as the best.
+
+    `values` (h, w) in [0, 1] is the map, `features` (C, fh, fw) float the classifier's at stride 8 (`fine_features`),
+    `image` (H, W, 3) the patch, RGB uint8. The criterion is the variance between the two classes, inside and outside of
+    the mask (Otsu, IEEE Trans. Syst. Man Cybern. 9, 1979), summed over the channels. Glass is left out, as nothing else
+    differs as much. The best threshold itself gives masks that are too small; so the lowest of all thresholds with
+    NEAR_BEST of the greatest variance is taken. Where no threshold separates anything, as in a map of zeros, that is
+    the lowest of all.
     """
-    features = _of_patch(embedding, image.shape[:2])
     grid = features.shape[1:]
     tissue = _resized(image.min(2) < GLASS, grid)
     shares = np.stack([_resized(mask, grid) for mask in masks_at(values, THRESHOLDS, settings)])
     variances = between_variance(features.reshape(len(features), -1).T, shares, tissue)
-    return float(THRESHOLDS[(variances >= NEAR_BEST * variances.max()).argmax()])
+    return min(float(THRESHOLDS[(variances >= NEAR_BEST * variances.max()).argmax()]), MAX_THRESHOLD)
 
 
 def between_variance(features: np.ndarray, shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -67,14 +66,6 @@ def between_variance(features: np.ndarray, shares: np.ndarray, weights: np.ndarr
     sums = (shares * weights) @ features
     means = sums / np.maximum(first, 1e-6), (weights @ features - sums) / np.maximum(second, 1e-6)
     return (first * second / total**2).squeeze(1) * ((means[0] - means[1]) ** 2).sum(1)
-
-
-def _of_patch(embedding: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """The part of an embedding that shows the patch: SAM pads the shorter side, at its end."""
-    height, width = (
-        max(1, round(side / max(size) * length)) for side, length in zip(size, embedding.shape[1:], strict=True)
-    )
-    return embedding[:, :height, :width]
 
 
 def _resized(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

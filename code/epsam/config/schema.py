@@ -203,8 +203,8 @@ class Cam(Section):
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = 30
     """Threshold: this percentile of the map's non-zero values..."""
     threshold: Share | Literal["auto"] | None = None
-    """...or this value of the map, or `auto`: for each patch a value at which the mask parts SAM's embedding of the
-    patch into two different halves. Exactly one of percentile and threshold."""
+    """...or this value of the map, or `auto`: for each patch a value, 0.2 at most, at which the mask separates the
+    classifier's features of the patch into two different classes. Exactly one of percentile and threshold."""
     opening_px: Count = 5
     """Side of the opening's structuring element at `mask_px`; 0 for none."""
 

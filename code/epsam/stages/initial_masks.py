@@ -1,21 +1,17 @@
 """Stage initial-masks: the classifier's maps, their thresholds, and the masks that round 0 learns from."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from epsam.cam.activation import ActivationMap, compute_split
+from epsam.cam.computation import compute_split
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams, save_cams
-from epsam.cam.threshold import fixed_threshold, otsu_threshold
 from epsam.classifier.building import load_classifier
 from epsam.config.schema import Config
-from epsam.patches.patch import Patch, patches_for_sam
+from epsam.patches.patch import patches_for_sam
 from epsam.runtime.device import Hardware
-from epsam.runtime.files import read_image, write_png
+from epsam.runtime.files import write_png
 from epsam.runtime.log import logger, progress
 from epsam.sam.samples import patch_size
-from epsam.sam.session import SamSession
 from epsam.visualization.contact_sheet import draw_cam_sheet
 from epsam.workspace import SPLITS, Workspace
 
@@ -23,37 +19,15 @@ from epsam.workspace import SPLITS, Workspace
 def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     """Stage: maps of SAM's patches of every split, and the masks of the train split that round 0 learns from.
 
-    A split whose maps are on disk is not computed again. An empty mask is written too and counted in the log. With
-    `cam.threshold: auto` the thresholds come from SAM's embeddings.
+    A split whose maps are on disk is not computed again. An empty mask is written too and counted in the log.
     """
-    context = SamSession(config, workspace, hardware) if config.cam.threshold == "auto" else None
     model = load_classifier(config.classifier, workspace.classifier, hardware.device)
     for split in SPLITS:
         patches = patches_for_sam(workspace, split)
         path = workspace.cams(split)
         if not (path.is_file() and list(load_cams(path)) == [patch.name for patch in patches]):
-            maps = dict(compute_split(model, patches, config, hardware, split))
-            save_cams(path, _fixed(maps, config) if context is None else _by_sam(maps, context, split, patches))
+            save_cams(path, dict(compute_split(model, patches, config, hardware, split)))
     _write_masks(config, workspace)
-
-
-def _fixed(maps: Mapping[str, np.ndarray], config: Config) -> dict[str, ActivationMap]:
-    return {name: ActivationMap(values, fixed_threshold(values, config.cam)) for name, values in maps.items()}
-
-
-def _by_sam(
-    maps: Mapping[str, np.ndarray], context: SamSession, split: str, patches: Sequence[Patch]
-) -> dict[str, ActivationMap]:
-    embeddings, step, cams = context.embeddings(split), context.hardware.encoder_batch, {}
-    with progress(total=len(patches), desc=f"thresholds {split}", unit="patch") as bar:
-        for start in range(0, len(patches), step):
-            part = patches[start : start + step]
-            batch = embeddings.batch([embeddings.item(start + i, 0) for i in range(len(part))]).cpu().numpy()
-            for patch, embedding in zip(part, batch, strict=True):
-                threshold = otsu_threshold(maps[patch.name], embedding, read_image(patch.path), context.config.cam)
-                cams[patch.name] = ActivationMap(maps[patch.name], threshold)
-            bar.update(len(part))
-    return cams
 
 
 def _write_masks(config: Config, workspace: Workspace) -> None:
