@@ -107,7 +107,7 @@ INITIAL_MASKS = Stage(
     "initial-masks",
     "class activation maps and the masks cut from them",
     _initial_masks,
-    needs=(TRAIN_CLASSIFIER, EMBED),
+    needs=(TRAIN_CLASSIFIER,),
     settings=("cam",),
     outputs=("runs/{name}/cams/{split}.npz", "dataset/{name}/train/initial_mask"),
     files=("runs/{name}/cams/*.npz", "dataset/{name}/train/initial_mask/*.png"),

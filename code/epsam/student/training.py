@@ -114,7 +114,7 @@ class StudentTraining:
             if not math.isfinite(loss):
                 raise EpsamError(
                     f"{self.name}, epoch {epoch}: the loss is {loss} on the batch of {names[0]}; the state of the "
-                    "last whole epoch is kept. Lower student.lr with --from distill"
+                    "last complete epoch is kept. Lower student.lr with --from distill"
                 )
             self.schedule.step()
             total += loss * len(indices)
