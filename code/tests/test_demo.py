@@ -109,7 +109,8 @@ def test_annotation_keeps_the_area_of_regions_and_holes(tmp_path):
     write_annotation(tmp_path / "a.xml", mask)
     annotation = load_annotation(tmp_path / "a.xml", GROUPS)
     assert sorted(polygon.group for polygon in annotation.polygons) == ["Exclusion", "Tumor", "Tumor"]
-    assert annotation.fraction(0, 0, 500, 400) * mask.size == pytest.approx(mask.sum(), rel=0.02)
+    # Outlines pass through the centres of the outermost pixels, of which ASAP counts those on the right and below alone.
+    assert annotation.fraction(0, 0, 500, 400) * mask.size == pytest.approx(mask.sum(), rel=0.025)
     assert np.mean(annotation.mask(0, 0, 500, 400) != mask) < 0.01
 
 

@@ -48,6 +48,7 @@ def place(tmp_path, monkeypatch):
     models = SimpleNamespace(
         config=config,
         hardware=choose_hardware("cpu"),
+        uses_classifier=True,
         classify=lambda images, names: np.ones(len(images), np.float32),
         masks=lambda images, names: np.ones(images.shape[:3], bool),
     )

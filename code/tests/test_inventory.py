@@ -35,7 +35,9 @@ def _stage(workspace, *command):
 def _blacken(path):
     """The same image all black, in a file of the same size."""
     size = path.stat().st_size
-    _, data = cv2.imencode(".png", np.zeros_like(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
+    _, data = cv2.imencode(
+        ".png", np.zeros_like(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)), [cv2.IMWRITE_PNG_COMPRESSION, 9]
+    )
     assert len(data) <= size
     path.write_bytes(data.tobytes() + bytes(size - len(data)))
 

@@ -175,9 +175,11 @@ def test_samples_read_ahead_are_those_read_one_by_one(stored, embeddings):
     config = make_config(workspace.root, sam={"embeddings": embeddings})
     source = open_embeddings(config, workspace, CPU, _sam(config), "train")
     samples = PredictionSamples(examples_of(workspace, "train", patches_for_sam(workspace, "train")), source, config)
-    batches = list(load_batches(samples, Batches(len(samples), 3, seed=1), threads=2))
+    batches = list(load_batches(samples, Batches(len(samples.examples), 3, seed=1), threads=2))
     assert [len(batch) for batch in batches] == [3, 3, 2]
-    for index, there in zip(itertools.chain(*Batches(len(samples), 3, seed=1)), itertools.chain(*batches), strict=True):
+    for index, there in zip(
+        itertools.chain(*Batches(len(samples.examples), 3, seed=1)), itertools.chain(*batches), strict=True
+    ):
         here = samples[index]
         assert there.example is here.example
         torch.testing.assert_close(there.item, here.item, rtol=0, atol=0)

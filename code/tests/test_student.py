@@ -201,5 +201,5 @@ def test_weights_that_are_not_a_students_are_refused(tmp_path):
         load_student(SETTINGS, path)
     path.write_bytes(b"no weights")
     (tmp_path / "student.pth.json").unlink()
-    with pytest.raises(CheckpointError, match="cannot be loaded as weights"):
+    with pytest.raises(CheckpointError, match="is no file of torch.save"):
         load_student(SETTINGS, path)
