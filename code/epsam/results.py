@@ -16,20 +16,20 @@ from epsam.workspace import Workspace
 Value = str | int | float
 STAGES = ("train-classifier", "evaluate")
 """Stages that measure something, in the order of metrics.csv."""
-LOGGED = {
+LOGGED = (
     "split",
     "method",
     "dice",
     "iou",
+    "auc",
+    "accuracy",
+    "sensitivity_at_90_specificity",
     "patches",
     "all_pooled_dice",
     "normal_marked",
     "pxap",
-    "auc",
-    "accuracy",
-    "sensitivity_at_90_specificity",
-}
-"""Columns of metrics.csv that the log shows."""
+)
+"""Columns of metrics.csv that the log shows, in this order: scripts read these lines."""
 HOW_TO_MEASURE_AGAIN = (
     "run ./train.sh again with --from evaluate (--from train-classifier, for the classifier's figures too)"
 )
@@ -64,7 +64,7 @@ def _written(value: Value) -> str:
 
 def _in_short(row: Mapping[str, Value]) -> dict[str, Value]:
     """The figures of a row that a line of the log has room for; metrics.csv has all."""
-    return {key: value for key, value in row.items() if key in LOGGED}
+    return {key: row[key] for key in LOGGED if key in row}
 
 
 def result_line(fields: Mapping[str, Value]) -> str:

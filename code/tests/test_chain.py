@@ -47,7 +47,7 @@ def test_train_infer_train_again(run_in, top):
         "runs/tiny/config.yaml",
         "runs/tiny/environment.json",
         "dataset/tiny/patches.csv",
-        "dataset/tiny/slides.csv",
+        "runs/tiny/slides.csv",
     ):
         assert wanted in made
     assert any(name.startswith("dataset/tiny/train/initial_mask/") for name in made)
