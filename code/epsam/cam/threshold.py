@@ -16,6 +16,8 @@ def fixed_threshold(values: np.ndarray, settings: Cam) -> float:
     """
     if isinstance(settings.threshold, float):
         return settings.threshold
+    if settings.percentile is None:
+        raise ValueError("with cam.threshold: auto a map has no fixed threshold; see otsu_threshold")
     check_finite_map(values)
     positive = values[values > 0]
     return float(np.percentile(positive, settings.percentile)) if len(positive) else 1.0
