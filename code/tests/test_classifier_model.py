@@ -128,6 +128,7 @@ def test_switching_adl_off_keeps_the_names_of_weights():
 
 @pytest.mark.parametrize(("depth", "source"), [(18, resnet18), (50, resnet50)])
 def test_imagenet_weights_of_a_resnet_give_torchvisions_features_of_normalised_images(tmp_path, depth, source):
+    torch.manual_seed(0)
     theirs = source(weights=None)
     path = tmp_path / "imagenet.pth"
     torch.save(theirs.state_dict(), path)
@@ -148,7 +149,9 @@ def test_imagenet_weights_of_a_resnet_give_torchvisions_features_of_normalised_i
         modules = dict(theirs.eval().named_children())
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             features = modules[name](features)
-        torch.testing.assert_close(ours.eval().features(images, "layer4"), features, atol=1e-4, rtol=1e-3)
+        # Folding the normalisation into the weights rounds differently, by a share of the largest features.
+        tolerance = 2e-5 * features.abs().max().item()
+        torch.testing.assert_close(ours.eval().features(images, "layer4"), features, atol=tolerance, rtol=0)
 
 
 def test_imagenet_weights_of_another_depth_are_refused(tmp_path):
