@@ -115,3 +115,18 @@ def test_config_survives_the_file_beside_a_checkpoint():
     config = load_config(find_config("camelyon17"))
     assert config_from(flatten(config.model_dump(mode="json")), "x") == config
     assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize(
+    ("groups", "hint"),
+    [
+        ("{tumour: [1]}", "put quotes around it"),
+        ("{tumour: [Yes]}", "put quotes around it"),
+        ("{tumour: Tumor}", "a list is written [a, b]"),
+    ],
+)
+def test_a_value_that_yaml_reads_as_another_type_says_how_to_write_it(tmp_path, groups, hint):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"slides: {{groups: {groups}}}")
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        load_config(path)

@@ -5,10 +5,12 @@ import json
 import pytest
 
 from epsam.config.loading import find_config, load_config
-from epsam.config.paths import settings_for_weights
+from epsam.config.paths import counted_from, settings_for_weights
 from epsam.config.schema import Config
+from epsam.doctor.run import examine
 from epsam.errors import ConfigError
 from epsam.inference.checkpoints import settings_of
+from epsam.workspace import Workspace
 
 ASAP = "multiresolutionimageinterface.py"
 
@@ -97,3 +99,22 @@ def test_a_decoder_from_elsewhere_runs_none_of_its_authors_code(run_in, top):
     assert done.returncode == 1
     assert "slides.asap_path" in done.stdout
     assert not (top / "was_run").exists()
+
+
+def test_paths_in_settings_count_from_the_top_level_and_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "study" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("slides: {asap_path: ~/ASAP/bin}\nsam: {checkpoint: checkpoints/sam.pth}")
+    config = load_config(path, ("classifier.init=~/resnet.pth",))
+    assert config.slides.asap_path == tmp_path / "home" / "ASAP/bin"
+    assert config.classifier.init == tmp_path / "home" / "resnet.pth"
+    used = counted_from(config, tmp_path / "top")
+    assert used.sam.checkpoint == tmp_path / "top" / "checkpoints/sam.pth"
+    assert used.classifier.init == config.classifier.init
+    assert examine(config, Workspace(tmp_path / "top", "mine"))[-3].message.startswith(
+        f"sam.checkpoint {tmp_path}/top/checkpoints/sam.pth is missing"
+    )
+    for wrong in ("slides.asap_path=ASAP/bin", "sam.checkpoint=~nobody_is_called_so/sam.pth"):
+        with pytest.raises(ConfigError, match=r"asap_path.*full path|checkpoint.*unknown home folder"):
+            load_config(path, (wrong,))

@@ -233,8 +233,8 @@ def test_tumour_in_a_hole_of_tumour_is_an_island_and_a_hole_over_all_tumour_is_s
     a = load(tmp_path, [("Tumor", island), ("Exclusion", in_island), ("Exclusion", hole), ("Tumor", outer)])
     assert a.mask(0, 0, 99, 99).sum() == 89**2 - 49**2 + 9**2 - 2**2
     assert "kept as islands" in caplog.text
-    assert load(tmp_path, [("Tumor", island), ("Exclusion", hole)]).fraction(0, 0, 99, 99) == 0
-    assert "its 1 holes cover all tumour" in caplog.text
+    with pytest.raises(AnnotationError, match=r"all its tumour is covered by holes \(1 outlines of Exclusion\)"):
+        load(tmp_path, [("Tumor", island), ("Exclusion", hole)])
 
 
 def test_types_that_asap_does_not_have_and_outlines_without_coordinates(tmp_path, caplog):

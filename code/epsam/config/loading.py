@@ -152,6 +152,13 @@ def _put(settings: dict[str, Any], dotted: str, value: Any) -> None:
     settings[key] = value
 
 
+YAML_HINTS = {
+    "string_type": "; put quotes around it: YAML reads numbers, yes and no as other than text",
+    "list_type": "; a list is written [a, b]",
+}
+"""What to do where YAML read a value as another type than was meant."""
+
+
 def _explain(error: ValidationError | RecursionError) -> str:
     """One line for all complaints, with the closest right key for unknown ones."""
     if isinstance(error, RecursionError):
@@ -170,7 +177,8 @@ def _explain(error: ValidationError | RecursionError) -> str:
             message = item["msg"].removeprefix("Value error, ")
             given = item["input"]
             shown = f" (given: {_SHORT.repr(given)})" if isinstance(given, str | int | float | list | None) else ""
-            lines.append(f"`{where or 'settings'}`: {message}{shown}")
+            hint = YAML_HINTS.get(item["type"], "") if isinstance(given, str | int | float) else ""
+            lines.append(f"`{where or 'settings'}`: {message}{shown}{hint}")
     return "; ".join(lines)
 
 

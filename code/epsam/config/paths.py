@@ -1,7 +1,7 @@
 """Settings that are paths: they never come from, nor go into, what travels with weights."""
 
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -46,6 +46,19 @@ def drop_paths(settings: dict[str, Any]) -> list[str]:
 
 def _is_harmless(value: Any, words: frozenset) -> bool:
     return value is None or (isinstance(value, str) and value in words)
+
+
+def counted_from(config: Config, top: Path) -> Config:
+    """The settings with paths as they are opened: relative ones count from the project's top level, `top`."""
+    settings = config.model_dump()
+    for key, _ in path_settings():
+        *sections, name = key.split(".")
+        place = settings
+        for section in sections:
+            place = place[section]
+        if isinstance(place[name], Path):
+            place[name] = top / place[name]
+    return Config.model_validate(settings)
 
 
 def settings_for_weights(config: Config) -> dict[str, Any]:

@@ -8,10 +8,31 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from epsam.runtime.records import is_plain
 from epsam.workspace import RESERVED_FOLDERS
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"names an unknown home folder ({error})") from None
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("is not a full path; begin it with / or ~")
+    return path
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+"""A path of the user's: `~` is the home folder, and a relative one counts from the project's top level (the folder of
+dataset/ and checkpoints/), wherever the settings file lies; see `counted_from`."""
+ProgramPath = Annotated[Path, AfterValidator(_expanded), AfterValidator(_absolute)]
+"""A path of an installed program, absolute or from `~`."""
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -35,7 +56,7 @@ class Slides(Section):
     """Where slides come from and how they are read."""
 
     reader: Literal["auto", "asap", "openslide"] = "auto"
-    asap_path: Path | None = None
+    asap_path: ProgramPath | None = None
     """Folder of ASAP's multiresolutionimageinterface, when it is neither on the path nor in /opt/ASAP/bin."""
     collection: Literal["camelyon16", "camelyon17", "own"] = "own"
     """Whose naming, published splits and table of known issues apply."""
@@ -160,7 +181,7 @@ class Classifier(Section):
     padding: Literal["zeros", "reflect"] = "zeros"
     """What the convolutions see beyond the patch: zeros, as published, or its mirror image. Zeros look like nothing in
     a slide, and maps come out weak, or odd, along the patch's border."""
-    init: Literal["random", "imagenet"] | Path = "random"
+    init: Literal["random", "imagenet"] | UserPath = "random"
     """`imagenet` takes torchvision's weights of a ResNet (fetched), or those of EfficientNet-Lite0 that are installed with
     this program; a path names such a file."""
     high_frequency: bool = True
@@ -230,7 +251,7 @@ class Sam(Section):
     """The Segment Anything model and the store of its embeddings."""
 
     model_type: Literal["vit_b", "vit_l", "vit_h", "demo"] = "vit_b"
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """Weights by path; without it those of `model_type` are looked for in checkpoints/ and fetched."""
     embeddings: Literal["on", "off"] = "on"
     views: Annotated[int, Field(ge=1, le=8)] = 4

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from epsam.config.paths import counted_from
 from epsam.config.schema import Config
 from epsam.doctor import Check
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
@@ -26,7 +27,7 @@ def examine(config: Config, workspace: Workspace) -> list[Check]:
         check_folders(workspace.dataset, workspace.checkpoints, workspace.run),
         check_lock(workspace.run),
         check_disk(*(_by_folder(config, workspace, views) for views in (config.sam.views, 1))),
-        check_weights(config, workspace.checkpoints),
+        check_weights(counted_from(config, workspace.root), workspace.checkpoints),
         check_slides(config, workspace),
         check_split(config, workspace),
     ]

@@ -199,7 +199,7 @@ def _from_tissue(
     if not fraction.any():
         raise AnnotationError(
             f"{annotation.path}: none of the {len(x)} windows of {read_px} px on tissue holds tumour: its outlines are "
-            f"too small, lie at the slide's border, or not in their place; {CORRECT}"
+            f"too small, lie at the slide's border or between windows, or not in their place; {CORRECT}"
         )
     annotated = (fraction > 0) | annotation.in_regions(x, y, read_px, read_px)
     x, y, fraction = x[annotated], y[annotated], fraction[annotated]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from epsam.config.paths import counted_from
 from epsam.config.schema import Config
 from epsam.errors import StateError
 from epsam.results import restore_table
@@ -95,7 +96,7 @@ class _Run:
         write_started(workspace.state, stage.name, signed)
         watch = Stopwatch()
         hardware = self._hardware() if stage.needs_device else None
-        stage.run(self.config, workspace, hardware)
+        stage.run(counted_from(self.config, workspace.root), workspace, hardware)
         device = str(hardware.device) if hardware else "cpu"
         seconds, peak = watch.seconds, round(_peak_memory_mib(device))
         record_files(workspace, stage)

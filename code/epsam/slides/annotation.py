@@ -148,8 +148,8 @@ def load_annotation(
     `origin`: level-0 position (x, y) that GeoJSON counts from, openslide.bounds-x/y where the slide has them.
     The groups of a mask are its values as text, 0 none of them; a mask of one other value needs no rule: it is tumour.
     `slide_size`: (width, height) of level 0, by which a coarser mask is scaled. Logs a warning where the file is odd.
-    Raises AnnotationError when it is missing, malformed or hostile, when a group is named by no rule, or when
-    no outline is tumour.
+    Raises AnnotationError when it is missing, malformed or hostile, when a group is named by no rule, when
+    no outline is tumour, or when holes cover all that is.
     """
     annotation = read_annotation(path, groups, origin, slide_size)
     for warning in annotation.warnings:
@@ -285,13 +285,18 @@ def _odd_shapes(polygons: Sequence[Polygon]) -> list[str]:
 
 
 def _check_holes(annotation: Annotation) -> None:
-    """Warn of holes that leave no tumour; painting is only worth it here where there are holes."""
+    """Raise AnnotationError for holes that leave no tumour, and warn of islands in holes.
+
+    Painting is only worth it here where there are holes.
+    """
     holes = [p for p in annotation.polygons if p.kind == "hole"]
     if not holes:
         return
     if not len(annotation.spans.row):
-        annotation.warnings.append(
-            f"its {len(holes)} holes cover all tumour: no pixel of tumour is left; check their groups"
+        groups = listed(sorted({shown(p.group) for p in holes}))
+        raise AnnotationError(
+            f"{annotation.path}: all its tumour is covered by holes ({len(holes)} outlines of {groups}), so that no "
+            "pixel of tumour is left; correct the outlines, or the groups under hole in slides.groups"
         )
     if islands := sum(layer > 1 and layer % 2 == 0 for layer in annotation.layers):
         annotation.warnings.append(
