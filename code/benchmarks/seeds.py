@@ -85,9 +85,10 @@ def _bring_patches(source: Workspace, workspace: Workspace) -> None:
     for split in SPLITS:
         for kind in ("image", "mask"):
             shutil.copytree(source.split(split) / kind, workspace.split(split) / kind, dirs_exist_ok=True)
-    for table in (source.patches_csv, source.slides_csv):
+    for table, copy in ((source.patches_csv, workspace.patches_csv), (source.slides_csv, workspace.slides_csv)):
         if table.is_file():
-            shutil.copy(table, workspace.dataset)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(table, copy)
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     shutil.copy(SHIPPED_SAM, workspace.checkpoints)
     workspace.state.mkdir(parents=True, exist_ok=True)
