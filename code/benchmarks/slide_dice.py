@@ -23,7 +23,6 @@ from shapely.geometry import box, shape
 
 from epsam.config.loading import load_config
 from epsam.config.schema import Config
-from epsam.evaluation.methods import final_method
 from epsam.evaluation.metrics import overlap, pooled_dice
 from epsam.inference.run import InferenceSettings, infer
 from epsam.report.result_section import method_rows
@@ -61,7 +60,7 @@ def main() -> None:
             fresh = arguments.fresh and number == 0
             predict(config, workspace, model, slide_path(workspace, row), output, fresh=fresh)
         print(f"--- {model}")
-        compare(config, workspace, slides, output, final_method(config) if model == "sam" else "student")
+        compare(config, workspace, slides, output, f"round{config.retrain.rounds}" if model == "sam" else "student")
 
 
 def slide_path(workspace: Workspace, row: dict[str, str]) -> Path:

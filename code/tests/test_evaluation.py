@@ -328,7 +328,7 @@ def test_report_shows_test_patches_in_their_places_on_the_slides(copy):
     report(config, workspace, [("preprocess", "cut patches from the slides")])
     page = _Page(workspace.report.read_text())
     in_place = [image["alt"] for image in page.images if "in their places" in image["alt"]]
-    figures = read_figures(figures_csv(workspace, "round1"))
+    figures = read_figures(figures_csv(workspace, "student"))
     own = [
         d
         for name, label, d in zip(figures.names, figures.labels, figures.dice, strict=True)
@@ -353,14 +353,14 @@ def test_overview_shows_pseudo_labels(made, tmp_path):
     ("dice", "said"),
     [
         ((0.80, 0.85, 0.90), "reaches 0.900: 50% of that gain over the CAM came without them."),
-        ((0.889, 0.885, 0.896), "Trained on true masks, the same decoder reaches 0.896."),
+        ((0.889, 0.885, 0.896), "Trained on true masks, the same network reaches 0.896."),
     ],
 )
 def test_headline_speaks_of_the_gain_where_there_is_one(copy, dice, said):
     config, workspace = copy
     rows = {
         name: {"patches": "5", "dice": str(value), "dice_low": "0", "dice_high": "1"}
-        for name, value in zip(("cam", "round1", "supervised"), dice, strict=True)
+        for name, value in zip(("cam", "student", "student_supervised"), dice, strict=True)
     }
     record_results(
         workspace,

@@ -63,7 +63,7 @@ def find_warnings(
     found = []
     for name, advice in (
         ("ones", "calling every patch of a positive label tumour does as well, so nothing was localised"),
-        ("cam", "SAM adds nothing to the class activation map"),
+        ("cam", "what follows the class activation map adds nothing to it"),
     ):
         if name not in figures or name == final:
             continue

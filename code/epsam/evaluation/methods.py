@@ -61,7 +61,7 @@ class Method:
 
 
 def methods_of(config: Config, workspace: Workspace) -> list[Method]:
-    """All methods of a run, the last round being the model that the run is for."""
+    """All methods of a run, in the order of the table."""
     rounds = [Method(f"round{n}", workspace.decoder(n)) for n in range(config.retrain.rounds + 1)]
     student = [Method("student", student=workspace.student)] if config.student.enabled else []
     supervised = [Method("supervised", workspace.decoder("supervised"))] if config.evaluate.supervised else []
@@ -71,8 +71,14 @@ def methods_of(config: Config, workspace: Workspace) -> list[Method]:
 
 
 def final_method(config: Config) -> str:
-    """Name of the method that the run is for: the last round."""
-    return f"round{config.retrain.rounds}"
+    """Name of the method that ./infer.sh predicts with: the student, or the last round where the settings say so."""
+    student = config.student.enabled and config.inference.model == "student"
+    return "student" if student else f"round{config.retrain.rounds}"
+
+
+def upper_bound(config: Config) -> str:
+    """Name of the method with the network of `final_method`, trained on true masks."""
+    return "student_supervised" if final_method(config) == "student" else "supervised"
 
 
 def predictions(workspace: Workspace, method: str) -> Path:

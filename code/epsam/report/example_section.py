@@ -59,7 +59,7 @@ def example_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "explanation": (
             f"Ordered by the Dice of {final.title.lower()}, best first; chosen by rank alone. Each row reads from "
             "patch to prediction: the map that the classifier gives, the prompts drawn from it, the mask cut from it, what "
-            "SAM's decoder makes of the prompts, and the annotation."
+            f"{final.title.lower()} predicts, and the annotation."
         ),
     }
 

@@ -5,7 +5,7 @@ from typing import Any
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.evaluation.comparison import paired_difference, run_warnings
-from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures
+from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures, upper_bound
 from epsam.evaluation.table import interval_of
 from epsam.report.slide_section import slide_section
 from epsam.results import HOW_TO_MEASURE_AGAIN, read_results
@@ -51,25 +51,31 @@ def headline(config: Config, workspace: Workspace) -> str:
     if not last:
         return "No figures on the test split: it has no true masks, or was not evaluated yet."
     low, high = interval_of(last, "dice")
-    rounds = f"round {config.retrain.rounds}" if config.retrain.rounds else "the preliminary round"
     text = (
-        f"On {last['patches']} test patches that hold tumour, the decoder of {rounds} reaches a mean Dice of "
+        f"On {last['patches']} test patches that hold tumour, {_model(config)} reaches a mean Dice of "
         f"{_three(last, 'dice')} (95 % interval {low:.3f} to {high:.3f}), "
         f"against {_three(rows['ones'], 'dice')} for whole patches, {_three(rows['cam'], 'dice')} for the CAM mask and "
         f"{_three(rows['sam'], 'dice')} for SAM untuned."
     )
-    if "supervised" not in rows:
+    bound = upper_bound(config)
+    if bound not in rows:
         return text
-    text += f" Trained on true masks, the same decoder reaches {_three(rows['supervised'], 'dice')}"
-    closed = share_closed(rows, final_method(config))
+    text += f" Trained on true masks, the same network reaches {_three(rows[bound], 'dice')}"
+    closed = share_closed(rows, final_method(config), bound)
     return text + (f": {closed:.0%} of that gain over the CAM came without them." if closed and closed > 0 else ".")
 
 
-def share_closed(rows: dict[str, Row], final: str) -> float | None:
-    """Share of the gap in Dice from CAM to supervised that `final` closes; None where there is no such gap."""
-    if "supervised" not in rows:
+def _model(config: Config) -> str:
+    if final_method(config) == "student":
+        return "the student"
+    return f"the decoder of {f'round {config.retrain.rounds}' if config.retrain.rounds else 'the preliminary round'}"
+
+
+def share_closed(rows: dict[str, Row], final: str, bound: str) -> float | None:
+    """Share of the gap in Dice from the CAM to `bound` that `final` closes; None where there is no such gap."""
+    if bound not in rows:
         return None
-    cam, last, supervised = (float(rows[name]["dice"]) for name in ("cam", final, "supervised"))
+    cam, last, supervised = (float(rows[name]["dice"]) for name in ("cam", final, bound))
     return (last - cam) / (supervised - cam) if supervised > cam else None
 
 
@@ -133,7 +139,8 @@ def _explanation(config: Config, row: Row) -> str:
     return (
         f"Dice and IoU are means over {row['patches']} patches that hold tumour. The other columns take the pixels of "
         f"all {row['all_patches']} patches together, normal ones too, where a patch that the classifier finds normal "
-        f"(below {gate:g}) is predicted empty; the last is the share of the area of normal patches that is marked. Below "
+        f"(below {gate:g}) is predicted empty (not for the student, which has no classifier before it); the last is the "
+        "share of the area of normal patches that is marked. Below "
         f"each figure its 95 % bootstrap interval: {over}."
     )
 

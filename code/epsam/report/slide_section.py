@@ -39,15 +39,16 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     Whole slides are not predicted for it, which would take longer than all stages before: it shows the test patches
     that the evaluation predicted, where they lie.
     """
-    figures = {name: read_figures(figures_csv(workspace, name)) for name in ("cam", "sam", final_method(config))}
+    final = Method(final_method(config))
+    figures = {name: read_figures(figures_csv(workspace, name)) for name in ("cam", "sam", final.name)}
     names = figures["cam"].names
     locations = {name: location for name in names if (location := location_of(name))}
     if len(locations) < len(names):
         return {"rows": []}
     owners = np.array([locations[name].slide for name in names])
     slides = sorted(set(owners.tolist()))
-    gate = config.inference.classifier_probability
-    rows = {slide: _row(slide, owners == slide, figures, gate) for slide in slides}
+    marked = figures[final.name].gated(config.inference.classifier_probability).overlaps[:, 1] > 0
+    rows = {slide: _row(slide, owners == slide, figures, marked) for slide in slides}
     # Slides with tumour first: there is more to see on them.
     order = sorted(slides, key=lambda slide: (rows[slide][1] == "0", slide))
     pictures = [
@@ -69,25 +70,24 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
             "Tumour patches",
             *(Method(name).title for name in figures),
             "Normal patches",
-            "Taken for tumour",
+            "Marked in part",
         ),
         "rows": [rows[slide] for slide in slides],
         "pictures": pictures,
         "explanation": (
-            "Test patches in their places. Those with tumour are predicted as in the table above; normal ones only "
-            f"where the classifier takes them for tumour (from {gate:g}). Dice is the mean over the patches with "
-            "tumour. What is pale was not predicted here; ./infer.sh predicts whole slides."
+            f"Test patches in their places, as {final.title.lower()} predicts them, and how many of the normal ones it marks "
+            "in part as tumour. Dice is the mean over the patches with tumour. "
+            "What is pale was not predicted here; ./infer.sh predicts whole slides."
         ),
         "more": f"{len(order) - PICTURES} more slides are in the table alone." if len(order) > PICTURES else "",
     }
 
 
-def _row(slide: str, own: np.ndarray, figures: dict[str, Figures], gate: float) -> tuple[str, ...]:
+def _row(slide: str, own: np.ndarray, figures: dict[str, Figures], marked: np.ndarray) -> tuple[str, ...]:
     first = next(iter(figures.values()))
     tumour, normal = own & (first.labels == 1), own & (first.labels == 0)
     dice = (f"{f.dice[tumour].mean():.3f}" if tumour.any() else "–" for f in figures.values())
-    false_positives = int((first.probabilities[normal] >= gate).sum())
-    return (slide, str(tumour.sum()), *dice, str(normal.sum()), str(false_positives))
+    return (slide, str(tumour.sum()), *dice, str(normal.sum()), str(marked[normal].sum()))
 
 
 def _picture(
@@ -122,7 +122,7 @@ def _picture(
         image, [(square, *_masks(masks / f"{name}.png", patches[name])) for name, square in squares.items()]
     )
     dice = f"Dice {row[4]} on {row[1]} patches with tumour; " if row[1] != "0" else ""
-    caption = f"{dice}{row[5]} normal patches, {row[6]} of them taken for tumour"
+    caption = f"{dice}{row[5]} normal patches, {row[6]} of them marked in part as tumour"
     return {
         "title": slide,
         "caption": caption,
