@@ -4,25 +4,27 @@
 #   TEST_DATASET_DIR=my_slide.tif OUTPUT_DIR=out ./infer.sh [--fresh] [--mpp UM_PER_PX] [--config FILE]
 #                                                           [section.key=value ...]
 #
-# The log is printed and written to logging_inference.txt.
+# The log is printed and written to logging_inference.txt. Relative paths count from where you call this.
 set -euo pipefail
+export EPSAM_CALLED_FROM=$PWD PYTHONSAFEPATH=1
 cd "$(dirname "$0")"
 
-# A patch folder (image/, with or without mask/), a slide, or a folder of slides.
-TEST_DATASET_DIR=${TEST_DATASET_DIR:-dataset/demo/test}
-# The classifier that ./train.sh made.
-RESNET_CHECKPOINT=${RESNET_CHECKPOINT:-checkpoints/demo_resnet_adl.pth}
+# A patch folder (image/, with or without mask/), a slide, or a folder of slides. Empty: the demo's test patches.
+export TEST_DATASET_DIR=${TEST_DATASET_DIR:-}
+# The classifier that ./train.sh made. Empty: the demo's.
+export RESNET_CHECKPOINT=${RESNET_CHECKPOINT:-}
 # vit_b, vit_l, vit_h or demo; its weights by path, or empty: checkpoints/, fetched when missing.
-SAM_MODEL_TYPE=${SAM_MODEL_TYPE:-demo}
-SAM_CHECKPOINT=${SAM_CHECKPOINT:-}
+export SAM_MODEL_TYPE=${SAM_MODEL_TYPE:-demo}
+export SAM_CHECKPOINT=${SAM_CHECKPOINT:-}
 # The decoder of the last round, to predict with the classifier and SAM as published. Empty: with the student.
-SAM_DECODER_CHECKPOINT=${SAM_DECODER_CHECKPOINT:-}
+export SAM_DECODER_CHECKPOINT=${SAM_DECODER_CHECKPOINT:-}
 # The student. Empty: that of the run that RESNET_CHECKPOINT is from, or, if it has none, the decoder of its last round.
-STUDENT_CHECKPOINT=${STUDENT_CHECKPOINT:-}
-OUTPUT_DIR=${OUTPUT_DIR:-runs/inference}
+export STUDENT_CHECKPOINT=${STUDENT_CHECKPOINT:-}
+# Empty: runs/inference.
+export OUTPUT_DIR=${OUTPUT_DIR:-}
 
 case "${1:-}" in
-  -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h|--help) sed -n '2,7s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
 esac
 
 arguments=()
@@ -38,12 +40,4 @@ while [ $# -gt 0 ]; do
 done
 
 source code/setup.sh
-export PYTHONSAFEPATH=1
-.venv/bin/python -m epsam infer \
-  --test-dataset-dir "$TEST_DATASET_DIR" \
-  --resnet-checkpoint "$RESNET_CHECKPOINT" \
-  --sam-model-type "$SAM_MODEL_TYPE" \
-  --sam-checkpoint "$SAM_CHECKPOINT" \
-  --sam-decoder-checkpoint "$SAM_DECODER_CHECKPOINT" \
-  --student-checkpoint "$STUDENT_CHECKPOINT" \
-  --output-dir "$OUTPUT_DIR" ${arguments[@]+"${arguments[@]}"}
+.venv/bin/python -m epsam infer ${arguments[@]+"${arguments[@]}"}

@@ -4,12 +4,14 @@
 #   ./train.sh [demo | own | own-small | camelyon16 | camelyon17 | settings.yaml] [--fresh | --from STAGE]
 #              [section.key=value ...]
 #
-# Run again, it continues where it stopped. The log is printed and written to logging_<name>.txt.
+# Run again, it continues where it stopped. The log is printed and written to logging_<name>.txt. Relative paths count from
+# where you call this.
 set -euo pipefail
+export EPSAM_CALLED_FROM=$PWD PYTHONSAFEPATH=1
 cd "$(dirname "$0")"
 
 case "${1:-}" in
-  -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h|--help) sed -n '2,8s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
   ''|-*|*=*) ;;
   *) DATASET_TYPE=$1; shift ;;
 esac
@@ -31,7 +33,7 @@ while [ $# -gt 0 ]; do
 done
 
 source code/setup.sh
-export EPSAM_OWNER_PID=$$ PYTHONSAFEPATH=1
+export EPSAM_OWNER_PID=$$
 stage() { .venv/bin/python -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}; }
 
 trap 'stage release >/dev/null 2>&1 || true' EXIT

@@ -19,6 +19,7 @@ from epsam.runs.runner import run_stage
 from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.log import logger, set_up_logging
+from epsam.runtime.user_paths import from_user
 from epsam.slides.slide import PLAUSIBLE_MPP
 from epsam.workspace import Workspace
 
@@ -39,6 +40,13 @@ root_option = click.option(
     show_default="here",
     help="Folder of dataset/, checkpoints/ and runs/.",
 )
+
+
+class UserPath(click.Path):
+    """A path as a user gives it to a script, see runtime/user_paths.py."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return from_user(os.fspath(value))
 
 
 class InOrder(click.Group):
@@ -159,20 +167,37 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
 @cli.command("infer")
 @click.option(
     "--test-dataset-dir",
-    type=click.Path(path_type=Path),
-    required=True,
+    type=UserPath(),
+    envvar="TEST_DATASET_DIR",
     help="A patch folder (image/, with or without mask/), a slide, or a folder of slides.",
 )
-@click.option("--resnet-checkpoint", type=click.Path(path_type=Path), required=True)
-@click.option("--sam-model-type", type=click.Choice(["vit_b", "vit_l", "vit_h", "demo"]), required=True)
-@click.option("--sam-checkpoint", default="", help="Weights of SAM; empty: looked for in checkpoints/ and fetched.")
-@click.option("--sam-decoder-checkpoint", default="", help="Predict with the classifier and SAM with this decoder.")
+@click.option("--resnet-checkpoint", type=UserPath(), envvar="RESNET_CHECKPOINT", help="The classifier.")
+@click.option(
+    "--sam-model-type",
+    type=click.Choice(["vit_b", "vit_l", "vit_h", "demo"]),
+    default="demo",
+    envvar="SAM_MODEL_TYPE",
+    help="Which SAM the decoder belongs to.",
+)
+@click.option(
+    "--sam-checkpoint",
+    type=UserPath(),
+    envvar="SAM_CHECKPOINT",
+    help="Weights of SAM; without it they are looked for in checkpoints/ and fetched.",
+)
+@click.option(
+    "--sam-decoder-checkpoint",
+    type=UserPath(),
+    envvar="SAM_DECODER_CHECKPOINT",
+    help="Predict with the classifier and SAM with this decoder.",
+)
 @click.option(
     "--student-checkpoint",
-    default="",
+    type=UserPath(),
+    envvar="STUDENT_CHECKPOINT",
     help="Predict with this student; without either, the student of the classifier's run, where there is one.",
 )
-@click.option("--output-dir", type=click.Path(path_type=Path), required=True)
+@click.option("--output-dir", type=UserPath(), envvar="OUTPUT_DIR", help="Folder of the predictions.")
 @click.option(
     "--config",
     "config_name",
@@ -188,13 +213,13 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
 @root_option
 @overrides_argument
 def infer_command(
-    test_dataset_dir: Path,
-    resnet_checkpoint: Path,
+    test_dataset_dir: Path | None,
+    resnet_checkpoint: Path | None,
     sam_model_type: str,
-    sam_checkpoint: str,
-    sam_decoder_checkpoint: str,
-    student_checkpoint: str,
-    output_dir: Path,
+    sam_checkpoint: Path | None,
+    sam_decoder_checkpoint: Path | None,
+    student_checkpoint: Path | None,
+    output_dir: Path | None,
     config_name: str | None,
     mpp: float | None,
     fresh: bool,
@@ -207,28 +232,25 @@ def infer_command(
     from epsam.doctor.run import examine_for_inference
     from epsam.inference.checkpoints import choose_checkpoints
     from epsam.inference.run import InferenceSettings, infer
+    from epsam.inference.variables import check_variables
     from epsam.runtime.device import choose_hardware
 
-    classifier = root / resnet_checkpoint
-    chosen = choose_checkpoints(
-        classifier,
-        root / student_checkpoint if student_checkpoint else None,
-        root / sam_decoder_checkpoint if sam_decoder_checkpoint else None,
-        config_name,
-        overrides,
-    )
+    check_variables(os.environ)
+    classifier = resnet_checkpoint or root / "checkpoints" / "demo_resnet_adl.pth"
+    output = output_dir or root / "runs" / "inference"
+    chosen = choose_checkpoints(classifier, student_checkpoint, sam_decoder_checkpoint, config_name, overrides)
     config = chosen.config
-    sam = {"model_type": sam_model_type, "checkpoint": root / sam_checkpoint if sam_checkpoint else None}
+    sam = {"model_type": sam_model_type, "checkpoint": sam_checkpoint}
     checked = config.model_copy(update={"sam": config.sam.model_copy(update=sam)})
-    report(examine_for_inference(checked, root / "checkpoints", root / output_dir, with_sam=not chosen.student))
+    report(examine_for_inference(checked, root / "checkpoints", output, with_sam=not chosen.student))
     settings = InferenceSettings(
-        test_dataset_dir=root / test_dataset_dir,
+        test_dataset_dir=test_dataset_dir or root / "dataset" / "demo" / "test",
         resnet_checkpoint=classifier,
         sam_model_type=sam_model_type,
-        sam_checkpoint=root / sam_checkpoint if sam_checkpoint else None,
+        sam_checkpoint=sam_checkpoint,
         sam_decoder_checkpoint=chosen.decoder,
         student_checkpoint=chosen.student,
-        output_dir=root / output_dir,
+        output_dir=output,
         weights_dir=root / "checkpoints",
         config=config,
         fresh=fresh,

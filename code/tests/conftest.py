@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +20,10 @@ def top(tmp_path):
 def run_in(top):
     """Run a command in `top`; gives the finished process with text output."""
 
-    def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
+    def run(*command: str, cwd: Path = top, **variables: str) -> subprocess.CompletedProcess:
         clean = {k: v for k, v in os.environ.items() if k not in ("DATASET_TYPE", "EPSAM_OWNER_PID")}
         return subprocess.run(
-            command, cwd=top, env=clean | variables, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=cwd, env=clean | variables, capture_output=True, text=True, timeout=600, check=False
         )
 
     return run

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 
 from epsam.cli import cli
+from epsam.errors import ConfigError
+from epsam.inference.variables import check_variables
 from epsam.pipeline import STAGES
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
@@ -229,3 +231,28 @@ def test_doctor_as_json(run_in):
     assert checks["slides"]["status"] == "error"
     assert done.returncode == 1
     assert "images" in checks["slides"]["fix"]
+
+
+def test_paths_count_from_where_the_user_stands(run_in, top, tmp_path_factory):
+    there = tmp_path_factory.mktemp("elsewhere")
+    (there / "mine.yaml").write_text("name: mine\nclasifier: {}\n")
+    for value in ("weights.pth", "~/weights.pth"):
+        done = run_in(str(top / "infer.sh"), cwd=there, STUDENT_CHECKPOINT=value, HOME=str(there))
+        assert f"{there / 'weights.pth'}: no such checkpoint" in done.stdout
+    for script in (("train.sh", "mine.yaml"), ("infer.sh", "--config", "mine.yaml")):
+        done = run_in(str(top / script[0]), *script[1:], cwd=there, STUDENT_CHECKPOINT=str(top / script[0]))
+        assert f"{there / 'mine.yaml'}: unknown setting `clasifier`" in done.stdout + done.stderr
+    done = run_in(f"../{top.name}/infer.sh", cwd=top, HOME=str(there))
+    assert "error: checkpoints/demo_resnet_adl.pth: no such checkpoint" in done.stdout, "defaults lie in the project"
+    assert "./infer.sh [--fresh]" in run_in(str(top / "infer.sh"), "--help", cwd=there).stdout
+    assert [path.name for path in there.iterdir() if not path.name.startswith(".")] == ["mine.yaml"]
+
+
+def test_a_misspelt_variable_is_an_error(run_in):
+    done = run_in("./infer.sh", TEST_DATASETDIR="x")
+    assert done.returncode == 1
+    assert "variable TEST_DATASETDIR is not one of ./infer.sh; did you mean TEST_DATASET_DIR?" in done.stdout
+    for name in ("RESNET_CHECKPONT", "OUTPUTDIR", "SAM_DECODER_CHECKPOINTS"):
+        with pytest.raises(ConfigError, match=f"{name} is not one"):
+            check_variables({name: "x"})
+    check_variables({"SAM_CHECKPOINT": "x", "OUTPUT_FORMAT": "", "TEST_TMPDIR": "", "PATH": ""})

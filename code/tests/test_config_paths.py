@@ -1,6 +1,7 @@
 """Settings that travel with weights: nothing in them becomes a path or an import."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,18 @@ def test_paths_in_settings_count_from_the_top_level_and_the_home_folder(tmp_path
     for wrong in ("slides.asap_path=ASAP/bin", "sam.checkpoint=~nobody_is_called_so/sam.pth"):
         with pytest.raises(ConfigError, match=r"asap_path.*full path|checkpoint.*unknown home folder"):
             load_config(path, (wrong,))
+
+def test_paths_in_overrides_count_from_where_the_user_stands(tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    (tmp_path / "mine.yaml").write_text("classifier: {init: resnet.pth}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("EPSAM_CALLED_FROM", str(there))
+    config = load_config(tmp_path / "mine.yaml", ("sam.checkpoint=sam.pth", "slides.asap_path=../bin", "profile=cpu"))
+    assert (config.sam.checkpoint, config.profile) == (there / "sam.pth", "cpu")
+    assert config.slides.asap_path == there / "../bin"
+    assert config.classifier.init == Path("resnet.pth")
+    assert load_config(tmp_path / "mine.yaml", ("classifier.init=imagenet",)).classifier.init == "imagenet"
+    assert find_config("mine.yaml") == there / "mine.yaml"
+    (there / "above.yaml").parent.mkdir()
+    (there / "above.yaml").write_text("base: ~/mine.yaml\n")
+    assert load_config(there / "above.yaml").classifier.init == Path("resnet.pth")

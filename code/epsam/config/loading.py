@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from epsam.config.paths import drop_paths
+from epsam.config.paths import drop_paths, path_from_user
 from epsam.config.schema import Config
 from epsam.errors import ConfigError
 from epsam.runtime.log import logger
+from epsam.runtime.user_paths import expand_home, from_user
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -48,8 +49,9 @@ def _find_base(base: str, path: Path) -> Path:
     found = find_config(base)
     if found.parent == SHIPPED:
         return found
-    if (path.parent / base).is_file():
-        return path.parent / base
+    beside = path.parent / expand_home(base)
+    if beside.is_file():
+        return beside
     close = difflib.get_close_matches(base, [file.stem for file in SHIPPED.glob("*.yaml")], n=1, cutoff=0.5)
     hint = f"did you mean `{close[0]}`?" if close else f"shipped are {_shipped_names()}"
     raise ConfigError(f"{path}: no base `{base}`; {hint}")
@@ -128,9 +130,9 @@ SHIPPED = Path(__file__).parents[2] / "configs"
 
 
 def find_config(name_or_path: str) -> Path:
-    """Path of a shipped config by its name (`demo`), or the path itself."""
+    """Path of a shipped config by its name (`demo`), or the path itself, from where the user stands."""
     shipped = SHIPPED / f"{name_or_path}.yaml"
-    return shipped if shipped.is_file() else Path(name_or_path)
+    return shipped if shipped.is_file() else from_user(name_or_path)
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -138,9 +140,10 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"`{override}`: an override reads section.key=value, e.g. retrain.rounds=2")
     try:
-        _put(settings, key, yaml.safe_load(text))
+        value = yaml.safe_load(text)
     except NOT_YAML as error:
         raise ConfigError(f"`{override}`: the value is not YAML: {_one_line(error)}") from None
+    _put(settings, key, path_from_user(key, value))
 
 
 def _put(settings: dict[str, Any], dotted: str, value: Any) -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from epsam.config.schema import Config
 from epsam.runtime.sidecar import flatten
+from epsam.runtime.user_paths import from_user
 
 
 def path_settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, frozenset]]:
@@ -46,6 +47,12 @@ def drop_paths(settings: dict[str, Any]) -> list[str]:
 
 def _is_harmless(value: Any, words: frozenset) -> bool:
     return value is None or (isinstance(value, str) and value in words)
+
+
+def path_from_user(key: str, value: Any) -> Any:
+    """The value that a user gives to the setting `key`: a path counts from where the user stands, other values stay."""
+    words = dict(path_settings()).get(key)
+    return value if words is None or not isinstance(value, str) or value in words else str(from_user(value))
 
 
 def counted_from(config: Config, top: Path) -> Config:
