@@ -120,6 +120,7 @@ def test_paths_in_settings_count_from_the_top_level_and_the_home_folder(tmp_path
         with pytest.raises(ConfigError, match=r"asap_path.*full path|checkpoint.*unknown home folder"):
             load_config(path, (wrong,))
 
+
 def test_paths_in_overrides_count_from_where_the_user_stands(tmp_path, monkeypatch):
     there = tmp_path / "there"
     (tmp_path / "mine.yaml").write_text("classifier: {init: resnet.pth}\n")
