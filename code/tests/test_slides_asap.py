@@ -12,6 +12,7 @@ import tifffile
 
 from epsam.errors import SlideError
 from epsam.slides.asap import MODULE
+from epsam.slides.openslide import OpenSlideSlide
 from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
 from tests.slide_factory import draw, philips, spoil_tile, write_slide
@@ -183,6 +184,33 @@ def test_black_is_not_believed_where_openslide_refuses(asap, tmp_path, monkeypat
     assert slide.read(220, 50, 60, 60).any()
     with pytest.raises(SlideError, match="ASAP gives black"):
         slide.read(110, 110, 60, 60)
+
+
+@pytest.mark.parametrize("hidden", [[0, 2], [0], [2]])
+def test_black_is_checked_by_openslide_also_where_it_has_other_levels(asap, tmp_path, monkeypatch, hidden):
+    class OtherLevels(OpenSlideSlide):
+        def __init__(self, path):
+            super().__init__(path)
+            self._levels = tuple(hidden)
+            self.level_sizes = tuple(self.level_sizes[number] for number in hidden)
+
+    image = draw()
+    image[200:400, 200:400] = 0
+    path = write_slide(tmp_path / "b.tif", image, compression="lzw", levels=3)
+    slide = open_slide(path, "asap", asap)
+    expected = slide.read(160, 160, 64, 64, level=1)
+    monkeypatch.setattr("epsam.slides.asap.OpenSlideSlide", OtherLevels)
+    slide = open_slide(path, "asap", asap)
+    if 0 not in hidden:
+        with pytest.raises(SlideError, match="ASAP gives black"):
+            slide.read(160, 160, 64, 64, level=1)
+        return
+    assert np.abs(slide.read(160, 160, 64, 64, level=1).astype(int) - expected).max() <= 1
+    slide = open_slide(path, "asap", asap)
+    for number in range(30):
+        spoil_tile(path, number)
+    with pytest.raises(SlideError, match="cannot be decoded"):
+        slide.read(210, 210, 64, 64, level=1)
 
 
 def test_what_asap_does_not_open_is_an_error_and_auto_goes_on_with_openslide(asap, tmp_path):

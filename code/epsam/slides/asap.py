@@ -22,7 +22,7 @@ INSTALLED = Path("/opt/ASAP/bin")
 CACHE_BYTES = 64 * 2**20
 CHANNELS = {3: [0, 1, 2], 4: [2, 1, 0]}
 """Where R, G and B stand in what ASAP gives: RGB, or BGRA (JPEG in versions 1.8 and 1.9)."""
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def find_asap(folder: Path | None = None) -> ModuleType | None:
@@ -36,7 +36,7 @@ def find_asap(folder: Path | None = None) -> ModuleType | None:
             return importlib.import_module(MODULE)
         except ImportError as error:
             if getattr(error, "name", None) != MODULE:
-                _tell(
+                _warn_once(
                     f"ASAP's Python module is there but cannot be imported ({error}); it was built for another "
                     "Python or NumPy. Reading with OpenSlide"
                 )
@@ -46,9 +46,9 @@ def find_asap(folder: Path | None = None) -> ModuleType | None:
     return None
 
 
-def _tell(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
         logger.warning(message)
 
 
@@ -103,9 +103,10 @@ class AsapSlide(Slide):
         if not cv2.countNonZero(cv2.inRange(pixels, (0, 0, 0), (0, 0, 0))):
             return pixels
         # Pure black may stand for a tile that is missing or cannot be decoded, on which OpenSlide is outspoken.
-        return self._second_opinion(x, y, width, height, level, pixels)
+        return self._second_opinion(x, y, width, height, level)
 
-    def _second_opinion(self, x: int, y: int, width: int, height: int, level: int, pixels: np.ndarray) -> np.ndarray:
+    def _second_opinion(self, x: int, y: int, width: int, height: int, level: int) -> np.ndarray:
+        """The region as OpenSlide reads it; raises SlideError where it cannot, as ASAP's black is then not believed."""
         try:
             self._other = other = self._other or OpenSlideSlide(self.path)
         except SlideError:
@@ -113,7 +114,22 @@ class AsapSlide(Slide):
                 f"{self.path}: ASAP gives black at x={x} y={y}, level {level}, and OpenSlide, which would "
                 "tell whether the file holds that, cannot open it; download it again"
             ) from None
-        return other.read(x, y, width, height, level) if other.level_sizes == self.level_sizes else pixels
+        if self.level_sizes[level] in other.level_sizes:
+            return other.read(x, y, width, height, other.level_sizes.index(self.level_sizes[level]))
+        if other.size != self.size:
+            raise SlideError(
+                f"{self.path}: ASAP gives black at x={x} y={y}, level {level}, and finds {self.size} px in the file, "
+                f"OpenSlide {other.size}; download it again, or use slides.reader=openslide"
+            )
+        return _resampled(other, x, y, width, height, self.level_downsamples[level])
+
+
+def _resampled(slide: Slide, x: int, y: int, width: int, height: int, downsample: float) -> np.ndarray:
+    """A region at a downsample that the slide has no level of, from the next finer level; as `Slide.read`."""
+    level = slide.level_for(downsample)
+    scale = downsample / slide.level_downsamples[level]
+    pixels = slide.read(x, y, max(1, round(width * scale)), max(1, round(height * scale)), level)
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _check_whole(path: Path) -> None:
