@@ -270,7 +270,7 @@ def slide_record(folder: Path) -> Kind:
         tumour_px2=24.0,
         largest_focus_px=4.0,
     )
-    write_record(path, SlideState(of=SlideFile(path="a.tif", bytes=100), mpp=None, row=row))
+    write_record(path, SlideState(of=SlideFile(path="a.tif", stamp="100 5 f0"), mpp=None, row=row))
     return written(path, mutations.json_file, lambda: read_record(path, SlideState, "delete it"))
 
 
@@ -287,7 +287,10 @@ def patch_notes(folder: Path) -> Kind:
     """state/patches.jsonl of an output folder."""
     path = folder / "patches.jsonl"
     PatchRows(path).add(
-        [{"patch": f"a_{n}", "classifier_probability": 0.5, "segmented": 1, "tumour_fraction": 0.25} for n in range(3)]
+        [
+            {"patch": f"a_{n}", "image": "f0", "classifier_probability": 0.5, "segmented": 1, "tumour_fraction": 0.25}
+            for n in range(3)
+        ]
     )
     return written(path, mutations.json_lines, lambda: PatchRows(path))
 

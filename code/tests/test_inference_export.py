@@ -10,6 +10,7 @@ import shapely
 import tifffile
 from shapely.geometry import Polygon, box, shape
 
+from epsam.inference.area import tissue_area
 from epsam.inference.export import exclusions, write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus, find_foci
 from epsam.inference.overlay import write_overlay
@@ -203,3 +204,16 @@ def test_overlay_tints_the_tissue_where_the_map_is_high(foci, source, tmp_path, 
 @pytest.mark.parametrize(("length", "rounded"), [(999, 500), (1000, 1000), (47, 20), (0.3, 0.2)])
 def test_scale_bars_have_round_lengths(length, rounded):
     assert round_length(length) == pytest.approx(rounded)
+
+
+def test_tissue_counts_where_it_is_found_or_where_tumour_is_marked():
+    tissue = np.zeros((30, 40), bool)
+    tissue[:, :20] = True
+    assert tissue_area(tissue, 16, []) == 30 * 20 * 256
+    inside, across = box(50, 60, 250, 300), box(200, 100, 600.5, 400)
+    assert tissue_area(tissue, 16, [Focus(inside, 0.9)]) == pytest.approx(30 * 20 * 256, rel=0.02)
+    both = shapely.union(box(0, 0, 320, 480), across).area
+    assert tissue_area(tissue, 16, [Focus(across, 0.9)]) == pytest.approx(both, rel=0.02)
+    ring = shapely.Polygon(box(0, 0, 320, 480).exterior, [box(100, 100, 200, 200).exterior])
+    assert tissue_area(tissue, 16, [Focus(ring, 0.9)]) == pytest.approx(30 * 20 * 256, rel=0.02)
+    assert tissue_area(np.zeros((30, 40), bool), 16, [Focus(across, 0.9)]) == across.area

@@ -1,6 +1,7 @@
 """OUTPUT_DIR: only what ./infer.sh wrote there and recorded is ever replaced or deleted."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,6 +87,23 @@ def _contents(folder):
         for p in folder.rglob("*")
         if p.is_file() and not p.name.startswith((".lock", "lock"))
     }
+
+
+def test_an_exchanged_slide_is_refused_and_an_exchanged_patch_predicted_again(place, caplog):
+    place.run("patches")
+    write_png(place.top / "patches" / "image" / "b.png", np.full((128, 128, 3), 9, np.uint8))
+    place.run("patches")
+    assert caplog.text.count("is predicted again") == 1
+    place.run("patches")
+    assert caplog.text.count("is predicted again") == 1
+    slide = place.top / "slides" / "two.tif"
+    place.run("slides")
+    times = slide.stat()
+    slide.write_text("a slidE")
+    os.utime(slide, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DataError, match=r"1 of 2 slides failed \(two\)"):
+        place.run("slides")
+    assert "is not the file any more that its two was made from" in (place.out / "slides.csv").read_text()
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -193,7 +211,7 @@ def test_a_damaged_record_of_a_slide_is_named(place, content):
     [
         "{}",
         "[1]",
-        '{"patch": "../../x", "classifier_probability": 1, "segmented": 1, "tumour_fraction": 1}',
+        '{"patch": "../../x", "image": "f0", "classifier_probability": 1, "segmented": 1, "tumour_fraction": 1}',
         '{"patch": "a", "classifier_probability": NaN, "segmented": 1, "tumour_fraction": 1}',
         "\udcff",
         "[" * 99999,

@@ -152,7 +152,8 @@ def test_the_student_alone_gives_all_outputs_of_a_slide(student, hardware):
     assert outputs_of(student.output_dir)
     row = rows_of(student.output_dir / "slides.csv")[0]
     assert row["status"] == "ok"
-    assert float(row["tumour_fraction"]) > 0.5, "every tile of tissue was segmented"
+    assert 0.5 < float(row["tumour_fraction"]) <= 1, "every tile of tissue was segmented"
+    assert float(row["tumour_mm2"]) <= float(row["tissue_mm2"])
     with pytest.raises(CheckpointError, match="STUDENT_CHECKPOINT.*a classifier.*RESNET_CHECKPOINT"):
         other = student.output_dir.parent / "resnet.pth"
         save_weights(other, build_classifier(student.config.classifier).state_dict(), {})

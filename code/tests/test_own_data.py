@@ -1,6 +1,7 @@
 """Which slides, annotations, labels and patches belong together, as people have them."""
 
 import csv
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -314,16 +315,43 @@ def test_patches_as_they_come_are_counted_and_named_when_passed_over(ws, caplog)
 
 def test_an_annotation_of_the_same_length_is_noticed(ws):
     path = touch(ws.annotations / "a.xml", "11")
-    slide = touch(ws.slides / "a.svs", "1" * 99)
+    touch(ws.slides / "a.svs", "1" * 99)
     before = data_of(ws, SLIDES)
     path.write_text("22")
     changed = data_of(ws, SLIDES)
     assert changed != before
     touch(ws.labels_csv, "slide,x,y,label\n")
     assert data_of(ws, SLIDES) != changed
-    changed = data_of(ws, SLIDES)
-    slide.write_text("2" * 99)
-    assert data_of(ws, SLIDES) != changed
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "last"),
+    [
+        (99, 5, 6),
+        (300_000, 10, 20),
+        (300_000, 299_990, 300_000),
+        (2_000_000, 300_000, 1_700_000),
+        (2**17, 2**16, 2**17),
+    ],
+)
+def test_a_slide_exchanged_for_one_of_the_same_size_and_time_is_noticed(ws, size, first, last):
+    slide = touch(ws.slides / "a.svs", "1")
+    content = bytearray(size)
+    slide.write_bytes(content)
+    times = slide.stat()
+    before = data_of(ws, SLIDES)
+    content[first:last] = b"x" * (last - first)
+    slide.write_bytes(content)
+    os.utime(slide, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert data_of(ws, SLIDES) != before
+
+
+def test_another_data_folder_of_a_mirax_slide_is_noticed(ws):
+    touch(ws.slides / "a.mrxs")
+    part = touch(ws.slides / "a" / "Slidedat.ini", "1")
+    before = data_of(ws, SLIDES)
+    part.write_text("23")
+    assert data_of(ws, SLIDES) != before
 
 
 def test_slides_csv_is_written_as_a_template_and_never_replaced(ws, tmp_path):

@@ -15,6 +15,8 @@ class PatchRow(Record):
     """A line of state/patches.jsonl."""
 
     patch: PlainName
+    image: str
+    """SHA-256 of its file."""
     classifier_probability: Annotated[float, Field(ge=0, le=1)] | None
     """None without a classifier."""
     segmented: Literal[0, 1]

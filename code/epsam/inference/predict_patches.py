@@ -16,7 +16,7 @@ from epsam.inference.segmenter import Segmenter
 from epsam.inference.tile_prediction import predict_picture
 from epsam.results import result_line
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
-from epsam.runtime.files import read_image, read_mask, write_csv, write_png
+from epsam.runtime.files import read_image, read_mask, sha256, write_csv, write_png
 from epsam.runtime.log import logger, progress
 from epsam.runtime.text import listed
 from epsam.sam.postprocessing import without_small_regions
@@ -42,18 +42,14 @@ def predict_patches(folder: Path, patches: list[Patch], outputs: OutputFolder, m
     """Write mask/<name>.png, overlay/<name>.png and predictions.csv to `outputs`; log the figures if masks exist.
 
     Patches that are larger than those of the training are predicted tile by tile, smaller ones fail.
-    Goes on after the patches that state/patches.jsonl names and whose mask and overlay are there. Figures are means
+    Goes on after the patches that state/patches.jsonl names with the content they have, and whose mask and overlay are
+    there. Figures are means
     over the patches whose true mask holds tumour, as in the evaluation of a run.
     """
     output = outputs.path
     done = PatchRows(output / "state" / "patches.jsonl")
     failed: Failed = {}
-    left = [
-        patch
-        for patch in patches
-        if patch.name not in done.rows
-        or not all((output / kind / f"{patch.name}.png").is_file() for kind in ("mask", "overlay"))
-    ]
+    left = [patch for patch in patches if not _is_done(patch, done, output)]
     outputs.claim(["predictions.csv"], "")
     outputs.claim([f"{patch.name}.png" for patch in left], "mask", "overlay")
     with progress(total=len(patches), initial=len(patches) - len(left), desc=folder.name, unit="patch") as bar:
@@ -74,12 +70,31 @@ def predict_patches(folder: Path, patches: list[Patch], outputs: OutputFolder, m
         )
 
 
+def _is_done(patch: Patch, done: PatchRows, output: Path) -> bool:
+    row = done.rows.get(patch.name)
+    if row is None or not all((output / kind / f"{patch.name}.png").is_file() for kind in ("mask", "overlay")):
+        return False
+    if row["image"] == _hash(patch.image):
+        return True
+    logger.warning(f"{patch.image} is not the picture any more that was predicted; it is predicted again")
+    return False
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a patch; empty where it cannot be read: reading it says why."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
+
+
 def _row(patch: Patch, done: PatchRows, failed: Failed, output: Path) -> dict[str, Any]:
     """The patch's row of predictions.csv."""
     if patch.name not in failed:
         try:
+            known = {key: value for key, value in done.rows[patch.name].items() if key in COLUMNS}
             with guard(patch.mask or patch.image):
-                return {"status": "ok", "reason": ""} | done.rows[patch.name] | _score(patch, output)
+                return {"status": "ok", "reason": ""} | known | _score(patch, output)
         except OF_THE_ITEM as error:
             _fail(patch, error, failed)
     return dict.fromkeys(COLUMNS, "") | {"patch": patch.name, "status": "failed", "reason": str(failed[patch.name])}
@@ -166,6 +181,7 @@ def _write(
     write_png(output / "overlay" / f"{patch.name}.png", draw_overlay(image, mask, truth))
     return {
         "patch": patch.name,
+        "image": _hash(patch.image),
         "classifier_probability": None if probability is None else round(probability, 4),
         "segmented": int(segmented),
         "tumour_fraction": round(float(mask.mean()), 4),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from shapely.geometry import Polygon
 
+from epsam.inference.area import tissue_area
 from epsam.inference.export import write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus, find_foci
 from epsam.inference.overlay import write_overlay
@@ -82,7 +83,7 @@ def predict_slide(
         _predict_tiles(slide, name, frame, grid, chunks, store, models)
         blend(grid, store, chunks, source.path)
         foci = find_foci(source, settings.threshold, settings.min_focus_px * (read_px / patches.size_px) ** 2)
-        row = describe(slide, name, foci, tissue_px2=float(tissue.sum()) * patches.tissue.downsample**2)
+        row = describe(slide, name, foci, tissue_px2=tissue_area(tissue, patches.tissue.downsample, foci))
         logger.info(f"{name}: writing {len(foci)} foci")
         write_geojson(output / f"{name}.geojson", foci, slide.mpp, slide.origin)
         write_asap_xml(output / f"{name}.xml", foci)
@@ -93,7 +94,11 @@ def predict_slide(
 
 
 def describe(slide: Slide, name: str, foci: list[Focus], tissue_px2: float) -> dict[str, Any]:
-    """Figures of a slide: a row of slides.csv; None where the resolution is not known."""
+    """Figures of a slide: a row of slides.csv; None where the resolution is not known.
+
+    tissue_px2: level-0 px2 of tissue and tumour together, see `tissue_area`; `tumour_fraction` is the foci's share of it,
+    in [0, 1].
+    """
     area = sum(focus.polygon.area for focus in foci)
     longest = max((diameter(focus.polygon) for focus in foci), default=0.0)
     mm2, mm = (None, None) if slide.mpp is None else (slide.mpp[0] * slide.mpp[1] * 1e-6, sum(slide.mpp) / 2e3)

@@ -13,6 +13,7 @@ from epsam.runtime.files import read_csv, write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, read_record, write_record
 from epsam.runtime.text import listed
+from epsam.slides.formats import slide_stamp
 
 COLUMNS = [
     "slide",
@@ -59,7 +60,8 @@ class SlideFile(Record):
     """The file that a slide was predicted from."""
 
     path: str
-    bytes: int
+    stamp: str
+    """See `slide_stamp`."""
 
 
 class SlideState(Record):
@@ -119,7 +121,7 @@ def _predict_once(
     check_name(slide.path)
     name, output = slide.name, folder.path
     record, work = output / "state" / "slides" / f"{name}.json", output / "state" / "work" / name
-    identity = SlideFile(path=str(slide.path.resolve()), bytes=slide.path.stat().st_size)
+    identity = SlideFile(path=str(slide.path.resolve()), stamp=slide_stamp(slide.path))
     state = SlideState(of=identity, mpp=slide.mpp or slide.mpp_if_unknown, row=None)
     saved = state
     if record.is_file():
@@ -143,10 +145,12 @@ def _predict_once(
 def _check_same(slide: SlideToPredict, identity: SlideFile, saved: SlideState, output: Path) -> None:
     """Raise StateError when the outputs of this name were made from another file or at another resolution."""
     advice = "start over with --fresh, or choose another OUTPUT_DIR"
-    if saved.of != identity:
+    if saved.of.path != identity.path:
+        raise StateError(f"{output}: its {slide.name} was made from {saved.of.path}, now it is {slide.path}; {advice}")
+    if saved.of.stamp != identity.stamp:
         raise StateError(
-            f"{output}: its {slide.name} was made from {saved.of.path} ({saved.of.bytes} bytes), "
-            f"now it is {slide.path} ({identity.bytes} bytes); {advice}"
+            f"{output}: {slide.path} is not the file any more that its {slide.name} was made from (by size, time or "
+            f"content); {advice}"
         )
     used = saved.row and saved.row.mpp_x
     now = slide.mpp or (used or slide.mpp_if_unknown)

@@ -13,7 +13,7 @@ from epsam.inference.export import exclusions
 from epsam.inference.outlines import Focus
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
-from epsam.slides.rasterize import rasterize
+from epsam.slides.rasterize import Spans, rasterize
 
 TILE = 512
 WIDEST = 4096
@@ -29,9 +29,7 @@ def write_mask(
     """Write the outlines as 0/255, painted as our reader and ASAP paint the XML of the same outlines."""
     region = shapely.MultiPolygon([focus.polygon for focus in foci])
     shapely.prepare(region)
-    outer, holes = [f.polygon.exterior for f in foci], list(exclusions(foci))
-    rings = [np.asarray(ring.coords)[:-1] for ring in outer + holes]
-    spans = rasterize([[ring] for ring in rings], [0] * len(outer) + [1] * len(holes), [True, False])
+    spans = spans_of(foci)
 
     def draw(x: float, y: float, side: int, downsample: float) -> np.ndarray | int:
         window = box(x, y, x + side * downsample, y + side * downsample)
@@ -43,6 +41,13 @@ def write_mask(
         return spans.mask(round(x + middle), round(y + middle), side, side, downsample).astype(np.uint8) * 255
 
     write_pyramid(path, draw, levels, mpp)
+
+
+def spans_of(foci: list[Focus]) -> Spans:
+    """The foci as runs of level-0 pixels, painted as the XML of the same outlines is."""
+    outer, holes = [f.polygon.exterior for f in foci], list(exclusions(foci))
+    rings = [np.asarray(ring.coords)[:-1] for ring in outer + holes]
+    return rasterize([[ring] for ring in rings], [0] * len(outer) + [1] * len(holes), [True, False])
 
 
 def write_probability(

@@ -25,9 +25,9 @@ MASKS = "masks"
 def data_of(workspace: Workspace, *kinds: str) -> dict[str, str]:
     """What a run is made from, e.g. {PATCHES: "12 files, 5f3a..."}, of all kinds or of those asked for.
 
-    Slides count by name, size, time and a hash of their head; annotations, slides.csv, labels.csv and patches in class
-    folders by name and content, and so do patches (with patches.csv, which says what each is for) and true masks. Slow
-    where they are many and not yet in the cache of hashes.
+    Slides count by name, size, time and a hash of parts of them (see `slide_stamp`); annotations, slides.csv, labels.csv
+    and patches in class folders by name and content, and so do patches (with patches.csv, which says what each is for)
+    and true masks. Slow where they are many and not yet in the cache of hashes.
     """
     find = {
         SLIDES: lambda: _sources(workspace),

@@ -25,8 +25,9 @@ SUFFIXES = (
 """Ends of names of slides, in small letters."""
 DATA_FOLDERS = (".mrxs", ".vms", ".vmu")
 """Slides whose parts lie in a folder of their name, or beside them."""
-HEAD_BYTES = 2**16
-"""What of a slide is read to see whether it is another file: slides have gigabytes."""
+END_BYTES, SAMPLE_BYTES, SAMPLES = 2**16, 2**12, 6
+"""What of a slide is read to see whether it is another file, as slides have gigabytes: its first and last bytes, which
+hold the directories of a TIFF, and samples of its pixels between them."""
 
 
 def is_slide_name(path: Path) -> bool:
@@ -51,16 +52,34 @@ def match_key(name: str) -> str:
 
 
 def slide_stamp(path: Path) -> str:
-    """Size, time and a hash of the first bytes of a slide, by which a replaced one is noticed; raises SlideError."""
+    """Size, time and a hash of parts of a slide, by which a replaced one is noticed; raises SlideError.
+
+    Where the parts of a slide lie in a folder of its name, they count by size and time.
+    """
+    digest = hashlib.sha256()
     try:
         found = path.stat()
         with path.open("rb") as stream:
-            head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
+            for start, count in _places(found.st_size):
+                stream.seek(start)
+                digest.update(stream.read(count))
+        if path.suffix.lower() in DATA_FOLDERS:
+            parts = [(part.name, part.stat()) for part in sorted(path.with_suffix("").glob("*"))]
+            digest.update(repr([(name, of.st_size, of.st_mtime_ns) for name, of in parts]).encode())
     except OSError as error:
         raise SlideError(
             f"{path}: cannot be reached ({error.strerror}); is it a link to a place that is not mounted?"
         ) from None
-    return f"{found.st_size} {found.st_mtime_ns} {head}"
+    return f"{found.st_size} {found.st_mtime_ns} {digest.hexdigest()}"
+
+
+def _places(size: int) -> list[tuple[int, int]]:
+    """Where in a file of `size` bytes `slide_stamp` reads, and how many bytes."""
+    if size <= 2 * END_BYTES + SAMPLES * SAMPLE_BYTES:
+        return [(0, size)]
+    step = (size - END_BYTES) // (SAMPLES + 1)
+    samples = [(number * step, SAMPLE_BYTES) for number in range(1, SAMPLES + 1)]
+    return [(0, END_BYTES), *samples, (size - END_BYTES, END_BYTES)]
 
 
 def files_below(folder: Path) -> list[Path]:
