@@ -144,6 +144,18 @@ def slides_csv_command(config_name: str, root: Path, overrides: tuple[str, ...])
     logger.info(f"{workspace.slide_table}: {len(slides)} slides; fill in what you know and leave the rest empty")
 
 
+@cli.command("settings")
+@click.argument("section", default="")
+@click.option("--markdown", is_flag=True, help="Print tables, as in docs/settings.md.")
+def settings_command(section: str, markdown: bool) -> None:
+    """Print every setting with its default, values, unit and meaning; of SECTION (cam) or one setting alone."""
+    from epsam.config.describe import as_markdown, as_text, describe
+
+    set_up_logging()
+    groups = describe(section)
+    click.echo(as_markdown(groups) if markdown else as_text(groups))
+
+
 @cli.command("doctor")
 @config_option
 @root_option

@@ -56,6 +56,7 @@ class Slides(Section):
     """Where slides come from and how they are read."""
 
     reader: Literal["auto", "asap", "openslide"] = "auto"
+    """The library that reads slides: ASAP where it is installed and OpenSlide elsewhere, or one of the two."""
     asap_path: ProgramPath | None = None
     """Folder of ASAP's multiresolutionimageinterface, when it is neither on the path nor in /opt/ASAP/bin."""
     collection: Literal["camelyon16", "camelyon17", "own"] = "own"
@@ -65,6 +66,8 @@ class Slides(Section):
     Groups under `ignore` are left out; where a slide has outlines of groups under `roi`, regions of interest, negatives
     are taken inside them only. ASAP calls it None when an outline has no group."""
     split: Literal["published", "patient-disjoint", "random"] = "random"
+    """How slides are divided into train, val and test: as published for Camelyon, the same without a patient in two
+    splits, or at random by patient."""
     split_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
     """Shares of slides for train, val and test with `split: random`."""
     unannotated: Literal["normal", "exclude"] = "exclude"
@@ -100,9 +103,13 @@ class Tissue(Section):
     """Tissue mask: saturation, Otsu, closing, median, at about `downsample` (docs/METHOD.md, section 0)."""
 
     downsample: Rate = 16
+    """Level-0 pixels per pixel of the tissue mask, about: the nearest level of the slide is taken."""
     close_px: Positive = 7
+    """Side of the closing's structuring element, in pixels of the tissue mask."""
     close_iterations: Count = 2
+    """How often the closing is applied."""
     median_px: Positive = 15
+    """Side of the median filter, in pixels of the tissue mask."""
 
 
 class Selection(Section):
@@ -115,6 +122,7 @@ class Selection(Section):
     at_random: Count | None = None
     """Positives at random, no bins."""
     negatives: Count = 0
+    """Patches of normal tissue."""
     classifier_extra: Count = 0
     """Further positives for the classifier alone, from `classifier.positive_share` outside
     `patches.positive_share`."""
@@ -132,6 +140,7 @@ class Patches(Section):
     """Windows cut from the slides."""
 
     size_px: Positive = 512
+    """Side of a patch."""
     target_mpp: Rate | None = None
     """Cut at this resolution (um/px) instead of level 0; needs slides that know theirs, or mpp in slides.csv."""
     centre: Share = 0.25
@@ -139,13 +148,19 @@ class Patches(Section):
     border: Share = 0.01
     """Share of the slide's width and height left out on every side."""
     bin_width: Rate = 0.05
+    """Width of a bin of tumour share, for `per_bin`."""
     positive_share: tuple[Share, Share] = (0.2, 0.9)
     """Range of tumour share of the positives that SAM works on."""
     train: Selection = Selection(per_bin=500, negatives=6000)
+    """What the train split takes."""
     val: Selection = Selection(per_bin=50, top_up=1000, negatives=700)
+    """What the val split takes."""
     test: Selection = Selection(at_random=2000, negatives=2000)
+    """What the test split takes."""
     seed: int = 42
+    """Seed of the random choice of patches, and of the random split."""
     tissue: Tissue = Tissue()
+    """How tissue is found."""
     class_folders: dict[Literal["tumour", "normal"], list[str]] = {"tumour": ["tumor", "tumour"], "normal": ["normal"]}
     """Folders in dataset/<name>/{train,val,test} whose pictures are patches of one label, where there are no slides."""
 
@@ -162,12 +177,16 @@ class Augment(Section):
     """Augmentation of the classifier's training patches."""
 
     flips: bool = True
+    """Mirror images."""
     rotation_degrees: Annotated[float, Field(ge=0, le=360)] = 360
+    """Range of the random rotation; 0 for none."""
     jitter: Share = 0.2
     """Strength of the jitter of brightness, contrast, saturation and hue."""
     grey: Share = 0.1
+    """Share of the patches that are shown without colour."""
     stain: Share = 0.0
-    """Strength of the jitter of haematoxylin, eosin and residual (Tellez et al. 2018), each by a factor and an amount."""
+    """Strength of the jitter of haematoxylin, eosin and residual (Tellez et al. 2018), each by a factor and an
+    amount."""
 
 
 class Classifier(Section):
@@ -177,30 +196,43 @@ class Classifier(Section):
     """The network: a ResNet, as published, or the smaller EfficientNet-Lite0, whose ImageNet weights come as a Python
     package; it has neither `depth` nor `layer3_stride`, and its maps come after the last layer (cam.layer: layer4)."""
     depth: Literal[18, 34, 50] = 50
+    """Layers of the ResNet."""
     layer3_stride: Literal[1, 2] = 2
+    """Stride of the third block: 1 doubles the side of the maps."""
     padding: Literal["zeros", "reflect"] = "zeros"
     """What the convolutions see beyond the patch: zeros, as published, or its mirror image. Zeros look like nothing in
     a slide, and maps come out weak, or odd, along the patch's border."""
     init: Literal["random", "imagenet"] | UserPath = "random"
-    """`imagenet` takes torchvision's weights of a ResNet (fetched), or those of EfficientNet-Lite0 that are installed with
-    this program; a path names such a file."""
+    """`imagenet` takes torchvision's weights of a ResNet (fetched), or those of EfficientNet-Lite0, which are installed
+    with this program; a path names such a file."""
     high_frequency: bool = True
+    """The high-frequency component of the patch as a fourth input channel."""
     frequency_block_px: Count = 2
     """Side of the block of low frequencies that is removed."""
     adl: bool = True
+    """The Attention Dropout Layer, in training."""
     adl_drop_rate: Share = 0.75
+    """Probability that a training step drops the most discriminative region, instead of weighting by attention."""
     adl_threshold: Share = 0.8
+    """Share of the attention's maximum from which a position counts as most discriminative."""
     positive_share: tuple[Share, Share] = (0.2, 0.9)
     """Range of tumour share of the positives that the classifier learns from."""
     lr: Rate = 1e-5
+    """Learning rate."""
     body_lr: Rate | None = None
     """Learning rate of all layers but the last, for layers that are trained already (`init`); null takes `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight decay."""
     batch: Positive = 16
+    """Patches per step of the optimiser."""
     epochs: Positive = 50
+    """Passes over the training patches, at most."""
     lr_step: Positive = 10
+    """Epochs after which the learning rate is multiplied by `lr_gamma`."""
     lr_gamma: Rate = 0.9
+    """Factor of the learning rate after every `lr_step` epochs."""
     early_stop: Positive = 25
+    """Epochs without improvement after which the training ends."""
     bn_recalibration_batches: Count = 0
     """Batch-norm recalibration: after each epoch, compute the statistics again from this many training batches, without
     ADL, as the network is used afterwards. 0 keeps the running averages of training, which lag behind in short
@@ -211,21 +243,25 @@ class Classifier(Section):
     balance: bool = False
     """Weigh the positives by negatives / positives in the loss."""
     seed: int = 22
+    """Seed of initial weights, order and augmentation."""
     augment: Augment = Augment()
+    """Augmentation of the training patches."""
 
 
 class Cam(Section):
     """Class activation maps and the masks cut from them (docs/METHOD.md, section 2)."""
 
     layer: Literal["layer4.0", "layer4"] = "layer4.0"
+    """Where the map is taken: after the first block of the last layer, as published, or after the last layer."""
     rotations: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
+    """Rotations of the patch, in degrees, over whose maps the mean is taken."""
     mask_px: Positive = 32
     """Side to which the map is resized before threshold and opening."""
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = 30
-    """Threshold: this percentile of the map's non-zero values..."""
+    """Threshold of the map: this percentile of its non-zero values; null where `threshold` gives it."""
     threshold: Share | Literal["auto"] | None = None
-    """...or this value of the map, or `auto`: for each patch a value, 0.2 at most, at which the mask separates the
-    classifier's features of the patch into two different classes. Exactly one of percentile and threshold."""
+    """Threshold of the map: this value, or `auto`: for each patch a value, 0.2 at most, at which the mask separates the
+    classifier's features of the patch into two different classes. null where `percentile` gives it."""
     opening_px: Count = 5
     """Side of the opening's structuring element at `mask_px`; 0 for none."""
 
@@ -242,7 +278,9 @@ class Prompts(Section):
     """The prompts that SAM gets (docs/METHOD.md, section 3)."""
 
     kind: Literal["points", "boxes", "both"] = "points"
+    """Points, boxes around the components of the CAM mask, or both."""
     points: Positive = 50
+    """Points per patch."""
     min_box_px: Count = 100
     """Components of fewer patch pixels give no box."""
 
@@ -251,9 +289,11 @@ class Sam(Section):
     """The Segment Anything model and the store of its embeddings."""
 
     model_type: Literal["vit_b", "vit_l", "vit_h", "demo"] = "vit_b"
+    """Size of Segment Anything; `demo` is the small one that is part of this program."""
     checkpoint: UserPath | None = None
     """Weights by path; without it those of `model_type` are looked for in checkpoints/ and fetched."""
     embeddings: Literal["on", "off"] = "on"
+    """Whether SAM's embeddings are computed once and kept on disk, or again in every epoch."""
     views: Annotated[int, Field(ge=1, le=8)] = 4
     """Dihedral views of each training patch that are kept: the augmentation."""
 
@@ -278,25 +318,33 @@ class Finetune(Section):
     """Fine-tuning of SAM's mask decoder, the same in every round (docs/METHOD.md, section 4)."""
 
     lr: Rate = 5e-6
+    """Learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Weight decay."""
     batch: Positive = 4
+    """Patches per step of the optimiser."""
     epochs: Positive = 20
+    """Passes over the training patches, at most."""
     early_stop: Positive = 10
+    """Epochs without improvement after which the training ends."""
     smooth: Rate = 1e-3
+    """Smoothing term of the Dice loss."""
     prompts_from: Literal["mask", "cam"] = "mask"
     """Where training prompts come from: uniform in the pseudo mask, or by the CAM as in evaluation."""
     points: Literal["all", "some"] = "all"
-    """Points of a training prompt: always `prompts.points`, or a random number up to it, 1 at least, so that the decoder
-    learns to find tissue like that at a point, not only what is between points."""
+    """Points of a training prompt: always `prompts.points`, or a random number up to it, 1 at least, so that the
+    decoder learns to find tissue like that at a point, not only what is between points."""
     select_on: Literal["pseudo", "val_masks"] = "pseudo"
     """What the best epoch is chosen by: pseudo masks of the val split, or its true masks."""
     seed: int = 21
+    """Seed of order, views and prompts."""
 
 
 class Retrain(Section):
     """Pseudo-labels and the rounds trained on them."""
 
     rounds: Count = 3
+    """Rounds after round 0."""
     ids: Share = 0.9
     """Least share of SAM's mask inside the CAM mask for a pseudo-label to be kept."""
 
@@ -305,14 +353,19 @@ class Student(Section):
     """The student: a segmentation network on the classifier's trunk, trained on what the last round predicts."""
 
     enabled: bool = True
+    """Whether a student is trained."""
     lr: Rate = 1e-3
     """Highest learning rate of the decoder, which starts at random; the rate rises and falls once in the training."""
     trunk_lr: Rate = 1e-4
     """The same of the trunk, which starts as the trained classifier."""
     batch: Positive = 16
+    """Patches per step of the optimiser."""
     epochs: Positive = 10
+    """Passes over the training patches."""
     early_stop: Positive = 5
+    """Epochs without improvement after which the training ends."""
     seed: int = 23
+    """Seed of initial weights, order and augmentation."""
 
 
 class Evaluate(Section):
@@ -348,6 +401,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names dataset/<name>, runs/<name>, checkpoints/<name>_*.pth and logging_<name>.txt."""
     profile: Literal["auto", "cpu", "8gb", "12gb", "24gb"] = "auto"
+    """Batch sizes for a machine: `auto` takes the largest that its memory holds."""
     workers: Count | None = None
     """Processes that read slides, threads that read patches; null takes the number of cores."""
     slides: Slides = Slides()
