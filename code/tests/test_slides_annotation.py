@@ -186,7 +186,7 @@ def test_group_that_no_rule_names_is_an_error_that_lists_what_is_there(tmp_path)
 def test_file_in_which_nothing_is_tumour_is_an_error(tmp_path):
     with pytest.raises(AnnotationError, match=r"nothing in it is tumour; groups found: Exclusion \(1\)"):
         load(tmp_path, [("Exclusion", SQUARE)])
-    with pytest.raises(AnnotationError, match="groups found: none"):
+    with pytest.raises(AnnotationError, match="holds no outline; if its slide is free of tumour"):
         load(tmp_path, [])
 
 

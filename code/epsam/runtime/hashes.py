@@ -1,4 +1,4 @@
-"""SHA-256 of many files, remembered by size, time and inode, so that a second run reads none of them again."""
+"""SHA-256 of many files, remembered by size, times and inode, so that a second run reads none of them again."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ THREADS = 4
 class CacheRecord(Record):
     """hashes.json."""
 
-    files: dict[str, Annotated[str, Field(pattern="^[0-9]+ [0-9]+ [0-9]+ [0-9a-f]{64}$")]]
-    """By path relative to the top level: bytes, time (ns), inode, SHA-256."""
+    files: dict[str, Annotated[str, Field(pattern="^[0-9]+ [0-9]+ [0-9]+ [0-9]+ [0-9a-f]{64}$")]]
+    """By path relative to the top level: bytes, time of its content (ns), time of its inode (ns), inode, SHA-256."""
     sha256: Sha256
     """Of `files`: a damaged cache is not used."""
 
@@ -33,7 +33,8 @@ class CacheRecord(Record):
 def hash_files(paths: Iterable[Path], root: Path, cache: Path) -> dict[Path, str]:
     """SHA-256 of each of `paths` under `root`, without those that cannot be read (gone, folders, no permission).
 
-    Files whose size, time and inode `cache` knows are not read again; a damaged cache is made again.
+    Files whose size, times and inode `cache` knows are not read again; a damaged cache is made again. The time of the
+    inode counts as well, which programs that keep a file's time (`cp -p`, `rsync -t`, `unzip`) do not set.
     """
     known, changed = _read(cache), False
     hashes: dict[Path, str] = {}
@@ -87,7 +88,7 @@ def _stamp(path: Path) -> str:
         found = path.stat()
     except (OSError, ValueError):
         return ""  # a link that leads nowhere, or no file's name; its stage says what becomes of it
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def _hash(path: Path) -> str:

@@ -178,6 +178,12 @@ def read_annotation(
             + _cut([f"{shown(group)} ({count})" for group, count in sorted(left.items())])
         )
         outlines = [o for o in outlines if o.group not in left]
+    if not outlines:
+        raise AnnotationError(
+            f"{path}: holds no outline"
+            + (f" ({'; '.join(warnings)})" if warnings else "")
+            + "; if its slide is free of tumour, move the file away and give the slide the label normal in slides.csv"
+        )
     polygons, found = _by_rule(path, outlines, groups)
     empty = sum(not len(p.points) for p in polygons)
     if empty:
