@@ -11,6 +11,8 @@ import click
 from epsam.config.loading import find_config, load_config
 from epsam.config.schema import Config
 from epsam.errors import EpsamError
+from epsam.infer_command import infer_command
+from epsam.options import root_option
 from epsam.pipeline import PREPROCESS, STAGES
 from epsam.runs.lock import release
 from epsam.runs.record import end_with_owner
@@ -19,8 +21,6 @@ from epsam.runs.runner import run_stage
 from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.log import logger, set_up_logging
-from epsam.runtime.user_paths import from_user
-from epsam.slides.slide import PLAUSIBLE_MPP
 from epsam.workspace import Workspace
 
 INTERRUPTED = 130
@@ -33,20 +33,6 @@ config_option = click.option(
     help="YAML file of settings, or the name of a shipped one: demo, own, own-small, camelyon16, camelyon17.",
 )
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
-root_option = click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path(),
-    show_default="here",
-    help="Folder of dataset/, checkpoints/ and runs/.",
-)
-
-
-class UserPath(click.Path):
-    """A path as a user gives it to a script, see runtime/user_paths.py."""
-
-    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return from_user(os.fspath(value))
 
 
 class InOrder(click.Group):
@@ -176,99 +162,7 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
         report(examine(config, workspace))
 
 
-@cli.command("infer")
-@click.option(
-    "--test-dataset-dir",
-    type=UserPath(),
-    envvar="TEST_DATASET_DIR",
-    help="A patch folder (image/, with or without mask/), a slide, or a folder of slides.",
-)
-@click.option("--resnet-checkpoint", type=UserPath(), envvar="RESNET_CHECKPOINT", help="The classifier.")
-@click.option(
-    "--sam-model-type",
-    type=click.Choice(["vit_b", "vit_l", "vit_h", "demo"]),
-    default="demo",
-    envvar="SAM_MODEL_TYPE",
-    help="Which SAM the decoder belongs to.",
-)
-@click.option(
-    "--sam-checkpoint",
-    type=UserPath(),
-    envvar="SAM_CHECKPOINT",
-    help="Weights of SAM; without it they are looked for in checkpoints/ and fetched.",
-)
-@click.option(
-    "--sam-decoder-checkpoint",
-    type=UserPath(),
-    envvar="SAM_DECODER_CHECKPOINT",
-    help="Predict with the classifier and SAM with this decoder.",
-)
-@click.option(
-    "--student-checkpoint",
-    type=UserPath(),
-    envvar="STUDENT_CHECKPOINT",
-    help="Predict with this student; without either, the student of the classifier's run, where there is one.",
-)
-@click.option("--output-dir", type=UserPath(), envvar="OUTPUT_DIR", help="Folder of the predictions.")
-@click.option(
-    "--config",
-    "config_name",
-    metavar="FILE",
-    help="Settings of the run that made the checkpoints; needed only where they have no .json beside them.",
-)
-@click.option(
-    "--mpp",
-    type=click.FloatRange(*PLAUSIBLE_MPP),
-    help="Resolution in um/px of slides whose files do not say it.",
-)
-@click.option("--fresh", is_flag=True, help="Replace what an earlier call wrote to OUTPUT_DIR.")
-@root_option
-@overrides_argument
-def infer_command(
-    test_dataset_dir: Path | None,
-    resnet_checkpoint: Path | None,
-    sam_model_type: str,
-    sam_checkpoint: Path | None,
-    sam_decoder_checkpoint: Path | None,
-    student_checkpoint: Path | None,
-    output_dir: Path | None,
-    config_name: str | None,
-    mpp: float | None,
-    fresh: bool,
-    root: Path,
-    overrides: tuple[str, ...],
-) -> None:
-    """Segment patches, a slide or a folder of slides with trained checkpoints."""
-    set_up_logging(root / "logging_inference.txt")
-    from epsam.doctor import report
-    from epsam.doctor.run import examine_for_inference
-    from epsam.inference.checkpoints import choose_checkpoints
-    from epsam.inference.run import InferenceSettings, infer
-    from epsam.inference.variables import check_variables
-    from epsam.runtime.device import choose_hardware
-
-    check_variables(os.environ)
-    classifier = resnet_checkpoint or root / "checkpoints" / "demo_resnet_adl.pth"
-    output = output_dir or root / "runs" / "inference"
-    chosen = choose_checkpoints(classifier, student_checkpoint, sam_decoder_checkpoint, config_name, overrides)
-    config = chosen.config
-    sam = {"model_type": sam_model_type, "checkpoint": sam_checkpoint}
-    checked = config.model_copy(update={"sam": config.sam.model_copy(update=sam)})
-    report(examine_for_inference(checked, root / "checkpoints", output, with_sam=not chosen.student))
-    settings = InferenceSettings(
-        test_dataset_dir=test_dataset_dir or root / "dataset" / "demo" / "test",
-        resnet_checkpoint=classifier,
-        sam_model_type=sam_model_type,
-        sam_checkpoint=sam_checkpoint,
-        sam_decoder_checkpoint=chosen.decoder,
-        student_checkpoint=chosen.student,
-        output_dir=output,
-        weights_dir=root / "checkpoints",
-        config=config,
-        fresh=fresh,
-        mpp=mpp,
-    )
-    infer(settings, choose_hardware(config.profile))
+cli.add_command(infer_command)
 
 
 @cli.command("fetch")
@@ -306,7 +200,7 @@ def main() -> None:
         finally:
             os._exit(INTERRUPTED)  # loader processes may still be busy; nothing is left to write
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {' '.join(error.format_message().split())}; see --help", err=True)
         sys.exit(error.exit_code)
     except EpsamError as error:
         logger.error(f"error: {error}")

@@ -83,6 +83,11 @@ class Workspace:
         return self.checkpoints / f"{self.name}_decoder_iter{round_}.pth"
 
     @property
+    def last_decoder(self) -> Path:
+        """The decoder of the last round, the one that predicts, under a name without the number of rounds: a copy."""
+        return self.checkpoints / f"{self.name}_sam_decoder.pth"
+
+    @property
     def student(self) -> Path:
         return self.checkpoints / f"{self.name}_student.pth"
 

@@ -42,6 +42,7 @@ def test_train_infer_train_again(run_in, top):
         "checkpoints/tiny_resnet_adl.pth",
         "checkpoints/tiny_sam_pre_decoder.pth",
         "checkpoints/tiny_decoder_iter1.pth",
+        "checkpoints/tiny_sam_decoder.pth",
         "checkpoints/tiny_student.pth",
         "runs/tiny/report.html",
         "runs/tiny/config.yaml",
@@ -93,3 +94,13 @@ def test_train_infer_train_again(run_in, top):
     assert "predicting with the student, checkpoints/tiny_student.pth" in student.stdout
     row = next(iter(csv.DictReader((top / "out2/predictions.csv").open())))
     assert row["classifier_probability"] == ""
+
+    slide = "dataset/tiny/images/tumor_001.tif"
+    whole = run_in("./infer.sh", slide, "--model", "tiny")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert (top / "runs/inference/tiny/tumor_001/tumor_001_overlay.png").is_file()
+    assert "predictions are written to runs/inference/tiny/tumor_001" in whole.stdout
+    said = run_in("./infer.sh", slide, "--model", "tiny", "inference.model=sam", SAM_MODEL_TYPE="vit_b")
+    assert (
+        "SAM_MODEL_TYPE=vit_b, but checkpoints/tiny_sam_decoder.pth was trained with sam.model_type demo" in said.stdout
+    )

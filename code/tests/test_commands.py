@@ -3,17 +3,20 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from epsam.cli import cli
 from epsam.errors import ConfigError
-from epsam.inference.variables import check_variables
+from epsam.inference.variables import read_variables
 from epsam.pipeline import STAGES
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 
 PYTHON = ".venv/bin/python"
+NOTHING = {"inputs": False, "model": False, "output": False}
+"""That the command line says nothing of what variables can say."""
 
 
 def test_help_everywhere(run_in):
@@ -54,6 +57,7 @@ def test_a_wrong_argument_is_refused(run_in, argument):
         "./infer.sh camelyon17",
         "./infer.sh --frsh",
         "./infer.sh --config",
+        "./infer.sh --modle x",
     ],
 )
 def test_a_wrong_argument_touches_nothing(run_in, top, command):
@@ -63,7 +67,7 @@ def test_a_wrong_argument_touches_nothing(run_in, top, command):
         path.write_text("of Camelyon16")
     done = run_in(*command.split())
     assert done.returncode != 0
-    assert len(done.stderr.splitlines()) == 1
+    assert len((done.stdout + done.stderr).splitlines()) == 1
     assert not (top / "runs").exists()
     assert set((top / "dataset").rglob("*.*")) == theirs
     assert {path.read_text() for path in theirs} == {"of Camelyon16"}
@@ -119,16 +123,17 @@ def test_a_typo_in_the_settings_is_one_line(run_in, top):
 def test_infer_without_checkpoint_says_what_makes_it(run_in, top):
     done = run_in("./infer.sh")
     assert done.returncode == 1
-    assert "checkpoints/demo_resnet_adl.pth: no such checkpoint; ./train.sh makes it" in done.stdout
+    assert "no model `demo` in checkpoints: neither demo_student.pth nor demo_resnet_adl.pth" in done.stdout
+    assert "./train.sh makes it; there is none there" in done.stdout
     assert not (top / "runs").exists()
 
 
 def test_weights_without_the_settings_they_were_trained_with_are_not_guessed_at(run_in, top):
-    for name in ("demo_resnet_adl.pth", "demo_decoder_iter3.pth"):
+    for name in ("demo_resnet_adl.pth", "demo_sam_decoder.pth"):
         (top / "checkpoints" / name).write_bytes(b"weights from elsewhere")
     done = run_in("./infer.sh")
     assert done.returncode == 1
-    assert "demo_decoder_iter3.pth: no settings beside it" in done.stdout
+    assert "demo_sam_decoder.pth: no settings beside it" in done.stdout
     assert "./infer.sh --config camelyon17" in done.stdout
 
 
@@ -243,8 +248,8 @@ def test_paths_count_from_where_the_user_stands(run_in, top, tmp_path_factory):
         done = run_in(str(top / script[0]), *script[1:], cwd=there, STUDENT_CHECKPOINT=str(top / script[0]))
         assert f"{there / 'mine.yaml'}: unknown setting `clasifier`" in done.stdout + done.stderr
     done = run_in(f"../{top.name}/infer.sh", cwd=top, HOME=str(there))
-    assert "error: checkpoints/demo_resnet_adl.pth: no such checkpoint" in done.stdout, "defaults lie in the project"
-    assert "./infer.sh [--fresh]" in run_in(str(top / "infer.sh"), "--help", cwd=there).stdout
+    assert "error: no model `demo` in checkpoints:" in done.stdout, "defaults lie in the project"
+    assert "./infer.sh SLIDE_OR_FOLDER..." in run_in(str(top / "infer.sh"), "--help", cwd=there).stdout
     assert [path.name for path in there.iterdir() if not path.name.startswith(".")] == ["mine.yaml"]
 
 
@@ -254,5 +259,29 @@ def test_a_misspelt_variable_is_an_error(run_in):
     assert "variable TEST_DATASETDIR is not one of ./infer.sh; did you mean TEST_DATASET_DIR?" in done.stdout
     for name in ("RESNET_CHECKPONT", "OUTPUTDIR", "SAM_DECODER_CHECKPOINTS"):
         with pytest.raises(ConfigError, match=f"{name} is not one"):
-            check_variables({name: "x"})
-    check_variables({"SAM_CHECKPOINT": "x", "OUTPUT_FORMAT": "", "TEST_TMPDIR": "", "PATH": ""})
+            read_variables({name: "x"}, **NOTHING)
+    harmless = {"SAM_CHECKPOINT": "x", "OUTPUT_FORMAT": "", "TEST_TMPDIR": "", "PATH": ""}
+    assert read_variables(harmless, **NOTHING).sam_checkpoint == Path("x")
+
+
+@pytest.mark.parametrize(
+    ("variable", "argument"),
+    [("TEST_DATASET_DIR", "inputs"), ("STUDENT_CHECKPOINT", "model"), ("OUTPUT_DIR", "output")],
+)
+def test_what_is_said_twice_is_an_error(variable, argument):
+    with pytest.raises(ConfigError, match=rf"environment variable {variable} \(x\) are given; leave one out"):
+        read_variables({variable: "x"}, **NOTHING | {argument: True})
+    read_variables({variable: ""}, **NOTHING | {argument: True})
+
+
+def test_misspelt_arguments_name_the_nearest(run_in, top):
+    assert "did you mean '--model'?; see --help" in run_in("./infer.sh", "--modle", "x").stderr.lower()
+    for end in ("student.pth", "student.pth.json"):
+        (top / "checkpoints" / f"mine_{end}").write_text('{"settings": {"name": "mine"}}')
+    assert "no such file or folder; give a slide" in run_in("./infer.sh", "mine").stdout
+    assert "did you mean --model mine?" in run_in("./infer.sh", "mine").stdout
+    done = run_in("./infer.sh", "--model", "mien")
+    assert "no model `mien` in checkpoints" in done.stdout
+    assert "did you mean `mine`?" in done.stdout
+    done = run_in("./infer.sh", "--model", "mine", "inference.treshold=0.4")
+    assert "unknown setting `inference.treshold`; did you mean `threshold`?" in done.stdout

@@ -91,7 +91,7 @@ def test_a_decoder_from_elsewhere_runs_none_of_its_authors_code(run_in, top):
     theirs = top / "theirs"
     theirs.mkdir()
     (theirs / ASAP).write_text(f"open({str(top / 'was_run')!r}, 'w')\n")
-    for name in ("demo_resnet_adl.pth", "demo_decoder_iter3.pth"):
+    for name in ("demo_resnet_adl.pth", "demo_sam_decoder.pth"):
         (top / "checkpoints" / name).write_bytes(b"weights from elsewhere")
         (top / "checkpoints" / f"{name}.json").write_text(
             json.dumps({"settings": {"name": "demo", "slides.asap_path": str(theirs)}})

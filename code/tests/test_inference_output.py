@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +13,10 @@ from epsam.config.loading import load_config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.inference.names import output_names
 from epsam.inference.output import OUTPUTS
+from epsam.inference.output_choice import default_label
 from epsam.inference.run import InferenceSettings, infer
 from epsam.runtime.device import choose_hardware
-from epsam.runtime.files import read_mask, write_png
+from epsam.runtime.files import read_csv, read_mask, write_png
 from tests.tiny import SETTINGS
 
 ROW = {
@@ -63,7 +66,7 @@ def place(tmp_path, monkeypatch):
     for name in ("resnet", "decoder"):
         (tmp_path / f"{name}.pth").write_bytes(b"weights")
 
-    def run(kind, *, fresh=False):
+    def run(kind, *others, fresh=False, **changes):
         infer(
             InferenceSettings(
                 tmp_path / kind,
@@ -71,14 +74,16 @@ def place(tmp_path, monkeypatch):
                 "demo",
                 None,
                 tmp_path / "decoder.pth",
-                tmp_path / "out",
-                config,
+                changes.pop("output_dir", tmp_path / "out"),
+                changes.pop("config", config),
                 fresh=fresh,
+                others=tuple(tmp_path / name for name in others),
+                **changes,
             ),
             models.hardware,
         )
 
-    return SimpleNamespace(out=tmp_path / "out", run=run, top=tmp_path)
+    return SimpleNamespace(out=tmp_path / "out", run=run, top=tmp_path, config=config)
 
 
 def _contents(folder):
@@ -275,3 +280,58 @@ def test_every_slide_of_a_folder_has_outputs_of_its_own(place):
     assert made == {f"of {name}" for name in ("one.tif", "two.tif", "x.svs", "x.tif", "x.svs.tif")}
     paths = sorted((place.top / "slides").iterdir())
     assert output_names(paths, place.top / "slides") == output_names(paths[::-1], place.top / "slides")
+
+
+def test_several_slides_and_folders_in_one_call(place):
+    (place.top / "more" / "below").mkdir(parents=True)
+    for name in ("two.tif", "below/three.tif", "below/one.tif"):
+        (place.top / "more" / name).write_text("another slide")
+    (place.top / "more" / "slides.csv").write_text("slide,exclude\nthree,torn\n")
+    place.run("slides/one.tif", "more", "slides/../slides/one.tif")
+    rows = {row["slide"]: row["status"] for row in read_csv(place.out / "slides.csv", ["slide", "status"])}
+    assert rows == {"two": "ok", "three": "excluded", "slides_one.tif": "ok", "more_below_one.tif": "ok"}
+    with pytest.raises(DataError, match=r"patches: a patch folder .* give it alone"):
+        place.run("slides", "patches")
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        place.run("slides", "nowhere")
+
+
+def test_calls_for_other_inputs_or_with_other_settings_do_not_meet_in_the_default_folder(place):
+    base = place.top / "runs" / "one"
+
+    def made():
+        return {folder.name: _contents(folder) for folder in base.parent.iterdir()}
+
+    def run(*inputs, **changes):
+        place.run(*inputs, output_dir=base, is_default_output=True, **changes)
+        return made()
+
+    shutil.copytree(place.top / "slides", place.top / "others")
+    (place.top / "others" / "one.tif").write_text("another slide")
+    first = run("slides/one.tif")
+    assert set(first) == {"one"}
+    assert run("slides/one.tif") == first
+    second = run("others/one.tif")
+    assert set(second) == {"one", "one-2"}
+    assert second["one"] == first["one"]
+    inference = place.config.inference.model_copy(update={"threshold": 0.7})
+    other = {"config": place.config.model_copy(update={"inference": inference})}
+    third = run("slides/one.tif", **other)
+    assert set(third) == {"one", "one-2", "one-3"}
+    assert run("slides/one.tif", **other) == third == run("slides/one.tif") == run("others/one.tif")
+    fresh = run("slides/one.tif", fresh=True, **other)
+    assert set(fresh) == {"one", "one-2", "one-3"}
+    assert fresh["one"] != third["one"], "of the same slide, and to be replaced"
+    (base.parent / "one-4").mkdir()
+    (base.parent / "one-4" / "mine.txt").write_text("mine")
+    (base.parent / "one-5" / "state").mkdir(parents=True)
+    assert set(run("slides/two.tif")) == {"one", "one-2", "one-3", "one-4", "one-5"}
+    assert (base.parent / "one-4" / "mine.txt").read_text() == "mine"
+
+
+def test_the_default_folder_is_named_after_what_is_predicted(tmp_path):
+    (tmp_path / "slides").mkdir()
+    assert default_label([tmp_path / "a.ome.tif"]) == "a"
+    assert default_label([tmp_path / "slides" / ".", tmp_path / "b.svs"]) == "slides_and_1_more"
+    assert default_label([Path("/")]) == "slides"
+    assert len(default_label([tmp_path / ("x" * 200 + ".tif")])) == 80

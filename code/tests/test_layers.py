@@ -11,7 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("epsam", "errors", "workspace"),
     ("runtime",),
     ("config",),
-    ("results", "slides"),
+    ("results", "slides", "models"),
     ("runs",),
     ("patches", "evaluation.metrics"),
     ("classifier",),
@@ -27,6 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stages",),
     ("pipeline",),
     ("doctor", "demo"),
+    ("options",),
+    ("infer_command",),
     ("cli",),
     ("__main__",),
 )
@@ -34,7 +36,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SAME_LAYER = {("inference", "evaluation"), ("classifier.training", "classifier.validation")}
 """Imports between two names of one layer: the first may import the second."""
 WITHOUT_TORCH = (
-    *("cli", "config", "demo", "doctor", "patches", "results", "runs", "slides", "workspace"),
+    *(
+        "cli",
+        "config",
+        "demo",
+        "doctor",
+        "infer_command",
+        "models",
+        "patches",
+        "results",
+        "runs",
+        "slides",
+        "workspace",
+    ),
     *("runtime.files", "runtime.log", "runtime.records", "runtime.seeds", "runtime.workers", "evaluation.metrics"),
 )
 

@@ -1,6 +1,5 @@
-"""Which checkpoints ./infer.sh predicts with, and the settings they were trained with."""
+"""Which parts of a model ./infer.sh predicts with, and the settings they were trained with."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,9 @@ from pathlib import Path
 from epsam.config.loading import config_from, find_config, load_config
 from epsam.config.schema import Config
 from epsam.errors import CheckpointError, ConfigError
+from epsam.models.find import Model
 from epsam.runtime.log import logger
 from epsam.runtime.sidecar import read_metadata, sidecar_path
-
-CLASSIFIER_END = "_resnet_adl.pth"
 
 
 @dataclass(frozen=True)
@@ -20,33 +18,39 @@ class Choice:
 
     config: Config
     """Of the run that trained them."""
-    student: Path | None
+    classifier: Path | None
     decoder: Path | None
-    """None where `student` is used."""
+    student: Path | None
+    """Alone, where it predicts."""
 
 
-def choose_checkpoints(
-    classifier: Path, student: Path | None, decoder: Path | None, config_name: str | None, overrides: tuple[str, ...]
-) -> Choice:
-    """The checkpoint that is named, `student` or `decoder`; without either the student of the run of `classifier`.
+def choose_parts(model: Model, config_name: str | None, overrides: tuple[str, ...]) -> Choice:
+    """The student of `model`; where it has none, or with `inference.model: sam`, its classifier and decoder.
 
-    Without a student there, or with `inference.model: sam`, it is the decoder of the last round of that run. Raises
-    ConfigError when both are named, or when there are no settings; CheckpointError when a checkpoint is missing.
+    Raises CheckpointError when a checkpoint is missing, ConfigError when there are no settings.
     """
-    if student and decoder:
+    with_sam = model.classifier is not None and model.decoder is not None
+    if model.student:
+        config = settings_of([model.student], config_name, overrides)
+        if not with_sam or config.inference.model == "student":
+            other = "; inference.model=sam takes the classifier and SAM" if with_sam else ""
+            logger.info(f"predicting with the student, {model.student}{other}")
+            return Choice(config, None, None, model.student)
+    if model.classifier is None or model.decoder is None:
+        raise CheckpointError(f"the model {model.name} has neither a student nor a classifier and a decoder")
+    config = settings_of([model.classifier, model.decoder], config_name, overrides)
+    logger.info(f"predicting with the classifier, {model.classifier}, and SAM with {model.decoder}")
+    return Choice(config, model.classifier, model.decoder, None)
+
+
+def check_model_type(said: str, choice: Choice) -> None:
+    """Raise ConfigError when SAM_MODEL_TYPE, `said`, is not the SAM that the model was trained with; "" says nothing."""
+    trained_with = choice.config.sam.model_type
+    if said and said != trained_with:
         raise ConfigError(
-            f"both STUDENT_CHECKPOINT ({student}) and SAM_DECODER_CHECKPOINT ({decoder}) are set; set the one to "
-            "predict with, and leave the other empty"
+            f"SAM_MODEL_TYPE={said}, but {choice.student or choice.decoder} was trained with sam.model_type "
+            f"{trained_with}; leave SAM_MODEL_TYPE empty"
         )
-    if not student and not decoder:
-        student = _of_same_run(classifier, "_student.pth")
-        if student.is_file() and settings_of([student], config_name, overrides).inference.model == "student":
-            logger.info(f"predicting with the student, {student}; inference.model=sam takes the classifier and SAM")
-        else:
-            student, decoder = None, _last_decoder(classifier)
-            logger.info(f"predicting with the classifier, {classifier}, and SAM with {decoder}")
-    needed = [student] if student else [classifier, decoder]
-    return Choice(settings_of([path for path in needed if path], config_name, overrides), student, decoder)
 
 
 def settings_of(checkpoints: Sequence[Path], config_name: str | None, overrides: tuple[str, ...]) -> Config:
@@ -56,7 +60,7 @@ def settings_of(checkpoints: Sequence[Path], config_name: str | None, overrides:
     """
     for path in checkpoints:
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such checkpoint; ./train.sh makes it, or set the path in infer.sh")
+            raise CheckpointError(f"{path}: no such checkpoint; ./train.sh makes it, or correct the path")
     if config_name:
         return load_config(find_config(config_name), overrides)
     for path in reversed(checkpoints):
@@ -67,23 +71,3 @@ def settings_of(checkpoints: Sequence[Path], config_name: str | None, overrides:
         f"{last}: no settings beside it ({sidecar_path(last).name}); name those it was trained with, e.g. "
         "./infer.sh --config camelyon17"
     )
-
-
-def _of_same_run(classifier: Path, end: str) -> Path:
-    """The checkpoint beside `classifier` of the same run; raises ConfigError when its name says no run."""
-    if not classifier.name.endswith(CLASSIFIER_END):
-        raise ConfigError(
-            f"RESNET_CHECKPOINT={classifier}: its name does not end in {CLASSIFIER_END}, so the checkpoints that belong "
-            "to it cannot be found by name; set STUDENT_CHECKPOINT or SAM_DECODER_CHECKPOINT too"
-        )
-    return classifier.with_name(classifier.name.removesuffix(CLASSIFIER_END) + end)
-
-
-def _last_decoder(classifier: Path) -> Path:
-    start = _of_same_run(classifier, "_decoder_iter").name
-    numbers = [
-        int(match[1])
-        for path in classifier.parent.glob("*.pth")
-        if (match := re.fullmatch(re.escape(start) + r"([0-9]{1,4})\.pth", path.name))
-    ]
-    return classifier.with_name(f"{start}{max(numbers, default=3)}.pth")

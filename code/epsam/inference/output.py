@@ -3,7 +3,7 @@
 `state/inference.json` records every file that this program writes there, by plain names; only these are deleted.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,14 @@ class OutputRecord(Record):
     """Files by folder, with their SHA-256 once a call has ended; a folder of this list was made by this program."""
     slides: list[PlainName]
     """Slides that were begun: they have state/slides/<name>.json and perhaps state/work/<name>/."""
+    inputs: list[str]
+    """Full paths of the slides and folders that the first call was given."""
+
+
+def read_output_record(folder: Path) -> OutputRecord:
+    """The record of OUTPUT_DIR; raises DataError when it is missing or damaged."""
+    fix = "what was made here is then not known: choose another OUTPUT_DIR, or move this one away"
+    return read_record(folder / "state" / "inference.json", OutputRecord, fix)
 
 
 def check_place(data: Path, output: Path) -> None:
@@ -67,7 +75,7 @@ def check_place(data: Path, output: Path) -> None:
 class OutputFolder:
     """OUTPUT_DIR with the record of what this program wrote there."""
 
-    def __init__(self, folder: Path, signature: Mapping[str, Any], *, fresh: bool):
+    def __init__(self, folder: Path, signature: Mapping[str, Any], *, fresh: bool, inputs: Sequence[str] = ()):
         """Go on with what an earlier call made under the same signature.
 
         Nothing is written yet, so that an error between here and `with` costs nothing; entering records the folder and,
@@ -79,15 +87,11 @@ class OutputFolder:
         self.path, self._file = folder, folder / "state" / "inference.json"
         signature = as_plain_values(signature)
         if self._file.is_file():
-            self._record = read_record(
-                self._file,
-                OutputRecord,
-                "what was made here is then not known: choose another OUTPUT_DIR, or move this one away",
-            )
+            self._record = read_output_record(folder)
         else:
-            self._record = OutputRecord(signature=dict(signature), files={}, slides=[])
+            self._record = OutputRecord(signature=dict(signature), files={}, slides=[], inputs=list(inputs))
         self._check_folders()
-        self._signature, self._fresh = signature, fresh
+        self._signature, self._fresh, self._inputs = signature, fresh, list(inputs)
         if fresh:
             for place, name in self._recorded():
                 self._check_unchanged(place, name)
@@ -110,7 +114,10 @@ class OutputFolder:
         if self._fresh:
             self._delete_recorded()
             self._record = OutputRecord(
-                signature=dict(self._signature), files={place: {} for place in self._record.files}, slides=[]
+                signature=dict(self._signature),
+                files={place: {} for place in self._record.files},
+                slides=[],
+                inputs=self._inputs,
             )
         if any(self._record.files.values()):
             logger.info(f"{self.path}: going on with what is there; --fresh would replace it")

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from epsam.config.schema import Config
-from epsam.errors import CheckpointError
+from epsam.errors import CheckpointError, DataError
 from epsam.inference.models import load_models, load_student_alone
 from epsam.inference.output import OUTPUTS, OutputFolder, check_place
-from epsam.inference.patch_folder import check_masks, find_patches
+from epsam.inference.output_choice import choose_output
+from epsam.inference.patch_folder import Patch, check_masks, find_patches
 from epsam.inference.predict_patches import predict_patches
 from epsam.inference.predict_slide import SlideToPredict
 from epsam.inference.predict_slides import predict_slides
@@ -28,7 +29,8 @@ class InferenceSettings:
 
     test_dataset_dir: Path
     """A patch folder (image/, perhaps mask/), a slide, or a folder of slides."""
-    resnet_checkpoint: Path
+    resnet_checkpoint: Path | None
+    """None with a student."""
     sam_model_type: str
     sam_checkpoint: Path | None
     """None: looked for in `weights_dir`, and fetched into it."""
@@ -44,27 +46,33 @@ class InferenceSettings:
     """um/px of slides whose files do not say it."""
     student_checkpoint: Path | None = None
     """In place of classifier, SAM and decoder, whose checkpoints are then not read."""
+    others: tuple[Path, ...] = ()
+    """Slides and folders of slides beside `test_dataset_dir`."""
+    is_default_output: bool = False
+    """Whether `output_dir` may be numbered, so that it is not one of other inputs or settings; see output_choice.py."""
+
+    @property
+    def inputs(self) -> list[Path]:
+        """All that is to be predicted."""
+        return [self.test_dataset_dir, *self.others]
 
     @property
     def checkpoints(self) -> list[Path]:
         """Those that are read, but SAM's own: the one whose settings count first."""
         if self.student_checkpoint:
             return [self.student_checkpoint]
-        return [*([self.sam_decoder_checkpoint] if self.sam_decoder_checkpoint else []), self.resnet_checkpoint]
+        return [path for path in (self.sam_decoder_checkpoint, self.resnet_checkpoint) if path]
 
 
 def infer(settings: InferenceSettings, hardware: Hardware) -> None:
-    """Predict what `test_dataset_dir` holds and write it to `output_dir`.
+    """Predict what the inputs hold and write it to `output_dir`.
 
     Raises DataError when there is nothing to predict or, at the end, when slides of a folder failed;
     SlideError for a single slide that cannot be read; CheckpointError for weights that do not fit; StateError
     when `output_dir` holds what was made with other settings or not by this program.
     """
-    data, output = settings.test_dataset_dir, settings.output_dir
-    patches = find_patches(data) if (data / "image").is_dir() else []
-    slides = [] if patches else slides_to_predict(data, settings.mpp)
+    patches, slides = _find(settings)
     check_masks(patches)
-    check_place(data, output)
     sam = [settings.sam_checkpoint] if settings.sam_checkpoint and not settings.student_checkpoint else []
     for path in (*reversed(settings.checkpoints), *sam):
         if not path.is_file():
@@ -77,22 +85,43 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
         logger.warning(
             "the checkpoints do not say at which resolution they were trained; slides are read as they are (level 0)"
         )
+    signature, inputs = inference_signature(settings, config, trained_at), [str(p.resolve()) for p in settings.inputs]
+    output = settings.output_dir
+    if settings.is_default_output:
+        output = choose_output(output, inputs, signature, fresh=settings.fresh)
+    for data in settings.inputs:
+        check_place(data, output)
+    logger.info(f"predictions are written to {output}")
     with lock(output / "state"):
-        folder = OutputFolder(output, inference_signature(settings, config, trained_at), fresh=settings.fresh)
+        folder = OutputFolder(output, signature, fresh=settings.fresh, inputs=inputs)
         _check_free(folder, [patch.name for patch in patches], slides)
         models = _load(settings, config, hardware)
         with folder:
             if patches:
-                predict_patches(data, patches, folder, models)
+                predict_patches(settings.test_dataset_dir, patches, folder, models)
             else:
                 predict_slides(slides, folder, models, trained_at)
+
+
+def _find(settings: InferenceSettings) -> tuple[list[Patch], list[SlideToPredict]]:
+    """What is to be predicted: the patches of one folder, or slides."""
+    folder = next((path for path in settings.inputs if (path / "image").is_dir()), None)
+    if folder is None:
+        return [], slides_to_predict(settings.inputs, settings.mpp)
+    if settings.others:
+        raise DataError(
+            f"{folder}: a patch folder (image/ lies in it) is predicted in a call of its own; give it alone"
+        )
+    return find_patches(folder), []
 
 
 def _load(settings: InferenceSettings, config: Config, hardware: Hardware) -> Segmenter:
     if settings.student_checkpoint:
         return load_student_alone(config, hardware, settings.student_checkpoint)
-    if settings.sam_decoder_checkpoint is None:
-        raise CheckpointError("neither a student nor a decoder of SAM is given; name one to predict with")
+    if settings.sam_decoder_checkpoint is None or settings.resnet_checkpoint is None:
+        raise CheckpointError(
+            "neither a student nor a classifier with a decoder of SAM is given; name one to predict with"
+        )
     return load_models(
         config,
         hardware,
@@ -134,9 +163,9 @@ def _weights(settings: InferenceSettings) -> dict[str, str]:
     """What the checkpoints hold, by their names in infer.sh."""
     if settings.student_checkpoint:
         return {"STUDENT_CHECKPOINT": sha256(settings.student_checkpoint)}
-    decoder = settings.sam_decoder_checkpoint
+    classifier, decoder = settings.resnet_checkpoint, settings.sam_decoder_checkpoint
     return {
-        "RESNET_CHECKPOINT": sha256(settings.resnet_checkpoint),
+        "RESNET_CHECKPOINT": sha256(classifier) if classifier else "",
         "SAM_CHECKPOINT": sha256(settings.sam_checkpoint) if settings.sam_checkpoint else settings.sam_model_type,
         "SAM_DECODER_CHECKPOINT": sha256(decoder) if decoder else "",
     }

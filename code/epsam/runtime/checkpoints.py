@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ def save_weights(
             {"encoder": encoder} if encoder else {}
         )
         write_json(sidecar_path(path), metadata)
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy weights and the settings beside them, atomically; other weights of the name `target` are renamed first."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+        if target.is_file() and sha256(target) != sha256(temporary):
+            keep_old_weights(target)
+        with atomic(sidecar_path(target)) as settings:  # before the weights get their name, as in save_weights
+            shutil.copyfile(sidecar_path(source), settings)
 
 
 def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:

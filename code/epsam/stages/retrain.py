@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.pseudo_labels import Candidate, RoundRow, make_pseudo_labels, prompt_sensitivity, summarise, warn_of_drift
+from epsam.runtime.checkpoints import copy_weights
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
@@ -21,15 +22,15 @@ FIX_ROUNDS = "run ./train.sh again with --from retrain"
 def retrain(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     """Stage: rounds 1..`retrain.rounds`, each into workspace.decoder(n); goes on after the last finished round.
 
-    Raises DataError when a round keeps no pseudo-label.
+    The last one is copied to workspace.last_decoder. Raises DataError when a round keeps no pseudo-label.
     """
     rounds = range(1, config.retrain.rounds + 1)
     first = next((n for n in rounds if not workspace.decoder(n).is_file()), None)
-    if first is None:
-        return
-    session = SamSession(config, workspace, hardware)
-    for round_ in rounds[first - 1 :]:
-        _run_round(session, round_)
+    if first is not None:
+        session = SamSession(config, workspace, hardware)
+        for round_ in rounds[first - 1 :]:
+            _run_round(session, round_)
+    copy_weights(workspace.decoder(config.retrain.rounds), workspace.last_decoder)
 
 
 def _run_round(session: SamSession, round_: int) -> None:

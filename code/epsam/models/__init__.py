@@ -1,0 +1,1 @@
+"""Trained models: where their parts lie, by the name of a run or in one file."""

@@ -1,0 +1,23 @@
+"""Options that commands share."""
+
+import os
+from pathlib import Path
+
+import click
+
+from epsam.runtime.user_paths import from_user
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default="here",
+    help="Folder of dataset/, checkpoints/ and runs/.",
+)
+
+
+class UserPath(click.Path):
+    """A path as a user gives it to a script, see runtime/user_paths.py."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return from_user(os.fspath(value))
