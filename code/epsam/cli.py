@@ -11,6 +11,7 @@ import click
 from epsam.config.loading import find_config, load_config
 from epsam.config.schema import Config
 from epsam.errors import EpsamError
+from epsam.export_command import export_command
 from epsam.infer_command import infer_command
 from epsam.options import root_option
 from epsam.pipeline import PREPROCESS, STAGES
@@ -163,6 +164,7 @@ def doctor_command(config_name: str, root: Path, as_json_: bool, overrides: tupl
 
 
 cli.add_command(infer_command)
+cli.add_command(export_command)
 
 
 @cli.command("fetch")

@@ -17,8 +17,8 @@ DEFAULT_MODEL = "demo"
 @click.option(
     "--model",
     "model_name",
-    metavar="NAME",
-    help="The model that predicts: the name of a run of ./train.sh.  [default: demo]",
+    metavar="NAME|FILE",
+    help="The model that predicts: the name of a run of ./train.sh, or a file of export-model.  [default: demo]",
 )
 @click.option(
     "--output",
@@ -72,12 +72,12 @@ def infer_command(
     if said.sam_checkpoint:
         config = config.model_copy(update={"sam": config.sam.model_copy(update={"checkpoint": said.sam_checkpoint})})
     folder = named_output or root / "runs" / "inference" / model.name / default_label(inputs)
-    report(examine_for_inference(config, checkpoints, folder, with_sam=not chosen.student))
+    report(examine_for_inference(config, checkpoints, folder, with_sam=not chosen.student and not chosen.sam))
     settings = InferenceSettings(
         test_dataset_dir=inputs[0],
         resnet_checkpoint=chosen.classifier,
         sam_model_type=config.sam.model_type,
-        sam_checkpoint=config.sam.checkpoint,
+        sam_checkpoint=config.sam.checkpoint or chosen.sam,
         sam_decoder_checkpoint=chosen.decoder,
         output_dir=folder,
         config=config,

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("doctor", "demo"),
     ("options",),
-    ("infer_command",),
+    ("infer_command", "export_command"),
     ("cli",),
     ("__main__",),
 )

@@ -9,6 +9,7 @@ from epsam.config.schema import Config
 from epsam.errors import CheckpointError, ConfigError
 from epsam.models.find import Model
 from epsam.runtime.log import logger
+from epsam.runtime.model_file import PackedWeights, WeightsSource
 from epsam.runtime.sidecar import read_metadata, sidecar_path
 
 
@@ -18,10 +19,12 @@ class Choice:
 
     config: Config
     """Of the run that trained them."""
-    classifier: Path | None
-    decoder: Path | None
-    student: Path | None
+    classifier: WeightsSource | None
+    decoder: WeightsSource | None
+    student: WeightsSource | None
     """Alone, where it predicts."""
+    sam: WeightsSource | None
+    """SAM's own weights, where the model brings them."""
 
 
 def choose_parts(model: Model, config_name: str | None, overrides: tuple[str, ...]) -> Choice:
@@ -35,12 +38,12 @@ def choose_parts(model: Model, config_name: str | None, overrides: tuple[str, ..
         if not with_sam or config.inference.model == "student":
             other = "; inference.model=sam takes the classifier and SAM" if with_sam else ""
             logger.info(f"predicting with the student, {model.student}{other}")
-            return Choice(config, None, None, model.student)
+            return Choice(config, None, None, model.student, None)
     if model.classifier is None or model.decoder is None:
         raise CheckpointError(f"the model {model.name} has neither a student nor a classifier and a decoder")
     config = settings_of([model.classifier, model.decoder], config_name, overrides)
     logger.info(f"predicting with the classifier, {model.classifier}, and SAM with {model.decoder}")
-    return Choice(config, model.classifier, model.decoder, None)
+    return Choice(config, model.classifier, model.decoder, None, model.sam)
 
 
 def check_model_type(said: str, choice: Choice) -> None:
@@ -53,7 +56,7 @@ def check_model_type(said: str, choice: Choice) -> None:
         )
 
 
-def settings_of(checkpoints: Sequence[Path], config_name: str | None, overrides: tuple[str, ...]) -> Config:
+def settings_of(checkpoints: Sequence[WeightsSource], config_name: str | None, overrides: tuple[str, ...]) -> Config:
     """Settings that checkpoints were trained with: `config_name`, or what lies beside them, without its paths.
 
     The last one's count. Raises CheckpointError when a checkpoint is missing, ConfigError when no settings are found.
@@ -65,9 +68,14 @@ def settings_of(checkpoints: Sequence[Path], config_name: str | None, overrides:
         return load_config(find_config(config_name), overrides)
     for path in reversed(checkpoints):
         if settings := read_metadata(path).get("settings"):
-            return config_from(settings, str(sidecar_path(path)), overrides, with_paths=False)
+            return config_from(settings, _where(path), overrides, with_paths=False)
     last = checkpoints[-1]
     raise ConfigError(
-        f"{last}: no settings beside it ({sidecar_path(last).name}); name those it was trained with, e.g. "
+        f"{last}: no settings beside it ({Path(_where(last)).name}); name those it was trained with, e.g. "
         "./infer.sh --config camelyon17"
     )
+
+
+def _where(source: WeightsSource) -> str:
+    """The file that holds the settings of weights."""
+    return str(source.file if isinstance(source, PackedWeights) else sidecar_path(source))

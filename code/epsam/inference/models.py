@@ -9,6 +9,7 @@ from epsam.config.schema import Config
 from epsam.errors import CheckpointError
 from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.device import Hardware
+from epsam.runtime.model_file import WeightsSource
 from epsam.sam.checkpoint import load_decoder, load_sam
 from epsam.segmenter import ImageSegmenter
 from epsam.student.network import load_student
@@ -29,7 +30,13 @@ BELONGS = {
 
 
 def load_models(
-    config: Config, hardware: Hardware, *, resnet: Path, sam: Path | None, decoder: Path, weights_dir: Path
+    config: Config,
+    hardware: Hardware,
+    *,
+    resnet: WeightsSource,
+    sam: WeightsSource | None,
+    decoder: WeightsSource,
+    weights_dir: Path,
 ) -> ImageSegmenter:
     """Load all three; raises CheckpointError, saying which belongs where when they were swapped."""
     classifier = _load(CLASSIFIER, resnet, lambda: load_classifier(config.classifier, resnet, hardware.device))
@@ -38,17 +45,17 @@ def load_models(
     return ImageSegmenter(classifier, model, config, hardware)
 
 
-def load_student_alone(config: Config, hardware: Hardware, student: Path) -> StudentSegmenter:
+def load_student_alone(config: Config, hardware: Hardware, student: WeightsSource) -> StudentSegmenter:
     """Load the student; raises CheckpointError, saying where a file of other weights belongs."""
     network = _load(STUDENT, student, lambda: load_student(config.classifier, student, hardware.device))
     return StudentSegmenter(network, config, hardware)
 
 
-def _load(wanted: str, path: Path | None, load: Callable[[], Model]) -> Model:
+def _load(wanted: str, path: WeightsSource | None, load: Callable[[], Model]) -> Model:
     try:
         return load()
     except CheckpointError as error:
-        if path is None or not Path(path).is_file():
+        if path is None or not path.is_file():
             raise
         found = kind_of(load_tensors(path))
         if found in (None, wanted):

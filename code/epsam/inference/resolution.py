@@ -1,9 +1,8 @@
 """At which resolution slides are read: that of the patches that the models were trained on."""
 
-from pathlib import Path
-
 from epsam.config.schema import Patches
 from epsam.errors import CheckpointError, SlideError
+from epsam.runtime.model_file import WeightsSource
 from epsam.runtime.sidecar import read_metadata, trained_mpp
 from epsam.slides.slide import Slide
 
@@ -11,14 +10,14 @@ SAME = 0.1
 """Share by which resolutions may differ and still count as one, as for the slides of a training."""
 
 
-def model_mpp(patches: Patches, *checkpoints: Path) -> float | None:
+def model_mpp(patches: Patches, *checkpoints: WeightsSource) -> float | None:
     """um per px of the patches of the training: its setting, or what lies beside the checkpoints; None if unknown.
 
     Raises CheckpointError when that is no resolution, or the checkpoints contradict each other.
     """
     if patches.target_mpp is not None:
         return patches.target_mpp
-    known: dict[Path, float] = {}
+    known: dict[WeightsSource, float] = {}
     for path in checkpoints:
         try:
             mpp = trained_mpp(read_metadata(path))

@@ -17,10 +17,11 @@ from epsam.inference.resolution import model_mpp
 from epsam.inference.segmenter import Segmenter
 from epsam.inference.slide_folder import slides_to_predict
 from epsam.runs.lock import lock
+from epsam.runtime.checkpoints import content_hash
 from epsam.runtime.device import Hardware
 from epsam.runtime.failures import has_usable_name
-from epsam.runtime.files import sha256
 from epsam.runtime.log import logger
+from epsam.runtime.model_file import WeightsSource
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class InferenceSettings:
 
     test_dataset_dir: Path
     """A patch folder (image/, perhaps mask/), a slide, or a folder of slides."""
-    resnet_checkpoint: Path | None
+    resnet_checkpoint: WeightsSource | None
     """None with a student."""
     sam_model_type: str
-    sam_checkpoint: Path | None
+    sam_checkpoint: WeightsSource | None
     """None: looked for in `weights_dir`, and fetched into it."""
-    sam_decoder_checkpoint: Path | None
+    sam_decoder_checkpoint: WeightsSource | None
     """None with a student."""
     output_dir: Path
     config: Config
@@ -44,7 +45,7 @@ class InferenceSettings:
     weights_dir: Path = Path("checkpoints")
     mpp: float | None = None
     """um/px of slides whose files do not say it."""
-    student_checkpoint: Path | None = None
+    student_checkpoint: WeightsSource | None = None
     """In place of classifier, SAM and decoder, whose checkpoints are then not read."""
     others: tuple[Path, ...] = ()
     """Slides and folders of slides beside `test_dataset_dir`."""
@@ -57,7 +58,7 @@ class InferenceSettings:
         return [self.test_dataset_dir, *self.others]
 
     @property
-    def checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[WeightsSource]:
         """Those that are read, but SAM's own: the one whose settings count first."""
         if self.student_checkpoint:
             return [self.student_checkpoint]
@@ -162,10 +163,10 @@ def inference_signature(settings: InferenceSettings, config: Config, trained_at:
 def _weights(settings: InferenceSettings) -> dict[str, str]:
     """What the checkpoints hold, by their names in infer.sh."""
     if settings.student_checkpoint:
-        return {"STUDENT_CHECKPOINT": sha256(settings.student_checkpoint)}
+        return {"STUDENT_CHECKPOINT": content_hash(settings.student_checkpoint)}
     classifier, decoder = settings.resnet_checkpoint, settings.sam_decoder_checkpoint
     return {
-        "RESNET_CHECKPOINT": sha256(classifier) if classifier else "",
-        "SAM_CHECKPOINT": sha256(settings.sam_checkpoint) if settings.sam_checkpoint else settings.sam_model_type,
-        "SAM_DECODER_CHECKPOINT": sha256(decoder) if decoder else "",
+        "RESNET_CHECKPOINT": content_hash(classifier) if classifier else "",
+        "SAM_CHECKPOINT": content_hash(settings.sam_checkpoint) if settings.sam_checkpoint else settings.sam_model_type,
+        "SAM_DECODER_CHECKPOINT": content_hash(decoder) if decoder else "",
     }

@@ -1,10 +1,13 @@
-"""A trained model by the name of its run: the checkpoints that belong together."""
+"""A trained model by the name of its run, whose checkpoints belong together, or by its file."""
 
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from epsam.errors import CheckpointError, ConfigError
+from epsam.runtime.downloads import WEIGHTS
+from epsam.runtime.model_file import PARTS, SUFFIX, PackedWeights, WeightsSource, parts_of, read_model_record
+from epsam.runtime.user_paths import from_user
 
 CLASSIFIER_END, DECODER_END, STUDENT_END = "_resnet_adl.pth", "_sam_decoder.pth", "_student.pth"
 """How the files of a run's model end; see Workspace."""
@@ -15,14 +18,21 @@ class Model:
     """A classifier and what predicts after it; None for a part that there is not."""
 
     name: str
-    classifier: Path | None
-    decoder: Path | None
+    classifier: WeightsSource | None
+    decoder: WeightsSource | None
     """SAM's mask decoder of the last round."""
-    student: Path | None
+    student: WeightsSource | None
+    sam: WeightsSource | None = None
+    """SAM itself, where a model file brings it."""
 
 
 def find_model(name: str, checkpoints: Path) -> Model:
-    """The model of the run `name`, of the parts that are there; raises CheckpointError when there is none to predict."""
+    """The model of the run `name`, of the parts that are there, or of the file `name` (.epsam).
+
+    Raises CheckpointError when there is none to predict, or the file is none of a model.
+    """
+    if name.endswith(SUFFIX):
+        return _of_file(from_user(name))
     model = _of_run(name, checkpoints)
     if not _can_predict(model):
         names = model_names(checkpoints)
@@ -78,6 +88,17 @@ def model_of_files(classifier: Path | None, decoder: Path | None, student: Path 
 def _of_run(name: str, checkpoints: Path) -> Model:
     paths = [checkpoints / (name + end) for end in (CLASSIFIER_END, DECODER_END, STUDENT_END)]
     return Model(name, *(path if path.is_file() else None for path in paths))
+
+
+def _of_file(file: Path) -> Model:
+    record, parts = read_model_record(file), parts_of(file)
+    classifier, decoder, student, sam = (PackedWeights(file, part) if part in parts else None for part in PARTS)
+    if record.sam_sha256 and record.sam_sha256 not in {weights.sha256 for weights in WEIGHTS.values()}:
+        raise CheckpointError(f"{file}: was trained on weights of SAM that this program does not know; update it")
+    model = Model(file.stem, classifier, decoder, student, sam)
+    if not _can_predict(model):
+        raise CheckpointError(f"{file}: has neither a student nor a classifier with a decoder; export it again")
+    return model
 
 
 def _can_predict(model: Model) -> bool:

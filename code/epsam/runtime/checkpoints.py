@@ -12,6 +12,7 @@ import torch
 from epsam.errors import CheckpointError
 from epsam.runtime.files import atomic, sha256, write_json
 from epsam.runtime.finite import first_non_finite
+from epsam.runtime.model_file import PackedWeights, WeightsSource, load_packed
 from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.sidecar import flatten, read_metadata, sidecar_path
 from epsam.runtime.text import listed
@@ -54,7 +55,7 @@ def copy_weights(source: Path, target: Path) -> None:
             shutil.copyfile(sidecar_path(source), settings)
 
 
-def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+def load_weights(path: WeightsSource, expected: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
     """Read a state dict, unwrapped; with a settings file beside it, compare its hash and the settings in `expected`.
 
     Raises CheckpointError when the file is missing or damaged, is not the one that the settings were written for,
@@ -62,7 +63,7 @@ def load_weights(path: Path, expected: Mapping[str, Any] | None = None) -> dict[
     """
     weights = unwrap(load_tensors(path))
     metadata = read_metadata(path)
-    if "sha256" in metadata and metadata["sha256"] != sha256(path):
+    if isinstance(path, Path) and "sha256" in metadata and metadata["sha256"] != sha256(path):
         raise CheckpointError(
             f"{path} is not the file that {sidecar_path(path).name} was written for (its SHA-256 is "
             "another). Copy both files again; or, if these weights are meant, delete the .json"
@@ -110,8 +111,16 @@ def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
     path.write_bytes(stream.getbuffer())
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
+def content_hash(path: WeightsSource) -> str:
+    """SHA-256 of the file that weights are in."""
+    return sha256(path.file if isinstance(path, PackedWeights) else path)
+
+
+def load_tensors(path: WeightsSource) -> dict[str, Any]:
     """torch.load of tensors and plain values only; raises CheckpointError for anything else, and for NaN or infinity."""
+    if isinstance(path, PackedWeights):
+        packed = load_packed(path)
+        return _finite(path, packed, first_non_finite(packed))
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such checkpoint'}")
     try:
@@ -121,6 +130,11 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} {what_it_is(path, str(error))}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of weights")
+    return _finite(path, value, bad)
+
+
+def _finite(path: WeightsSource, value: dict[str, Any], bad: str | None) -> dict[str, Any]:
+    """`value`; raises CheckpointError for its entry `bad`, which holds NaN or infinity."""
     if bad is not None:
         raise CheckpointError(
             f"{path}: the entry {bad} holds values that are not finite (NaN or infinite); these weights "

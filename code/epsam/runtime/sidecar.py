@@ -6,6 +6,7 @@ from typing import Any
 
 from epsam.errors import CheckpointError
 from epsam.runtime.files import read_object
+from epsam.runtime.model_file import PackedWeights, WeightsSource, read_model_record
 
 
 def sidecar_path(path: Path) -> Path:
@@ -24,8 +25,13 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata beside a checkpoint: its `settings`, `sha256`, `mpp` and perhaps `encoder`; empty when there is none."""
+def read_metadata(path: WeightsSource) -> dict[str, Any]:
+    """The metadata of weights: `settings`, `sha256`, `mpp` and perhaps `encoder`; empty when there is none.
+
+    It lies beside a checkpoint, or in the model file, whose parts have no `sha256` of their own.
+    """
+    if isinstance(path, PackedWeights):
+        return read_model_record(path.file).model_dump(include={"settings", "mpp", "encoder"})
     file = sidecar_path(path)
     metadata = read_object(file) if file.is_file() else {}
     if not isinstance(metadata.get("settings", {}), dict):

@@ -13,6 +13,7 @@ from epsam.errors import CheckpointError
 from epsam.runtime.checkpoints import load_tensors, load_weights, mismatch
 from epsam.runtime.downloads import WEIGHTS, fetch
 from epsam.runtime.files import sha256
+from epsam.runtime.model_file import WeightsSource
 from epsam.runtime.sidecar import read_metadata
 from epsam.runtime.weights_format import unwrap
 from epsam.sam.demo_model import build_sam_demo
@@ -26,7 +27,7 @@ DECODER = "mask_decoder."
 
 def load_sam(
     model_type: ModelType,
-    checkpoint: Path | None,
+    checkpoint: WeightsSource | None,
     folder: Path = Path("checkpoints"),
     device: torch.device | str = "cpu",
 ) -> Sam:
@@ -36,7 +37,7 @@ def load_sam(
     under a key such as `model_state`); without it the published weights are looked for in `folder` and fetched
     into it. Raises CheckpointError when they cannot be had, are damaged or belong to another model type.
     """
-    path = Path(checkpoint) if checkpoint is not None else find_weights(model_type, folder)
+    path = checkpoint if checkpoint is not None else find_weights(model_type, folder)
     sam = build_sam(model_type)
     weights = unwrap(load_tensors(path))
     _check_fit(path, weights, sam.state_dict(), f"SAM {model_type}")
@@ -78,7 +79,7 @@ def find_weights(model_type: ModelType, folder: Path) -> Path:
     return path
 
 
-def load_decoder(sam: Sam, path: Path) -> Sam:
+def load_decoder(sam: Sam, path: WeightsSource) -> Sam:
     """Put a trained mask decoder into `sam`, in place, and return `sam`.
 
     The file holds `mask_decoder.*`, perhaps after `module.`. Raises CheckpointError when it is missing, damaged
@@ -101,7 +102,7 @@ def decoder_weights(sam: Sam) -> dict[str, torch.Tensor]:
     return {DECODER + name: tensor.detach().cpu().clone() for name, tensor in sam.mask_decoder.state_dict().items()}
 
 
-def _check_fit(path: Path, weights: Mapping, expected: Mapping[str, torch.Tensor], model: str) -> None:
+def _check_fit(path: WeightsSource, weights: Mapping, expected: Mapping[str, torch.Tensor], model: str) -> None:
     if differences := mismatch(weights, expected):
         raise CheckpointError(
             f"{path} does not fit {model}: {differences}. Set sam.model_type (vit_b, vit_l, vit_h, demo) to the one "

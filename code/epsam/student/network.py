@@ -15,6 +15,7 @@ from epsam.classifier.building import MODEL_SETTINGS, build_classifier, load_cla
 from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError
 from epsam.runtime.checkpoints import load_weights, mismatch
+from epsam.runtime.model_file import WeightsSource
 
 WIDTH = 48
 """Channels of the decoder."""
@@ -63,7 +64,7 @@ def build_student(settings: Classifier, classifier: Path | None = None) -> Stude
     return Student(build_classifier(settings) if classifier is None else load_classifier(settings, classifier))
 
 
-def load_student(settings: Classifier, path: Path, device: torch.device | str = "cpu") -> Student:
+def load_student(settings: Classifier, path: WeightsSource, device: torch.device | str = "cpu") -> Student:
     """The student with the weights of `path`, in evaluation mode on `device`.
 
     Raises CheckpointError when the file is missing, damaged, not finite, or of another network.
