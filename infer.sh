@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Segment tumour in slides, folders of slides or a patch folder, with a trained model:
 #
-#   ./infer.sh SLIDE_OR_FOLDER... [--model NAME|FILE] [--output DIR] [--mpp UM_PER_PX] [--fresh]
+#   ./infer.sh SLIDE_OR_FOLDER... [--model NAME|FILE|URL] [--output DIR] [--mpp UM_PER_PX] [--fresh]
 #              [section.key=value ...]
 #
 #   ./infer.sh dataset/demo/images/tumor_002.tif                     a slide, with the demo's model
 #   ./infer.sh slides/*.svs --model camelyon17 --output predicted    with the model of `./train.sh camelyon17`
 #
 # --model    the name of a run (checkpoints/NAME_*.pth), or a model file: `.venv/bin/python -m epsam export-model NAME
-#            FILE.epsam` packs all that a model needs; without it demo
+#            FILE.epsam` packs all that a model needs; or its address (https://...epsam, #sha256=... is checked);
+#            without it demo
 # --output   without it runs/inference/MODEL/SLIDE_OR_FOLDER, numbered so that calls for other slides or with other settings
 #            do not meet
 # --mpp      resolution of slides whose files do not say it

@@ -17,8 +17,9 @@ DEFAULT_MODEL = "demo"
 @click.option(
     "--model",
     "model_name",
-    metavar="NAME|FILE",
-    help="The model that predicts: the name of a run of ./train.sh, or a file of export-model.  [default: demo]",
+    metavar="NAME|FILE|URL",
+    help="The model that predicts: the name of a run of ./train.sh, or a file of export-model, by its path or https "
+    "address.  [default: demo]",
 )
 @click.option(
     "--output",

@@ -1,8 +1,10 @@
 """A trained model as one file: packed, carried elsewhere, read back, and refused where it is none."""
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from epsam.errors import CheckpointError, EpsamError, StateError
 from epsam.export_command import export_model
 from epsam.inference.output import OUTPUTS
 from epsam.models.find import find_model
+from epsam.runtime import downloads
 from epsam.runtime.checkpoints import copy_weights, load_tensors, save_weights
 from epsam.runtime.files import sha256
 from epsam.runtime.model_file import KEY, PackedWeights, parts_of, read_model_record
@@ -155,3 +158,52 @@ def test_weights_in_a_model_file_that_are_not_finite_or_not_its_own_are_refused(
         cli, ["infer", str(project / "dataset/tiny/images"), "--model", str(file), "--root", str(tmp_path)]
     )
     assert "not the weights of a student" in str(done.exception)
+
+
+class _Answer(io.BytesIO):
+    status = 200
+    headers: ClassVar = {}
+
+
+def test_a_model_by_its_address(project, tmp_path, monkeypatch):
+    content = (project / "tiny.epsam").read_bytes()
+    digest, address = sha256(project / "tiny.epsam"), "https://example.org/models/good.epsam"
+    asked = []
+
+    def serve(answer):
+        monkeypatch.setattr(downloads, "_open_https", lambda request, timeout: (asked.append(1), _Answer(answer))[1])
+
+    def refused(name, match):
+        with pytest.raises(CheckpointError, match=match) as caught:
+            find_model(name, tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not list(tmp_path.glob("*.epsam"))
+
+    serve(content)
+    refused(f"{address}#sha256={'0' * 64}", "SHA-256 is .* should begin with 000")
+    refused(f"{address}#md5=1", "after # there may be sha256=")
+    refused("http://example.org/good.epsam", "begins with https://")
+    refused("https://example.org/..%2Fgood.epsam", "ends in a plain name")
+    serve(b"<html>sign in</html>")
+    refused(address, "is no model file")
+    monkeypatch.setattr(downloads, "MAX_BYTES", 1000)
+    serve(content)
+    refused(address, "could not be fetched .*larger than 1000 bytes")
+    monkeypatch.undo()
+
+    def offline(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(downloads, "_open_https", offline)
+    refused(address, r"could not be fetched \(Name or service not known\).*put it at .*good-\w{8}\.epsam")
+    serve(content)
+    model = find_model(f"{address}#sha256={digest}", tmp_path)
+    assert model.student is not None
+    assert model.student.is_file()
+    asked.clear()
+    assert find_model(address, tmp_path) == model
+    assert not asked, "what was fetched once is used"
+    (file,) = tmp_path.glob("*")
+    assert sha256(file) == digest
+    with pytest.raises(CheckpointError, match="was fetched before, and its SHA-256 is another"):
+        find_model(f"{address}#sha256={'0' * 64}", tmp_path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epsam.errors import CheckpointError, ConfigError
-from epsam.runtime.downloads import WEIGHTS
+from epsam.runtime.downloads import WEIGHTS, fetch_model
 from epsam.runtime.model_file import PARTS, SUFFIX, PackedWeights, WeightsSource, parts_of, read_model_record
 from epsam.runtime.user_paths import from_user
 
@@ -27,10 +27,12 @@ class Model:
 
 
 def find_model(name: str, checkpoints: Path) -> Model:
-    """The model of the run `name`, of the parts that are there, or of the file `name` (.epsam).
+    """The model of the run `name`, of the parts that are there, or of the file or address `name` (.epsam).
 
-    Raises CheckpointError when there is none to predict, or the file is none of a model.
+    Raises CheckpointError when there is none to predict, the file is none of a model, or the address is not reached.
     """
+    if "://" in name:
+        return _of_file(fetch_model(name, checkpoints))
     if name.endswith(SUFFIX):
         return _of_file(from_user(name))
     model = _of_run(name, checkpoints)

@@ -1,17 +1,27 @@
 """Published weights: where they come from, their hashes, and how they get into checkpoints/."""
 
+import hashlib
 import importlib.util
+import re
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from epsam.errors import CheckpointError
 from epsam.runtime.files import sha256
 from epsam.runtime.log import logger, progress
+from epsam.runtime.model_file import MAX_BYTES, SUFFIX, read_model_record
 
 SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+MODEL_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,80}}{re.escape(SUFFIX)}")
+"""Of the last part of a model's address."""
 
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
@@ -105,19 +115,70 @@ def check_hash(path: Path, expected: str) -> None:
         )
 
 
-def _download(url: str, part: Path) -> None:
-    """Fetch `url` into `part`, resuming after the bytes that are there."""
+def fetch_model(url: str, folder: Path) -> Path:
+    """Path of the model file at `url` in `folder`, fetched when it is not there; `#sha256=...` at its end is checked.
+
+    Its name ends in a part of the address's hash, so that two addresses do not meet. Raises CheckpointError for another
+    kind of address, when it is not reached, and when what comes is larger than a model file, another file or none.
+    """
+    address, _, fragment = url.partition("#")
+    name = PurePosixPath(urlsplit(address).path).name
+    if not address.startswith("https://") or not MODEL_NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{url}: the address of a model begins with https:// and ends in a plain name and {SUFFIX}"
+        )
+    expected = fragment.removeprefix("sha256=").lower()
+    if fragment and not re.fullmatch("sha256=[0-9a-f]{64}", fragment.lower()):
+        raise CheckpointError(f"{url}: after # there may be sha256= and 64 digits, nothing else")
+    path = folder / f"{name.removesuffix(SUFFIX)}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{SUFFIX}"
+    if not path.is_file():
+        part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)  # nothing says that it is of the file that is at the address now
+        _download(address, part, _open_https, MAX_BYTES)
+        if expected:
+            check_hash(part, expected)
+        try:
+            read_model_record(part)
+        except CheckpointError:
+            part.unlink()
+            raise
+        part.replace(path)
+        logger.info(f"{path}: fetched, SHA-256 {sha256(path)}")
+    elif expected and sha256(path) != expected:
+        raise CheckpointError(f"{path}: was fetched before, and its SHA-256 is another; delete it to fetch it again")
+    return path
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection that leaves https."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith("https://"):
+            raise OSError("it is redirected to an address without https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open_https(request: urllib.request.Request, timeout: float) -> Any:
+    return urllib.request.build_opener(_HttpsOnly).open(request, timeout=timeout)
+
+
+def _download(
+    url: str, part: Path, open_: Callable[..., Any] = urllib.request.urlopen, limit: float = float("inf")
+) -> None:
+    """Fetch `url` into `part`, resuming after the bytes that are there; at most `limit` bytes."""
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with open_(request, timeout=60) as answer:
             if have and answer.status != 206:
                 have = 0
             total = int(answer.headers.get("Content-Length") or 0) + have
             with part.open("ab" if have else "wb") as stream, _bar(url, total, have) as bar:
                 while block := answer.read(1 << 20):
                     stream.write(block)
+                    if stream.tell() > limit:
+                        raise OSError(f"it is larger than {limit:.0f} bytes")
                     bar.update(len(block))
             if total and part.stat().st_size < total:
                 raise OSError(f"only {part.stat().st_size} of {total} bytes came")
