@@ -97,7 +97,7 @@ EMBED = Stage(
     "run SAM's image encoder once over all patches",
     _embed,
     needs=(PREPROCESS,),
-    settings=("sam",),
+    settings=("sam", "postprocess.views"),
     outputs=("runs/{name}/embeddings/{split}/store.json",),
     files=("runs/{name}/embeddings/*/shard_*.npy",),
     repairs_files=True,

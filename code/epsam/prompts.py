@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from skimage.measure import label, regionprops
 
-from epsam.cam.activation import ActivationMap, resize_map
+from epsam.cam.activation import ActivationMap, around_half, resize_map
 from epsam.cam.mask import cam_mask
 from epsam.config.schema import Config, Prompts
 from epsam.errors import DataError
+from epsam.runtime.seeds import generator
 from epsam.runtime.views import apply_view
 
 
@@ -33,6 +34,8 @@ class PromptedPatch:
 
     cam_mask: np.ndarray
     """(H, W) bool."""
+    cam: np.ndarray
+    """(H, W) float32 in [0, 1]: the map, scaled so that its threshold lies at 0.5."""
     prompts: PromptSet
 
 
@@ -113,7 +116,18 @@ def prompt_patch(
     # The mask is cut from the map before both are turned: opening is not symmetric for an even element.
     mask = apply_view(cam_mask(cam, config.cam, size), view)
     values = apply_view(resize_map(cam.values, size), view)
-    return PromptedPatch(mask, prompts_for(mask, values, config.prompts, rng))
+    return PromptedPatch(mask, around_half(values, cam.threshold), prompts_for(mask, values, config.prompts, rng))
+
+
+def prompt_views(
+    cam: ActivationMap, size: tuple[int, int], config: Config, name: str, views: int, draw: int = 0
+) -> list[PromptedPatch]:
+    """The patch `name` of `size` (H, W) px in its first `views` dihedral views, each with its draw of prompts."""
+    seed = config.finetune.seed
+    return [
+        prompt_patch(cam, size, config, generator(seed, name, "predict", draw, *(("view", view) if view else ())), view)
+        for view in range(views)
+    ]
 
 
 def _as_mask(mask: np.ndarray) -> np.ndarray:

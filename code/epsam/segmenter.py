@@ -4,7 +4,7 @@ Pseudo-labels, evaluation and inference all take it. What differs is where embed
 patches of a run (`segment_stored`), or computed for the images at hand (`ImageSegmenter`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,12 @@ from epsam.cam.computation import find_cams
 from epsam.cam.mask import cam_mask
 from epsam.classifier.backbone import Backbone
 from epsam.config.schema import Config, Postprocess
-from epsam.prompts import PromptedPatch, prompt_patch
+from epsam.prompts import PromptedPatch, prompt_views
 from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
-from epsam.runtime.seeds import generator
+from epsam.runtime.views import apply_view, undo_view
 from epsam.sam.decoder import predict_masks
 from epsam.sam.embeddings import reading_threads
 from epsam.sam.encoder import encode, to_input
@@ -38,30 +38,36 @@ class Segmentation:
     """What SAM makes of a prompted patch."""
 
     probability: np.ndarray
-    """(H, W) float32: of tumour, at each pixel; 0 in components that the settings remove."""
+    """(H, W) float32: of tumour, at each pixel, averaged as the settings say; 0 in components that they remove."""
     mask: np.ndarray
     """(H, W) bool, after postprocessing."""
 
 
 def segment(
     sam: Sam,
-    embeddings: torch.Tensor,
-    prompted: Sequence[PromptedPatch],
+    embeddings: Iterable[torch.Tensor],
+    prompted: Sequence[Sequence[PromptedPatch]],
     names: Sequence[str],
     settings: Postprocess,
 ) -> list[Segmentation]:
-    """Decode and postprocess patches of one size; `embeddings` (N, C, h, w) float32 on SAM's device.
+    """Decode and postprocess N patches of one size, averaged over views and, by `cam_weight`, with their maps.
 
-    A patch without prompts is empty. Raises DataError with the name of the first patch whose logits are not finite.
+    `embeddings`: those of each view, (N, C, h, w) float32 on SAM's device; `prompted`: each patch in these views. A
+    patch without prompts is empty. Raises DataError with the name of the first patch whose logits are not finite.
     """
-    size = prompted[0].cam_mask.shape
-    with torch.no_grad():
-        logits = predict_masks(sam, embeddings, [patch.prompts for patch in prompted], size)
-    check_finite(logits, names, "SAM's logits")
-    masks = (logits > sam.mask_threshold).cpu().numpy()
-    probabilities = torch.sigmoid(logits.float()).cpu().numpy()
+    total: np.ndarray | float = 0.0
+    for view, (inputs, patches) in enumerate(zip(embeddings, zip(*prompted, strict=True), strict=True)):
+        with torch.no_grad():
+            logits = predict_masks(sam, inputs, [patch.prompts for patch in patches], patches[0].cam_mask.shape)
+        check_finite(logits, names, "SAM's logits")
+        probabilities = torch.sigmoid(logits.float()).cpu().numpy()
+        total = total + np.stack([undo_view(probability, view) for probability in probabilities])
     found = []
-    for patch, mask, probability in zip(prompted, masks, probabilities, strict=True):
+    for (patch, *others), summed in zip(prompted, np.asarray(total), strict=True):
+        probability = summed / (1 + len(others))
+        if settings.cam_weight:
+            probability = (probability + settings.cam_weight * patch.cam) / (1 + settings.cam_weight)
+        mask = probability > 0.5
         kept = keep_components(mask, patch.cam_mask, settings)
         probability[mask & ~kept] = 0
         found.append(Segmentation(probability, without_small_regions(kept, settings.min_region_px)))
@@ -84,10 +90,9 @@ def segment_stored(
         for batch in load_batches(samples, batches, reading_threads(config, hardware)):
             for group in by_size(batch):
                 names = [sample.example.patch.name for sample in group]
-                inputs = embeddings.batch([sample.item for sample in group])
-                prompted = [sample.prompted for sample in group]
-                found = segment(session.sam, inputs, prompted, names, config.postprocess)
-                unprompted += [name for name, patch in zip(names, prompted, strict=True) if patch.prompts.is_empty]
+                inputs = (embeddings.batch(items) for items in zip(*(sample.items for sample in group), strict=True))
+                found = segment(session.sam, inputs, [sample.views for sample in group], names, config.postprocess)
+                unprompted += [sample.example.patch.name for sample in group if sample.prompts.is_empty]
                 yield from ((sample, one.mask) for sample, one in zip(group, found, strict=True))
             bar.update(len(batch))
     if unprompted and draw == 0:
@@ -155,18 +160,18 @@ class ImageSegmenter:
         return self._sam_batch.run(step)
 
     def _segment_batch(self, images: np.ndarray, names: Sequence[str]) -> list[Segmentation]:
-        embeddings = self._embed(images)
-        seed, size = self.config.finetune.seed, images.shape[1:3]
+        size, views = images.shape[1:3], self.config.postprocess.views
         prompted = [
-            prompt_patch(cam, size, self.config, generator(seed, name, "predict", 0))
+            prompt_views(cam, size, self.config, name, views)
             for name, cam in zip(names, self._cams(images, names), strict=True)
         ]
+        embeddings = (self._embed(images, view) for view in range(views))
         return segment(self.sam, embeddings, prompted, names, self.config.postprocess)
 
-    def _embed(self, images: np.ndarray) -> torch.Tensor:
-        """SAM's embeddings (N, C, h, w) float32 on the device, rounded as the store rounds them."""
+    def _embed(self, images: np.ndarray, view: int) -> torch.Tensor:
+        """SAM's embeddings (N, C, h, w) float32 of a view, on the device, rounded as the store rounds them."""
         side = self.sam.image_encoder.img_size
-        inputs = [to_input(image, side) for image in images]
+        inputs = [to_input(apply_view(image, view), side) for image in images]
         batches = self._batches(inputs, self.hardware.encoder_batch, side**2)
         return torch.cat([encode(self.sam, batch, self.hardware) for batch in batches]).float()
 

@@ -54,6 +54,11 @@ def resize_map(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.clip(0, 1)
 
 
+def around_half(values: np.ndarray, threshold: float) -> np.ndarray:
+    """A map in [0, 1], any shape, float32, scaled piecewise linearly: 0, `threshold` and 1 become 0, 0.5 and 1."""
+    return np.interp(values, [0, threshold, 1], [0, 0.5, 1]).astype(np.float32)
+
+
 def _check_rotations(rotations: Sequence[int]) -> None:
     if not rotations or any(degrees not in ROTATIONS for degrees in rotations):
         raise DataError(f"rotations {tuple(rotations)}: give some of {ROTATIONS}")

@@ -307,6 +307,12 @@ class Sam(Section):
 class Postprocess(Section):
     """What becomes of the masks that SAM predicts: in pseudo-labels, evaluation and inference, not in round 0."""
 
+    views: Annotated[int, Field(ge=1, le=8)] = 1
+    """Dihedral views of a patch, each with prompts of its own, whose probabilities are averaged; as many times the work
+    of SAM."""
+    cam_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Weight of the class activation map in the mean with SAM's probability, which has 1; the map is scaled so that its
+    threshold becomes 0.5."""
     components: Literal["all", "touching_cam"] = "all"
     """Connected components of a mask that stay: all, or those that the CAM mask touches, from which prompts came."""
     min_region_px: Count = 0
@@ -436,6 +442,11 @@ class Config(Section):
             low, high = getattr(self, section).positive_share
             if low >= high:
                 raise ValueError(f"{section}.positive_share must rise, not {low} to {high}")
+        if self.postprocess.views > self.sam.views:
+            raise ValueError(
+                f"postprocess.views is {self.postprocess.views}, but sam.views keeps {self.sam.views} views of each "
+                "training patch; lower the one or raise the other"
+            )
         if self.classifier.backbone != "resnet" and self.cam.layer != "layer4":
             raise ValueError(
                 f"classifier.backbone: {self.classifier.backbone} has maps after its last layer alone; set "

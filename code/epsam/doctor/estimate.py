@@ -25,7 +25,8 @@ DECODER_FLOP = 0.0044e12
 def stage_bytes(config: Config, views: int) -> dict[str, int]:
     """Bytes that the stages write: patches, weights and training states, embeddings of so many views."""
     patches = sum(_positives(config, split) + _others(config, split) for split in SPLITS)
-    encoded = _positives(config, "train") * views + _positives(config, "val") + _positives(config, "test")
+    others = _positives(config, "val") + _positives(config, "test")
+    encoded = _positives(config, "train") * views + others * min(views, config.postprocess.views)
     embedding = EMBEDDING_BYTES // 16 if config.sam.model_type == "demo" else EMBEDDING_BYTES
     # A training state holds weights and two moments of each; the best ones and the result are kept beside it.
     return {
@@ -60,7 +61,7 @@ def flop(config: Config) -> float:
     stride = 3 if config.classifier.layer3_stride == 1 else 1
     classified = config.patches.size_px**2 * FLOP_PER_PX[_network(config)] * stride
     positives = {split: _positives(config, split) for split in SPLITS}
-    views = positives["train"] * config.sam.views + positives["val"] + positives["test"]
+    views = positives["train"] * config.sam.views + config.postprocess.views * (positives["val"] + positives["test"])
     epochs = config.finetune.epochs * (config.retrain.rounds + 1)
     again = epochs if config.sam.embeddings == "off" else 1
     students = (1 + config.evaluate.supervised) * config.student.enabled

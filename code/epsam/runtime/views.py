@@ -11,3 +11,9 @@ def apply_view(array: np.ndarray, view: int) -> np.ndarray:
     turns, mirrored = VIEWS[view]
     turned = np.rot90(array, turns)
     return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+
+
+def undo_view(array: np.ndarray, view: int) -> np.ndarray:
+    """The array (H, W) or (H, W, C), contiguous, of which `array` is the view 0..7."""
+    turns, mirrored = VIEWS[view]
+    return np.ascontiguousarray(np.rot90(array[:, ::-1] if mirrored else array, -turns))

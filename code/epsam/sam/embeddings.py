@@ -83,8 +83,8 @@ def open_embeddings(config: Config, workspace: Workspace, hardware: Hardware, sa
 
 
 def views_of(config: Config, split: str) -> int:
-    """Views of each patch: only training patches have more than one."""
-    return config.sam.views if split == "train" else 1
+    """Views of each patch: training patches are augmented by them, all are predicted in `postprocess.views`."""
+    return config.sam.views if split == "train" else config.postprocess.views
 
 
 def store_signature(

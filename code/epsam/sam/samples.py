@@ -13,7 +13,7 @@ from epsam.cam.store import load_cams
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.patches.patch import Patch
-from epsam.prompts import PromptedPatch, PromptSet, prompt_patch, prompts_for, some_points
+from epsam.prompts import PromptedPatch, PromptSet, prompt_patch, prompt_views, prompts_for, some_points
 from epsam.runtime.files import read_mask
 from epsam.runtime.image_formats import image_size
 from epsam.runtime.read_ahead import read_ahead
@@ -47,16 +47,22 @@ class LabelledExample(Example):
 
 @dataclass(frozen=True)
 class Sample:
-    """A patch as it is, prompted by its CAM, ready for the decoder."""
+    """A patch prompted by its CAM, ready for the decoder, in the views that it is predicted in."""
 
     example: Example
-    item: torch.Tensor
-    """What `Embeddings.item` gave."""
-    prompted: PromptedPatch
+    items: list[torch.Tensor]
+    """What `Embeddings.item` gave for each view."""
+    views: list[PromptedPatch]
+    """With its prompts in each view."""
+
+    @property
+    def prompted(self) -> PromptedPatch:
+        """The patch as it is."""
+        return self.views[0]
 
     @property
     def prompts(self) -> PromptSet:
-        """Its prompts."""
+        """Those of the patch as it is."""
         return self.prompted.prompts
 
     @property
@@ -120,9 +126,12 @@ class PredictionSamples:
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         example, draw = self.examples[index[0]], index[1]
-        rng = generator(self.config.finetune.seed, example.patch.name, "predict", draw)
-        prompted = prompt_patch(example.cam, patch_size(example.patch), self.config, rng)
-        return Sample(example, self.embeddings.item(example.position, 0), prompted)
+        # The store holds fewer views than asked for where the disk had no room; the stage embed warns of it.
+        views = range(min(self.config.postprocess.views, self.embeddings.views))
+        prompted = prompt_views(
+            example.cam, patch_size(example.patch), self.config, example.patch.name, len(views), draw
+        )
+        return Sample(example, [self.embeddings.item(example.position, view) for view in views], prompted)
 
 
 class LabelledSamples:

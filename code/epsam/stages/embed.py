@@ -26,7 +26,7 @@ RESERVE = 0.1
 
 
 def embed(config: Config, workspace: Workspace, hardware: Hardware) -> None:
-    """Stage: encode every positive patch once, training patches in `sam.views` views.
+    """Stage: encode every positive patch once, training patches in `sam.views` views, others in those that they are predicted in.
 
     Continues after the last complete shard. Raises StateError for a store of something else, EpsamError when the disk
     has no room even for one view.
@@ -74,7 +74,7 @@ def views_that_fit(wanted: int, need: Callable[[int], int], folder: Path) -> int
     if fitting < wanted:
         logger.warning(
             f"embed: {wanted} views need {size_text((1 + RESERVE) * need(wanted))}, {room}; going on with "
-            f"{fitting}, so there is less augmentation"
+            f"{fitting}, so there is less augmentation, and predictions average fewer"
         )
     logger.info(f"embed: the embeddings take {size_text(need(fitting))}; {room}")
     return fitting
