@@ -175,7 +175,7 @@ def twice(work: Path, seconds: dict[str, float], expected: dict[str, str], rng: 
         status, line = second.wait(), last_error(second)
         while_running = not first.has_ended()
         print(f'second run ({way}) while the first is inside {place}: status {status}, "{line}"', flush=True)
-        good = good and while_running and status == 1 and "is in use by" in line
+        good = good and while_running and status == 1 and "is in use by" in second.printed()
     first.finish()
     good = compare("a second run in three ways", first, expected) and good
     for way, within in WAYS.items():
