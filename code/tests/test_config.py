@@ -56,6 +56,7 @@ def test_unknown_key_names_the_closest_right_one():
     [
         ("prompts.kind=dots", "prompts.kind.*points.*boxes.*both.*dots"),
         ("sam.views=9", "sam.views.*8.*9"),
+        ("postprocess.views=8", "postprocess.views is 8, but sam.views keeps 4"),
         ("patches.positive_share=[0.9, 0.2]", "patches.positive_share must rise"),
         ("cam.percentile=30", "exactly one of percentile and threshold"),
         ("cam.threshold=2", "`cam.threshold`: .*less than or equal to 1.*`cam.threshold`: .*'auto'"),

@@ -40,8 +40,8 @@ patches: {size_px: 64}
 classifier: {depth: 18, lr: 1.0e-3, epochs: 1, adl: false}
 cam: {layer: layer4, mask_px: 32, percentile: 50, opening_px: 0, rotations: [0]}
 prompts: {points: 5}
-sam: {model_type: demo, views: 1}
-postprocess: {components: touching_cam, min_region_px: 30}
+sam: {model_type: demo, views: 3}
+postprocess: {views: 3, cam_weight: 0.5, components: touching_cam, min_region_px: 30}
 finetune: {lr: 1.0e-4, epochs: 1}
 retrain: {rounds: 1, ids: 0}
 student: {epochs: 1}

@@ -5,10 +5,14 @@ import pytest
 import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from epsam.cam.activation import ActivationMap
+from epsam.config.schema import Config, Postprocess
 from epsam.errors import DataError
-from epsam.prompts import NO_BOXES, NO_POINTS, PromptSet
+from epsam.prompts import NO_BOXES, NO_POINTS, PromptSet, prompt_views
+from epsam.runtime.views import apply_view, undo_view
 from epsam.sam.decoder import PADDING, decode_batch, predict_masks
 from epsam.sam.encoder import encode, to_input
+from epsam.segmenter import segment
 from tests.sam_factory import CPU, draw_patch, small_sam
 
 PUBLISHED = (1024, 256, 8)
@@ -55,6 +59,27 @@ def _own_way(sam, image, prompts, size):
         record["boxes"] = torch.from_numpy(frame.apply_boxes(prompts.boxes, size)).float()
     low = sam([record], multimask_output=False)[0]["low_res_logits"]
     return sam.postprocess_masks(low, image.shape[-2:], size)[0, 0], low[0, 0]
+
+
+def test_views_and_map_are_averaged_in_the_frame_of_the_patch(small):
+    """On a patch that is not square: each view's mask turned back, then the map with its weight."""
+    size, views = (48, 80), 4
+    image = draw_patch("0", size)[0]
+    cam = np.zeros(size, np.float32)
+    cam[10:30, 20:60] = 0.9
+    settings = Config(name="x", prompts={"points": 5}, cam={"percentile": None, "threshold": 0.3, "opening_px": 0})
+    patch = prompt_views(ActivationMap(cam, 0.3), size, settings, "a", views)
+    with torch.no_grad():
+        inputs = [encode(small, [to_input(apply_view(image, view), 64)], CPU).float() for view in range(views)]
+        logits = [
+            predict_masks(small, inputs[view], [patch[view].prompts], patch[view].cam_mask.shape)[0]
+            for view in range(views)
+        ]
+    turned_back = [undo_view(torch.sigmoid(one).numpy(), view) for view, one in enumerate(logits)]
+    expected = (np.mean(turned_back, axis=0) + 2 * np.where(cam > 0, 0.5 + 0.5 * 0.6 / 0.7, 0)) / 3
+    found = segment(small, inputs, [patch], ["a"], Postprocess(views=views, cam_weight=2))[0]
+    np.testing.assert_allclose(found.probability, expected, atol=1e-5)
+    np.testing.assert_array_equal(found.mask, expected > 0.5)
 
 
 @pytest.mark.parametrize("kind", ["points", "boxes", "both"])

@@ -12,7 +12,7 @@ from epsam.errors import DataError, EpsamError, StateError
 from epsam.patches.patch import patches_for_sam
 from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.files import read_image, read_mask, write_png
-from epsam.runtime.views import VIEWS, apply_view
+from epsam.runtime.views import VIEWS, apply_view, undo_view
 from epsam.sam.checkpoint import load_sam
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.embeddings import open_embeddings
@@ -133,6 +133,8 @@ def test_views_are_the_eight_symmetries():
     seen = {apply_view(array, view).tobytes() + bytes(apply_view(array, view).shape) for view in range(len(VIEWS))}
     assert len(seen) == 8
     np.testing.assert_array_equal(apply_view(array, 0), array)
+    for view in range(len(VIEWS)):
+        np.testing.assert_array_equal(undo_view(apply_view(array, view), view), array)
 
 
 @pytest.mark.parametrize("prompts_from", ["mask", "cam"])
@@ -182,7 +184,7 @@ def test_samples_read_ahead_are_those_read_one_by_one(stored, embeddings):
     ):
         here = samples[index]
         assert there.example is here.example
-        torch.testing.assert_close(there.item, here.item, rtol=0, atol=0)
+        torch.testing.assert_close(there.items, here.items, rtol=0, atol=0)
         np.testing.assert_array_equal(there.prompts.points, here.prompts.points)
 
 
