@@ -59,8 +59,9 @@ def workspace(tmp_path):
     return workspace
 
 
-def run(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+def run(*arguments: str | Path, **variables: Path) -> str:
+    environment = {name: str(value) for name, value in variables.items()}
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments], env=environment)
     assert done.exception is None, f"{done.output}\n{done.exception}"
     return done.output
 
@@ -95,8 +96,8 @@ def test_predicted_outlines_corrected_in_qupath_label_the_next_training(workspac
     top, output = workspace.root, workspace.root / "out"
     run(
         "infer",
-        *("--root", top, "--test-dataset-dir", workspace.slides, "--output-dir", output),
-        *("--student-checkpoint", top / "student.pth", "profile=cpu"),
+        *("--root", top, workspace.slides, "--output", output, "profile=cpu"),
+        STUDENT_CHECKPOINT=top / "student.pth",
     )
     expected = {}
     for name, file in (("case_01", "case_01"), ("case_02", "case_02.tif"), ("case_03", "case_03.ome.tif")):
