@@ -70,6 +70,21 @@ for _stage in STAGES:
     cli.add_command(_stage_command(_stage))
 
 
+@cli.command("train")
+@click.argument("config_name", metavar="[CONFIG]", default="demo")
+@click.option("--fresh", is_flag=True, help="Start over.")
+@click.option("--from", "first", default="", metavar="STAGE", help="Run this stage and those that depend on it again.")
+@root_option
+@overrides_argument
+def train_command(config_name: str, fresh: bool, first: str, root: Path, overrides: tuple[str, ...]) -> None:
+    """Run all stages in order, as ./train.sh does: from slides to report. CONFIG as for --config of a stage."""
+    from epsam.api import train
+
+    if "=" in config_name:
+        config_name, overrides = "demo", (config_name, *overrides)
+    train(config_name, overrides, root=root, restart_from=first or (PREPROCESS.name if fresh else ""))
+
+
 @cli.command("reset")
 @config_option
 @root_option

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import make_top
+from tests.wheel import install_wheel
 
 
 @pytest.fixture
@@ -25,5 +26,19 @@ def run_in(top):
         return subprocess.run(
             command, cwd=cwd, env=clean | variables, capture_output=True, text=True, timeout=600, check=False
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def installed_epsam(tmp_path_factory):
+    """Run the command `epsam` of an installed package in the folder `cwd`; gives the finished process with text output."""
+    prefix = install_wheel(tmp_path_factory.mktemp("wheel"))
+    (package,) = prefix.rglob("epsam/__init__.py")
+
+    def run(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+        env = {k: v for k, v in os.environ.items() if k != "EPSAM_OWNER_PID"} | {"PYTHONPATH": str(package.parents[1])}
+        command = [prefix / "bin" / "epsam", *words]
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     return run

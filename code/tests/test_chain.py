@@ -19,7 +19,7 @@ def _files(top):
 
 
 @pytest.mark.timeout(1200)
-def test_train_infer_train_again(run_in, top):
+def test_train_infer_train_again(run_in, top, installed_epsam):
     make_tiny(top)
     first = run_in("./train.sh", "tiny.yaml")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -59,6 +59,15 @@ def test_train_infer_train_again(run_in, top):
     assert second.returncode == 0
     assert second.stdout.count("done already") == 9
     assert _files(top) == made
+
+    installed = installed_epsam("train", "tiny.yaml", cwd=top)
+    assert installed.stdout.count("done already") == 9, installed.stdout + installed.stderr
+    assert _files(top) == made
+    page = installed_epsam("train", "tiny.yaml", "--from", "report", cwd=top)
+    assert "report: done in" in page.stdout
+    assert page.stdout.count("done already") == 8
+    assert not (top / "runs/tiny/lock").exists()
+    made = _files(top)
 
     changed = run_in("./train.sh", "tiny.yaml", "cam.threshold=0.6")
     assert changed.returncode == 1

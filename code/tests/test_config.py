@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from epsam.config.loading import SHIPPED, find_config, load_config
+from epsam.config.loading import find_config, load_config
 from epsam.config.schema import Config
 from epsam.errors import ConfigError
+from epsam.shipped import CONFIGS
 
 TOP = Path(__file__).parents[2]
 
@@ -100,7 +101,7 @@ def test_requirements_and_package_agree():
 
 
 def test_every_key_of_the_shipped_files_is_read():
-    for path in SHIPPED.glob("*.yaml"):
+    for path in CONFIGS.glob("*.yaml"):
         written = yaml.safe_load(path.read_text())
         loaded = load_config(path).model_dump(mode="json")
         for section, values in written.items():

@@ -102,7 +102,7 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
         "weights",
     ]
     nowhere = examine_for_inference(DEMO, workspace.checkpoints, Path("/proc/self/out"), with_sam=True)
-    assert [check.name for check in nowhere if check.status == "error"] == ["folders", "weights"]
+    assert [check.name for check in nowhere if check.status == "error"] == ["folders"]
 
 
 def test_torch_and_torchvision_that_do_not_fit_are_an_error(tmp_path):
@@ -149,6 +149,9 @@ def test_a_repository_that_git_refuses_to_read_has_an_unknown_commit(tmp_path, m
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == ""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "environment.py").write_text("the program")
+    assert commit() == "", "a repository that the program is no part of"
+    subprocess.run(["git", "-C", str(tmp_path), "add", "environment.py"], check=True)
     subprocess.run(
         [
             "git",
@@ -271,7 +274,8 @@ def test_asap_that_is_asked_for_and_missing_is_an_error():
     assert "slides.reader=openslide" in check.fix
 
 
-def test_weights(tmp_path):
+def test_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("epsam.shipped.DEMO_SAM", tmp_path / "sam_demo.pth")
     assert check_sam(DEMO, tmp_path).fix.startswith("git checkout")
     assert (check_sam(CAMELYON, tmp_path).status, "will be fetched" in check_sam(CAMELYON, tmp_path).message) == (
         "warning",

@@ -70,7 +70,9 @@ def test_the_versions_last_tested_are_ones_that_are_allowed():
 def test_files_that_are_no_modules_are_part_of_the_package():
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["epsam"]
     packed = {path for pattern in patterns for path in (CODE / "epsam").glob(pattern)}
-    there = {path for path in (CODE / "epsam").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    places = [CODE / "epsam", *(path for path in (CODE / "epsam").rglob("*") if path.is_symlink() and path.is_dir())]
+    files = {path for place in places for path in place.rglob("*") if path.is_file()}
+    there = {path for path in files if path.suffix not in (".py", ".pyc")}
     assert there == packed
 
 

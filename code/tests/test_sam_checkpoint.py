@@ -125,7 +125,8 @@ def test_published_weights_with_a_wrong_hash_are_refused_and_kept(tmp_path):
     assert path.is_file()
 
 
-def test_the_missing_demo_sam_says_how_to_bring_it_back(tmp_path):
+def test_the_missing_demo_sam_says_how_to_bring_it_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("epsam.shipped.DEMO_SAM", tmp_path / "sam_demo.pth")
     with pytest.raises(CheckpointError, match="git checkout checkpoints/sam_demo.pth"):
         load_sam("demo", None, tmp_path)
 

@@ -16,6 +16,7 @@ from epsam.config.schema import Config
 from epsam.errors import ConfigError
 from epsam.runtime.log import logger
 from epsam.runtime.user_paths import expand_home, from_user
+from epsam.shipped import CONFIGS
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -47,12 +48,12 @@ def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _find_base(base: str, path: Path) -> Path:
     """The shipped config or file that `base` in the file `path` names."""
     found = find_config(base)
-    if found.parent == SHIPPED:
+    if found.parent == CONFIGS:
         return found
     beside = path.parent / expand_home(base)
     if beside.is_file():
         return beside
-    close = difflib.get_close_matches(base, [file.stem for file in SHIPPED.glob("*.yaml")], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(base, [file.stem for file in CONFIGS.glob("*.yaml")], n=1, cutoff=0.5)
     hint = f"did you mean `{close[0]}`?" if close else f"shipped are {_shipped_names()}"
     raise ConfigError(f"{path}: no base `{base}`; {hint}")
 
@@ -81,7 +82,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _shipped_names() -> str:
-    return ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+    return ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
 
 
 def _nested(settings: dict[str, Any], source: str) -> dict[str, Any]:
@@ -126,12 +127,9 @@ NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError
 """What PyYAML raises: its own errors, and those of the types it makes (`2024-13-45`, `!!bool x`, `[[[[...`)."""
 
 
-SHIPPED = Path(__file__).parents[2] / "configs"
-
-
 def find_config(name_or_path: str) -> Path:
     """Path of a shipped config by its name (`demo`), or the path itself, from where the user stands."""
-    shipped = SHIPPED / f"{name_or_path}.yaml"
+    shipped = CONFIGS / f"{name_or_path}.yaml"
     return shipped if shipped.is_file() else from_user(name_or_path)
 
 

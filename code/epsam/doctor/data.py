@@ -16,6 +16,7 @@ from epsam.runtime.downloads import WEIGHTS, packaged_weights
 from epsam.runtime.failures import printable
 from epsam.runtime.files import sha256
 from epsam.runtime.text import listed, size_text
+from epsam.shipped import find_demo_sam
 from epsam.slides.formats import slide_name
 from epsam.workspace import SPLITS, Workspace
 
@@ -114,10 +115,11 @@ def check_sam(config: Config, folder: Path) -> Check:
         return _check_own(config.sam.checkpoint, "sam.checkpoint")
     if config.sam.model_type != "demo":
         return _check_published(config.sam.model_type, folder)
-    path = folder / "sam_demo.pth"
+    path = find_demo_sam(folder)
     if path.is_file():
         return _with_hash(path)
-    return Check("weights", "error", f"{path} is missing; it belongs to the project", f"git checkout {path}")
+    missing = folder / path.name
+    return Check("weights", "error", f"{missing} is missing; it belongs to the project", f"git checkout {missing}")
 
 
 def _check_own(path: Path, setting: str) -> Check:

@@ -53,6 +53,13 @@ class InferenceSettings:
     """Whether `output_dir` may be numbered, so that it is not one of other inputs or settings; see output_choice.py."""
 
     @property
+    def trained_config(self) -> Config:
+        """`config` with the SAM that predicts."""
+        return self.config.model_copy(
+            update={"sam": self.config.sam.model_copy(update={"model_type": self.sam_model_type})}
+        )
+
+    @property
     def inputs(self) -> list[Path]:
         """All that is to be predicted."""
         return [self.test_dataset_dir, *self.others]
@@ -65,8 +72,8 @@ class InferenceSettings:
         return [path for path in (self.sam_decoder_checkpoint, self.resnet_checkpoint) if path]
 
 
-def infer(settings: InferenceSettings, hardware: Hardware) -> None:
-    """Predict what the inputs hold and write it to `output_dir`.
+def infer(settings: InferenceSettings, hardware: Hardware, models: Segmenter | None = None) -> None:
+    """Predict what the inputs hold and write it to `output_dir`; `models` where those of `settings` are loaded already.
 
     Raises DataError when there is nothing to predict or, at the end, when slides of a folder failed;
     SlideError for a single slide that cannot be read; CheckpointError for weights that do not fit; StateError
@@ -78,9 +85,7 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     for path in (*reversed(settings.checkpoints), *sam):
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; ./train.sh makes it, or set the path in infer.sh")
-    config = settings.config.model_copy(
-        update={"sam": settings.config.sam.model_copy(update={"model_type": settings.sam_model_type})}
-    )
+    config = settings.trained_config
     trained_at = model_mpp(config.patches, *settings.checkpoints)
     if slides and trained_at is None:
         logger.warning(
@@ -96,7 +101,7 @@ def infer(settings: InferenceSettings, hardware: Hardware) -> None:
     with lock(output / "state"):
         folder = OutputFolder(output, signature, fresh=settings.fresh, inputs=inputs)
         _check_free(folder, [patch.name for patch in patches], slides)
-        models = _load(settings, config, hardware)
+        models = models or load_segmenter(settings, hardware)
         with folder:
             if patches:
                 predict_patches(settings.test_dataset_dir, patches, folder, models)
@@ -116,7 +121,9 @@ def _find(settings: InferenceSettings) -> tuple[list[Patch], list[SlideToPredict
     return find_patches(folder), []
 
 
-def _load(settings: InferenceSettings, config: Config, hardware: Hardware) -> Segmenter:
+def load_segmenter(settings: InferenceSettings, hardware: Hardware) -> Segmenter:
+    """The student, or the classifier and SAM; raises CheckpointError for weights that do not fit."""
+    config = settings.trained_config
     if settings.student_checkpoint:
         return load_student_alone(config, hardware, settings.student_checkpoint)
     if settings.sam_decoder_checkpoint is None or settings.resnet_checkpoint is None:

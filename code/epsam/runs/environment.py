@@ -18,7 +18,7 @@ PACKAGES = (
     "torchvision",
     "segment-anything",
     "numpy",
-    "opencv-python",
+    "opencv-python-headless",
     "scikit-image",
     "openslide-python",
     "openslide-bin",
@@ -57,11 +57,13 @@ def package_versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Git commit of the program, with a + when files were changed; empty outside a repository.
+    """Git commit of the program, with a + when files were changed; empty where it is in no repository.
 
     `unknown (...)` where git refuses to look, as in a container whose user does not own the folder.
     """
     try:
+        if not _git("ls-files", Path(__file__).name):  # installed in a folder inside somebody's repository
+            return ""
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except subprocess.CalledProcessError as error:

@@ -79,6 +79,20 @@ def lock(run: Path) -> Iterator[None]:
         _close_guard(guard)
 
 
+@contextlib.contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """Keep the lock that stages of this process take, from the first to the last, as train.sh does for its stages."""
+    if OWNER in os.environ:  # the script that started this process holds it
+        yield
+        return
+    os.environ[OWNER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        release(run)
+        del os.environ[OWNER]
+
+
 def release(run: Path) -> None:
     """Delete the lock of this owner, unless one of its stages still works."""
     path, owner = run / "lock", os.environ.get(OWNER, "")

@@ -19,10 +19,10 @@ from epsam.runtime.weights_format import unwrap
 from epsam.sam.attention import use_fast_attention
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.encoder import encoder_hash
+from epsam.shipped import find_demo_sam
 
 ModelType = Literal["vit_b", "vit_l", "vit_h", "demo"]
 
-DEMO_FILE = "sam_demo.pth"
 DECODER = "mask_decoder."
 
 
@@ -72,11 +72,11 @@ def find_weights(model_type: ModelType, folder: Path) -> Path:
                 "fetch it again, or name it in sam.checkpoint if it is meant to be another SAM"
             )
         return path
-    path = Path(folder) / DEMO_FILE
+    path = find_demo_sam(folder)
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: the demo's SAM is missing; it is part of the repository, so bring it back with "
-            f"`git checkout checkpoints/{DEMO_FILE}`"
+            f"{Path(folder) / path.name}: the demo's SAM is missing; it is part of the repository, so bring it back with "
+            f"`git checkout checkpoints/{path.name}`, or install epsam again"
         )
     return path
 
