@@ -1,6 +1,6 @@
 """EP-SAM: tumour segmentation of H&E whole-slide images from patch labels, by way of CAMs and SAM.
 
-What a script or notebook imports; docs/python.ipynb shows it. Each name is loaded when it is first used.
+What a script or notebook imports. Each name is loaded when it is first used.
 """
 
 from importlib import import_module

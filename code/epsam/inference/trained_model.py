@@ -30,7 +30,7 @@ class TrainedModel:
             test_dataset_dir=Path(),
             resnet_checkpoint=choice.classifier,
             sam_model_type=config.sam.model_type,
-            sam_checkpoint=choice.sam or config.sam.checkpoint,
+            sam_checkpoint=config.sam.checkpoint or choice.sam,
             sam_decoder_checkpoint=choice.decoder,
             student_checkpoint=choice.student,
             output_dir=Path(),
