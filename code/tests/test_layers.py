@@ -105,3 +105,10 @@ def test_what_needs_no_torch_does_not_load_it():
     code += " if 'torch' in sys.modules: sys.exit(m)"
     run = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=False)
     assert run.stderr == ""
+
+
+def test_the_command_line_loads_no_reader_of_slides():
+    """Each stage is a process of its own, one that is done already too."""
+    code = "import sys, epsam.cli; print(sorted({'openslide', 'shapely', 'torch'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
