@@ -3,8 +3,12 @@
 import io
 import json
 import shutil
+from email.message import Message
+from http.client import BadStatusLine, IncompleteRead
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import Mock
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -177,7 +181,7 @@ def test_a_model_by_its_address(project, tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match=match) as caught:
             find_model(name, tmp_path)
         assert "\n" not in str(caught.value)
-        assert not list(tmp_path.glob("*.epsam"))
+        assert not list(tmp_path.iterdir())
 
     serve(content)
     refused(f"{address}#sha256={'0' * 64}", "SHA-256 is .* should begin with 000")
@@ -194,6 +198,9 @@ def test_a_model_by_its_address(project, tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("Name or service not known")
 
+    for answer in (HTTPError(address, 416, "range", Message(), None), BadStatusLine("zz"), IncompleteRead(b"x", 5)):
+        monkeypatch.setattr(downloads, "_open_https", Mock(side_effect=answer))
+        refused(address, "could not be fetched")
     monkeypatch.setattr(downloads, "_open_https", offline)
     refused(address, r"could not be fetched \(Name or service not known\).*put it at .*good-\w{8}\.epsam")
     serve(content)

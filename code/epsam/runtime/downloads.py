@@ -6,6 +6,7 @@ import re
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -134,15 +135,14 @@ def fetch_model(url: str, folder: Path) -> Path:
     if not path.is_file():
         part = path.with_name(path.name + ".part")
         part.unlink(missing_ok=True)  # nothing says that it is of the file that is at the address now
-        _download(address, part, _open_https, MAX_BYTES)
-        if expected:
-            check_hash(part, expected)
         try:
+            _download(address, part, _open_https, MAX_BYTES)
+            if expected:
+                check_hash(part, expected)
             read_model_record(part)
-        except CheckpointError:
-            part.unlink()
-            raise
-        part.replace(path)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         logger.info(f"{path}: fetched, SHA-256 {sha256(path)}")
     elif expected and sha256(path) != expected:
         raise CheckpointError(f"{path}: was fetched before, and its SHA-256 is another; delete it to fetch it again")
@@ -182,8 +182,8 @@ def _download(
                     bar.update(len(block))
             if total and part.stat().st_size < total:
                 raise OSError(f"only {part.stat().st_size} of {total} bytes came")
-    except OSError as error:
-        if getattr(error, "code", None) == 416:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a Content-Length that is no number
+        if have and getattr(error, "code", None) == 416:
             return  # everything was there already; the hash decides
         path = part.with_name(part.name.removesuffix(".part"))
         raise CheckpointError(
