@@ -12,7 +12,7 @@ import pytest
 from epsam.config.loading import load_config
 from epsam.errors import DataError, EpsamError, StateError
 from epsam.inference.names import output_names
-from epsam.inference.output import OUTPUTS
+from epsam.inference.output import OUTPUTS, PAGE_FILES
 from epsam.inference.output_choice import default_label
 from epsam.inference.run import InferenceSettings, infer
 from epsam.runtime.device import choose_hardware
@@ -41,6 +41,9 @@ def _predict_slide(slide, output, work, models, trained_at):
     (work / "tiles.u8").write_bytes(b"")
     for suffix in OUTPUTS:
         (output / (slide.name + suffix)).write_text(f"of {slide.path.name}")
+    (output / "pages").mkdir(exist_ok=True)
+    for suffix in PAGE_FILES:
+        (output / "pages" / (slide.name + suffix)).write_text("{}")
     return {"slide": slide.name, "path": str(slide.path)} | ROW
 
 

@@ -399,6 +399,9 @@ class Inference(Section):
     """Probability from which a place counts as tumour."""
     min_focus_px: Count = 10_000
     """Smaller foci are dropped and smaller holes filled; area in patch pixels."""
+    lymph_nodes: bool | None = None
+    """Whether the slides are of lymph nodes, whose foci index.html gives the AJCC's classes of size (isolated tumour
+    cells, micro- or macrometastasis); null: if they are Camelyon's."""
 
 
 class Config(Section):

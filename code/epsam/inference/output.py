@@ -12,17 +12,22 @@ from epsam.runtime.files import remove_temporaries, sha256
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, as_plain_values, read_record, write_record
 
-Place = Literal["", "mask", "overlay"]
+Place = Literal["", "mask", "overlay", "pages"]
 """Folders of predictions below OUTPUT_DIR; "" is OUTPUT_DIR itself."""
 OUTPUTS = (".geojson", ".xml", "_mask.tif", "_probability.tif", "_overlay.png")
 """What is written for a slide: its name and this."""
+PAGE_FILES = (".html", ".json", "_thumbnail.jpg", "_probability.png")
+"""What is written for the page of a slide, in pages/: its name and this, beside the tiles of its picture."""
+PICTURE_LEVELS = 3
+"""Of the picture of a slide on its page, at most; each is twice the one before, and the coarsest is one tile."""
 WORK_FILES = ("classified.f32", "tiles.u8", "map.u8")
 """What a slide under way has in state/work/<name>/."""
-TABLES = ("slides.csv", "predictions.csv")
+TABLES = ("slides.csv", "predictions.csv", "index.html")
 """Written anew by every call, so that another hash does not mean that somebody else wrote them."""
 LINKS_REFUSED = (
     "mask",
     "overlay",
+    "pages",
     "state",
     "state/slides",
     "state/work",
@@ -49,6 +54,20 @@ def read_output_record(folder: Path) -> OutputRecord:
     """The record of OUTPUT_DIR; raises DataError when it is missing or damaged."""
     fix = "what was made here is then not known: choose another OUTPUT_DIR, or move this one away"
     return read_record(folder / "state" / "inference.json", OutputRecord, fix)
+
+
+def tile_suffix(level: int, row: int, column: int) -> str:
+    """How the name of a tile of a slide's picture ends; no other file of any slide has the same."""
+    return f"_{level}_{row}_{column}.jpg"
+
+
+TILES = tuple(
+    tile_suffix(level, row, column)
+    for level in range(PICTURE_LEVELS)
+    for row in range(2**level)
+    for column in range(2**level)
+)
+"""Of the picture of a large, square slide; others have some of them."""
 
 
 def check_place(data: Path, output: Path) -> None:
@@ -131,6 +150,7 @@ class OutputFolder:
     def claim_slide(self, slide: str) -> None:
         """Record a slide and its outputs before it is predicted; StateError as `claim`."""
         self.claim([slide + suffix for suffix in OUTPUTS], "")
+        self.claim([slide + suffix for suffix in (*PAGE_FILES, *TILES)], "pages")
         if slide not in self._record.slides:
             self.clear_work(slide)  # of another call, so perhaps of another slide
             self._record.slides.append(slide)
@@ -138,8 +158,22 @@ class OutputFolder:
 
     def record_slide(self, slide: str) -> None:
         """Record the hashes of a slide's outputs as soon as they are written."""
-        self._record.files[""] |= {slide + suffix: sha256(self.path / (slide + suffix)) for suffix in OUTPUTS}
+        written: dict[Place, tuple[str, ...]] = {"": OUTPUTS, "pages": (*PAGE_FILES, *TILES)}
+        for place, suffixes in written.items():
+            files = self._record.files[place]
+            for name in (slide + suffix for suffix in suffixes):
+                if (path := self.path / place / name).is_file():
+                    files[name] = sha256(path)
+                else:
+                    files.pop(name, None)  # a tile that the picture does not have
         self._save()
+
+    def holds_slide(self, slide: str) -> bool:
+        """Whether all that was written for a slide is still there."""
+        known = self._record.files.get("pages", {})
+        tiles = [slide + suffix for suffix in TILES if slide + suffix in known]
+        pages = [self.path / "pages" / name for name in (*(slide + suffix for suffix in PAGE_FILES), *tiles)]
+        return all(path.is_file() for path in (*pages, *(self.path / (slide + suffix) for suffix in OUTPUTS)))
 
     def claim(self, names: Iterable[str], *places: Place) -> None:
         """Record files before they are written; StateError when one is there and is not as this program left it."""
@@ -180,7 +214,7 @@ class OutputFolder:
     def _check_folders(self) -> None:
         """Refuse folders and notes that this program did not make."""
         state = self.path / "state"
-        paths = [self.path / place for place in ("mask", "overlay") if place not in self._record.files]
+        paths = [self.path / place for place in ("mask", "overlay", "pages") if place not in self._record.files]
         if not self._file.is_file():
             paths += [state / "slides", state / "work", state / "patches.jsonl"]
         for path in paths:

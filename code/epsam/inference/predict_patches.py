@@ -10,6 +10,7 @@ import numpy as np
 from epsam.errors import DataError, EpsamError
 from epsam.evaluation.metrics import dice, iou
 from epsam.inference.output import OutputFolder
+from epsam.inference.pages.index import write_patch_index
 from epsam.inference.patch_folder import Patch
 from epsam.inference.patch_rows import PatchRows
 from epsam.inference.segmenter import Segmenter
@@ -39,18 +40,17 @@ Failed = dict[str, EpsamError]
 
 
 def predict_patches(folder: Path, patches: list[Patch], outputs: OutputFolder, models: Segmenter) -> None:
-    """Write mask/<name>.png, overlay/<name>.png and predictions.csv to `outputs`; log the figures if masks exist.
+    """Write mask/<name>.png, overlay/<name>.png, predictions.csv and index.html to `outputs`; log figures if masks exist.
 
     Patches that are larger than those of the training are predicted tile by tile, smaller ones fail.
     Goes on after the patches that state/patches.jsonl names with the content they have, and whose mask and overlay are
-    there. Figures are means
-    over the patches whose true mask holds tumour, as in the evaluation of a run.
+    there. Figures are means over the patches whose true mask holds tumour, as in the evaluation of a run.
     """
     output = outputs.path
     done = PatchRows(output / "state" / "patches.jsonl")
     failed: Failed = {}
     left = [patch for patch in patches if not _is_done(patch, done, output)]
-    outputs.claim(["predictions.csv"], "")
+    outputs.claim(["predictions.csv", "index.html"], "")
     outputs.claim([f"{patch.name}.png" for patch in left], "mask", "overlay")
     with progress(total=len(patches), initial=len(patches) - len(left), desc=folder.name, unit="patch") as bar:
         for batch in _read_batches(left, models, failed):
@@ -58,7 +58,8 @@ def predict_patches(folder: Path, patches: list[Patch], outputs: OutputFolder, m
             bar.update(len(batch))
     rows = [_row(patch, done, failed, output) for patch in patches]
     write_csv(output / "predictions.csv", rows, COLUMNS)
-    logger.info(f"{len(rows) - len(failed)} patches: masks, overlays and predictions.csv are in {output}")
+    write_patch_index(output, rows)
+    logger.info(f"{len(rows) - len(failed)} patches: masks, overlays, predictions.csv and index.html are in {output}")
     scored = [row for row in rows if row["dice"] != ""]
     if scored:
         means = {key: float(np.mean([row[key] for row in scored])) for key in ("dice", "iou")}

@@ -13,9 +13,10 @@ from epsam.inference.area import tissue_area
 from epsam.inference.export import write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus, find_foci
 from epsam.inference.overlay import write_overlay
+from epsam.inference.pages.slide_page import write_slide_page
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
-from epsam.inference.resolution import set_resolution, tile_px
+from epsam.inference.resolution import resolution_warning, set_resolution, tile_px
 from epsam.inference.segmenter import Segmenter
 from epsam.inference.tile_prediction import predict_tiles
 from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
@@ -59,7 +60,7 @@ class Frame:
 def predict_slide(
     task: SlideToPredict, output: Path, work: Path, models: Segmenter, trained_at: float | None
 ) -> dict[str, Any]:
-    """Predict one slide, write `output`/name + OUTPUTS (see output.py), and return its row for slides.csv.
+    """Predict one slide, write `output`/name + OUTPUTS (see output.py) and its page, and return its row for slides.csv.
 
     Tiles are read at `trained_at` um/px, the resolution of the training; None: as level 0. Goes on from what an
     earlier call left in `work`. Raises SlideError when the slide cannot be read, or does not say its resolution.
@@ -67,9 +68,9 @@ def predict_slide(
     name, path = task.name, task.path
     settings, patches, slides = models.config.inference, models.config.patches, models.config.slides
     with RemoteSlide(path, slides.reader, slides.asap_path) as slide:
-        if warning := set_resolution(slide, task.mpp, task.mpp_if_unknown):
-            logger.warning(f"{name}: {warning}")
+        warnings = [set_resolution(slide, task.mpp, task.mpp_if_unknown)]
         read_px = tile_px(slide, patches, trained_at)
+        warnings.append(resolution_warning(slide, patches, read_px, trained_at))
         if read_px != patches.size_px and slide.mpp is not None:
             logger.info(f"{name}: {slide.mpp[0]:.4g} um/px, read at the {trained_at:g} um/px of the training")
         frame = Frame(read_px, max(1, round(patches.size_px / settings.map_downsample)))
@@ -77,7 +78,10 @@ def predict_slide(
         tissue = find_tissue(slide, patches.tissue)
         grid = lay_grid(tissue, source.shape, frame.side, settings.overlap)
         if not len(grid.positions):
-            logger.warning(f"{path}: no tissue was found, so there is nothing to predict; see patches.tissue")
+            warnings.append("no tissue was found, so there is nothing to predict; see patches.tissue")
+        warnings = [warning for warning in warnings if warning]
+        for warning in warnings:
+            logger.warning(f"{name}: {warning}")
         store = TileStore(work, frame.side, settings.classifier_probability)
         chunks = grid.chunks(generator(models.config.finetune.seed, name, "tiles"))
         _predict_tiles(slide, name, frame, grid, chunks, store, models)
@@ -90,6 +94,8 @@ def predict_slide(
         write_mask(output / f"{name}_mask.tif", foci, list(slide.level_sizes), slide.mpp)
         write_probability(output / f"{name}_probability.tif", source, list(slide.level_sizes), slide.mpp)
         write_overlay(output / f"{name}_overlay.png", slide, source, foci, name, caption(row))
+        sides = [diameter(focus.polygon) for focus in foci]
+        write_slide_page(output / "pages", slide, row, foci, sides, source, tissue, caption(row), warnings)
     return row
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from epsam.errors import DataError, EpsamError, StateError
-from epsam.inference.output import OUTPUTS, OutputFolder
+from epsam.inference.output import OutputFolder
+from epsam.inference.pages.index import write_slide_index
 from epsam.inference.predict_slide import SlideToPredict, predict_slide
 from epsam.inference.segmenter import Segmenter
 from epsam.results import result_line
@@ -81,7 +82,7 @@ def predict_slides(
     slides.csv keeps the rows of slides that earlier calls wrote to the same folder. Raises DataError when slides
     failed; the error itself where there is but one slide.
     """
-    folder.claim(["slides.csv"], "")
+    folder.claim(["slides.csv", "index.html"], "")
     table = folder.path / "slides.csv"
     before = read_csv(table, COLUMNS) if table.is_file() else []
     rows = {row["slide"]: {column: row[column] for column in COLUMNS} for row in before}
@@ -105,6 +106,11 @@ def predict_slides(
         if row["status"] == "ok":
             figures = {key: row[key] for key in ("slide", "tumour_mm2", "tumour_fraction", "foci", "largest_focus_mm")}
             logger.info(result_line({key: value for key, value in figures.items() if value is not None}))
+    settings = models.config
+    lymph_nodes = settings.inference.lymph_nodes
+    if lymph_nodes is None:
+        lymph_nodes = settings.slides.collection != "own"
+    write_slide_index(folder.path, [rows[key] for key in sorted(rows)], lymph_nodes=lymph_nodes)
     if failed and len(slides) == 1:
         raise next(iter(failed.values()))
     if failed:
@@ -128,7 +134,7 @@ def _predict_once(
         saved = read_record(record, SlideState, "delete it, and the slide is predicted again")
     _check_same(slide, identity, saved, output)
     row = saved.row
-    if row is None or any(not (output / (name + suffix)).is_file() for suffix in OUTPUTS):
+    if row is None or not folder.holds_slide(name):
         folder.claim_slide(name)
         if saved.mpp != state.mpp:
             folder.clear_work(name)

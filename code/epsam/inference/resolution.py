@@ -70,3 +70,14 @@ def tile_px(slide: Slide, patches: Patches, trained_at: float | None) -> int:
     if patches.target_mpp is None and same_resolution(mpp, trained_at):
         return patches.size_px
     return max(1, round(patches.size_px * trained_at / mpp))
+
+
+def resolution_warning(slide: Slide, patches: Patches, read_px: int, trained_at: float | None) -> str:
+    """What to know of the resolution that a slide was predicted at, in tiles of `read_px` level-0 px; "" if nothing."""
+    if slide.mpp is None:
+        return "its file does not say its resolution, so sizes are in pixels, and it was read as it is (level 0)"
+    if trained_at is None:
+        return f"it was read as it is, at {slide.mpp[0]:.4g} um/px; the models do not say what they were trained at"
+    if read_px < patches.size_px:
+        return f"{slide.mpp[0]:.4g} um/px is coarser than the {trained_at:.4g} of the training; it was enlarged"
+    return ""

@@ -7,7 +7,7 @@ from typing import Any
 from epsam.config.schema import Config
 from epsam.errors import CheckpointError, DataError
 from epsam.inference.models import load_models, load_student_alone
-from epsam.inference.output import OUTPUTS, OutputFolder, check_place
+from epsam.inference.output import OUTPUTS, PAGE_FILES, TILES, OutputFolder, check_place
 from epsam.inference.output_choice import choose_output
 from epsam.inference.patch_folder import Patch, check_masks, find_patches
 from epsam.inference.predict_patches import predict_patches
@@ -144,9 +144,10 @@ def _check_free(folder: OutputFolder, patches: list[str], slides: list[SlideToPr
     """Refuse, before models are loaded, an OUTPUT_DIR with files of others where outputs would go."""
     if slides:
         names = [slide.name for slide in slides if has_usable_name(slide.path)]
-        folder.check_free(["slides.csv", *(name + suffix for name in names for suffix in OUTPUTS)])
+        folder.check_free(["slides.csv", "index.html", *(name + suffix for name in names for suffix in OUTPUTS)])
+        folder.check_free([name + suffix for name in names for suffix in (*PAGE_FILES, *TILES)], "pages")
     else:
-        folder.check_free(["predictions.csv"])
+        folder.check_free(["predictions.csv", "index.html"])
         for place in ("mask", "overlay"):
             folder.check_free([f"{name}.png" for name in patches], place)
 
@@ -163,7 +164,8 @@ def inference_signature(settings: InferenceSettings, config: Config, trained_at:
             "seed": config.finetune.seed,
             "postprocess": dump["postprocess"],
         }
-        | {section: dump[section] for section in ("cam", "prompts", "inference")}
+        | {section: dump[section] for section in ("cam", "prompts")}
+        | {"inference": {key: value for key, value in dump["inference"].items() if key != "lymph_nodes"}}
     )
 
 

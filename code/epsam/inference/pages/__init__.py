@@ -1,0 +1,1 @@
+"""HTML pages over predictions: index.html, and for each slide a page whose picture zooms."""
