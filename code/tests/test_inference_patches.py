@@ -102,6 +102,14 @@ def test_a_name_says_nothing_of_the_label_unless_there_is_a_mask(folder, run):
     assert float(rows["known_1"]["dice"]) == pytest.approx(0, abs=1e-5)
 
 
+def test_the_numbers_of_a_series_are_no_labels(folder, run):
+    truth = picture(tumour=(10, 10, 60, 60))[..., 0] < 150
+    for number in range(3):
+        write_png(folder / "image" / f"patch_{number}.png", picture())
+        write_png(folder / "mask" / f"patch_{number}.png", truth)
+    assert [row["segmented"] for row in run().values()] == ["0", "0", "0"]
+
+
 def test_png_jpeg_and_tiff_of_any_case_are_patches_and_other_files_are_named(folder, run, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     image = picture(tumour=(10, 10, 60, 60))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from epsam.errors import DataError
 from epsam.inference.names import output_names
+from epsam.patches.patch import numberings
 from epsam.runtime.failures import OF_THE_ITEM, guard
 from epsam.runtime.image_formats import image_size
 from epsam.runtime.log import logger
@@ -24,11 +25,8 @@ class Patch:
     image: Path
     mask: Path | None
     """Its true mask, where there is one."""
-
-    @property
-    def known_positive(self) -> bool:
-        """Named as a positive (`_1`) and measured: SAM sees it whatever the classifier says, as in the evaluation."""
-        return self.mask is not None and self.image.stem.endswith("_1")
+    known_positive: bool = False
+    """Labelled by its name (`_1`) and measured: SAM sees it whatever the classifier says, as in the evaluation."""
 
 
 def find_patches(folder: Path) -> list[Patch]:
@@ -44,7 +42,13 @@ def find_patches(folder: Path) -> list[Patch]:
         )
     masks = _pictures(folder / "mask", "masks") if (folder / "mask").is_dir() else []
     by_name = output_names(images, folder / "image")
-    patches = [Patch(name, image, _mask_of(image, masks)) for name, image in by_name.items()]
+    numbered = numberings(images)
+    positives = {image for image in images if image.stem.endswith("_1") and image.stem[:-2] not in numbered}
+    own_masks = {image: _mask_of(image, masks) for image in images}
+    patches = [
+        Patch(name, image, own_masks[image], own_masks[image] is not None and image in positives)
+        for name, image in by_name.items()
+    ]
     found = {patch.mask for patch in patches} - {None}
     if masks and not found:
         raise DataError(
@@ -53,7 +57,7 @@ def find_patches(folder: Path) -> list[Patch]:
         )
     if left := [mask.name for mask in masks if mask not in found]:
         logger.warning(f"{folder / 'mask'}: {len(left)} masks have no patch of their name: {listed(left)}")
-    without = [patch.name for patch in patches if found and patch.mask is None and patch.image.stem.endswith("_1")]
+    without = [patch.name for patch in patches if found and patch.mask is None and patch.image in positives]
     if without:
         logger.warning(
             f"{folder / 'mask'}: {len(without)} patches named _1 have no mask ({listed(without)}); they are "

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,7 @@ def read_folder(folder: Path) -> PatchFolder:
         raise DataError(f"{folder}: no image/ folder; patches lie in image/, their masks in mask/")
     files = [path for path in sorted(images.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
-    numbered = _numberings(pictures)
+    numbered = numberings(pictures)
     labelled = [path for path in pictures if path.stem[-2:] in ("_0", "_1") and path.stem[:-2] not in numbered]
     masks = _by_stem(Path(folder) / "mask")
     patches: dict[str, Patch] = {}
@@ -99,7 +100,7 @@ def read_folder(folder: Path) -> PatchFolder:
     return PatchFolder([patches[name] for name in sorted(patches)], dict(not_used))
 
 
-def _numberings(pictures: list[Path]) -> set[str]:
+def numberings(pictures: Iterable[Path]) -> set[str]:
     """Beginnings of names that are numbered: an ending of 2 or more says that 0 and 1 are no labels there."""
     matches = [match for path in pictures if (match := NUMBERED.fullmatch(path.stem))]
     return {match[1] for match in matches if match[2] not in ("0", "1")}
