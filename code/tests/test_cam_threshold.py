@@ -8,7 +8,7 @@ import torch
 from epsam.cam.activation import ActivationMap
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams
-from epsam.cam.threshold import MAX_THRESHOLD, otsu_threshold
+from epsam.cam.threshold import otsu_threshold
 from epsam.classifier.building import build_classifier
 from epsam.config.schema import Cam, Classifier
 from epsam.evaluation.metrics import dice
@@ -59,10 +59,12 @@ def test_glass_beside_the_tissue_is_not_taken_for_the_border():
     assert dice(cam_mask(ActivationMap(values, misled), AUTO, TRUTH.shape), TRUTH) < 0.8
 
 
-def test_no_map_is_cut_above_a_fifth_of_its_range():
+def test_no_map_is_cut_above_the_setting():
+    at_most = AUTO.model_copy(update={"max_threshold": 0.2})
     values = cv2.resize(cv2.GaussianBlur(TRUTH.astype(np.float32), (0, 0), 12), (32, 32), interpolation=cv2.INTER_AREA)
-    assert otsu_threshold(values, _features(TRUTH), _image(TRUTH.shape), AUTO) == MAX_THRESHOLD
-    assert otsu_threshold(values**4, _features(TRUTH), _image(TRUTH.shape), AUTO) < MAX_THRESHOLD
+    assert otsu_threshold(values, _features(TRUTH), _image(TRUTH.shape), AUTO) > 0.2
+    assert otsu_threshold(values, _features(TRUTH), _image(TRUTH.shape), at_most) == 0.2
+    assert otsu_threshold(values**4, _features(TRUTH), _image(TRUTH.shape), at_most) < 0.2
 
 
 def test_a_map_of_zeros_stays_without_a_mask():

@@ -35,12 +35,8 @@ NEAR_BEST = 0.9
 """Share of the greatest variance that is enough: of thresholds about as good, the lowest gives the largest mask."""
 
 
-MAX_THRESHOLD = 0.2
-"""No map is cut above: on real tissue the criterion alone gives masks that are too small."""
-
-
 def otsu_threshold(values: np.ndarray, features: np.ndarray, image: np.ndarray, settings: Cam) -> float:
-    """The lowest of THRESHOLDS, MAX_THRESHOLD at most, whose CAM mask separates the features about as well as the best.
+    """The lowest of THRESHOLDS, `max_threshold` at most, whose CAM mask separates the features about as well as the best.
 
     `values` (h, w) in [0, 1] is the map, `features` (C, fh, fw) float the classifier's at stride 8 (`fine_features`),
     `image` (H, W, 3) the patch, RGB uint8. The criterion is the variance between the two classes, inside and outside of
@@ -53,7 +49,7 @@ def otsu_threshold(values: np.ndarray, features: np.ndarray, image: np.ndarray, 
     tissue = _resized(image.min(2) < GLASS, grid)
     shares = np.stack([_resized(mask, grid) for mask in masks_at(values, THRESHOLDS, settings)])
     variances = between_variance(features.reshape(len(features), -1).T, shares, tissue)
-    return min(float(THRESHOLDS[(variances >= NEAR_BEST * variances.max()).argmax()]), MAX_THRESHOLD)
+    return min(float(THRESHOLDS[(variances >= NEAR_BEST * variances.max()).argmax()]), settings.max_threshold)
 
 
 def between_variance(features: np.ndarray, shares: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -260,8 +260,11 @@ class Cam(Section):
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = 30
     """Threshold of the map: this percentile of its non-zero values; null where `threshold` gives it."""
     threshold: Share | Literal["auto"] | None = None
-    """Threshold of the map: this value, or `auto`: for each patch a value, 0.2 at most, at which the mask separates the
-    classifier's features of the patch into two different classes. null where `percentile` gives it."""
+    """Threshold of the map: this value, or `auto`: for each patch a value at which the mask separates the classifier's
+    features of the patch into two different classes. null where `percentile` gives it."""
+    max_threshold: Share = 1.0
+    """With `threshold: auto` no map is cut above this: the maps of a pretrained classifier of real tissue are cut too high
+    otherwise, and those of a classifier from scratch too low with it."""
     opening_px: Count = 5
     """Side of the opening's structuring element at `mask_px`; 0 for none."""
 
