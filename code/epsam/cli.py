@@ -21,6 +21,7 @@ from epsam.runs.reset import reset
 from epsam.runs.runner import run_stage
 from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
+from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger, set_up_logging
 from epsam.workspace import Workspace
 
@@ -227,8 +228,7 @@ def main() -> None:
         logger.error(f"error: {what}. What was finished is kept; run the same command again when this is fixed")
         sys.exit(1)
     except RuntimeError as error:
-        torch = sys.modules.get("torch")
-        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_gpu_memory(error):
             raise
         logger.error(
             "error: the GPU's memory is full (nvidia-smi lists what uses it). Free it, set a smaller profile "

@@ -6,19 +6,26 @@ import torch
 from epsam.errors import EpsamError
 from epsam.runtime.memory import BatchSize
 
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
 
-def _step(limit):
+
+def _step(limit, error=FULL[0]):
     def step(size):
         if size > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return size
 
     return step
 
 
-def test_the_batch_is_halved_until_it_fits_and_stays_so(caplog):
+@pytest.mark.parametrize("error", FULL, ids=["PyTorch", "cuDNN", "cuBLAS"])
+def test_the_batch_is_halved_until_it_fits_and_stays_so(caplog, error):
     batch = BatchSize("encoder", 16)
-    assert batch.run(_step(5)) == 4
+    assert batch.run(_step(5, error)) == 4
     assert batch.run(_step(100)) == 4
     assert "encoder: out of GPU memory; continuing with 8 at a time" in caplog.text
 
@@ -26,3 +33,8 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(caplog):
 def test_a_single_patch_that_does_not_fit_is_our_error():
     with pytest.raises(EpsamError, match="does not hold a single patch"):
         BatchSize("encoder", 2).run(_step(0))
+
+
+def test_other_errors_are_raised_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"):
+        BatchSize("encoder", 16).run(_step(5, RuntimeError("shapes do not fit")))

@@ -30,6 +30,10 @@ MAX_NAME_BYTES = 200
 MAX_REASON = 300
 
 
+SIGNS_OF_FULL_GPU = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+"""In messages of RuntimeError: libraries that allocate for themselves do not raise torch.OutOfMemoryError."""
+
+
 @contextmanager
 def guard(*files: Path | None) -> Iterator[None]:
     """Raise whatever the block raises about one item as SlideError, AnnotationError or DataError.
@@ -56,7 +60,15 @@ def _stops_the_run(error: Exception, files: tuple[Path | None, ...]) -> bool:
         ours = error.filename is None or str(error.filename) in {str(file) for file in files}
         return error.errno in OF_THE_MACHINE or not (ours or error.errno in OF_THE_NAME)
     torch = sys.modules.get("torch")  # preprocess does without
-    return torch is not None and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError))
+    return torch is not None and (is_out_of_gpu_memory(error) or isinstance(error, torch.AcceleratorError))
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory is full, as PyTorch, cuDNN, cuBLAS or CUDA itself say it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS_OF_FULL_GPU)
 
 
 def reason_of(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from epsam.errors import EpsamError
+from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger
 
 Result = TypeVar("Result")
@@ -36,7 +37,9 @@ class BatchSize:
         while True:
             try:
                 return step(self.size)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_gpu_memory(error):
+                    raise
                 if self.size == 1:
                     raise EpsamError(
                         f"{self.what}: the GPU's memory does not hold a single patch; free it (nvidia-smi lists what "
