@@ -123,7 +123,7 @@ def test_views_are_lowered_to_what_the_disk_holds(tmp_path, caplog):
     assert views_that_fit(4, lambda views: views, tmp_path / "not" / "yet") == 4
     assert not caplog.records[:-1]
     assert views_that_fit(4, lambda views: views * free // 3, tmp_path) == 2
-    assert "going on with 2" in caplog.text
+    assert "continuing with 2" in caplog.text
     with pytest.raises(EpsamError, match="the embeddings need .*iB, .*iB of the disk are free; make room"):
         views_that_fit(4, lambda views: views * free * 2, tmp_path)
 

@@ -139,7 +139,7 @@ class OutputFolder:
                 inputs=self._inputs,
             )
         if any(self._record.files.values()):
-            logger.info(f"{self.path}: going on with what is there; --fresh would replace it")
+            logger.info(f"{self.path}: continuing with what is there; --fresh would replace it")
         self._save()
         return self
 

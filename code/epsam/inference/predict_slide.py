@@ -155,7 +155,7 @@ def _predict_tiles(
     done = store.resume(chunks)
     before = sum(len(chunk) for chunk in chunks[:done])
     if before:
-        logger.info(f"{name}: going on after {before} of {len(grid.positions)} tiles")
+        logger.info(f"{name}: continuing after {before} of {len(grid.positions)} tiles")
     size_px = models.config.patches.size_px
     with progress(total=len(grid.positions), initial=before, desc=name, unit="tile") as bar:
         for chunk, images in _read_ahead(slide, frame, grid, chunks[done:], size_px):

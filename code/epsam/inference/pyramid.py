@@ -16,7 +16,7 @@ from epsam.runtime.files import atomic
 from epsam.slides.rasterize import Spans, rasterize
 
 TILE = 512
-WIDEST = 4096
+MAX_COARSEST_PX = 4096
 """ASAP does not open a file whose only level is this wide; further halvings follow until none is wider."""
 
 DrawTile = Callable[[float, float, int, float], np.ndarray | int]
@@ -58,9 +58,9 @@ def write_probability(
 
 
 def all_levels(levels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The slide's level sizes (width, height), followed by halves while the last is WIDEST or more."""
+    """The slide's level sizes (width, height), followed by halves while the last is MAX_COARSEST_PX or more."""
     levels = list(levels)
-    while max(levels[-1]) >= WIDEST:
+    while max(levels[-1]) >= MAX_COARSEST_PX:
         levels.append((levels[-1][0] // 2, levels[-1][1] // 2))
     return levels
 

@@ -73,7 +73,7 @@ def views_that_fit(wanted: int, need: Callable[[int], int], folder: Path) -> int
         )
     if fitting < wanted:
         logger.warning(
-            f"embed: {wanted} views need {size_text((1 + RESERVE) * need(wanted))}, {room}; going on with "
+            f"embed: {wanted} views need {size_text((1 + RESERVE) * need(wanted))}, {room}; continuing with "
             f"{fitting}, so there is less augmentation, and predictions average fewer"
         )
     logger.info(f"embed: the embeddings take {size_text(need(fitting))}; {room}")
