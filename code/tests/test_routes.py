@@ -34,6 +34,7 @@ TINY = (
     "cam.mask_px=64",
     "cam.threshold=0.2",
     "sam.views=1",
+    "postprocess.views=1",
     "finetune.epochs=1",
     "retrain.rounds=1",
     "retrain.ids=0.0",
