@@ -3,7 +3,8 @@
     python code/benchmarks/pictures.py [TOP] [--name demo] [--out asset]
 
 TOP is a top level whose run NAME is done; the default is this project's own. The test slide with most tumour is
-predicted into TOP/runs/NAME/slides/ unless it lies there; what the pictures show is read back from the files.
+predicted by the student into TOP/runs/NAME/slides_student/ unless it lies there; what the pictures show is read back from
+the files.
 """
 
 import argparse
@@ -19,8 +20,6 @@ from PIL import Image
 from slide_dice import predict, slide_path
 
 from epsam.config.loading import load_config
-from epsam.inference.export import HOLE_COLOUR, TUMOUR_COLOUR
-from epsam.inference.overlay import COLOURS
 from epsam.report.overview import draw_overview
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import atomic, read_csv
@@ -29,6 +28,7 @@ from epsam.slides.annotation import load_annotation
 from epsam.slides.openslide import bounds_origin
 from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
+from epsam.visualization.palette import EXCLUDED, PREDICTION, map_colours
 from epsam.workspace import Workspace
 
 LARGEST = 480_000
@@ -58,8 +58,8 @@ def main() -> None:
         ),
         key=lambda row: int(row["patches_positive"] or 0),
     )
-    slide, output = slide_path(workspace, row), workspace.run / "slides"
-    predict(config, workspace, slide, output, fresh=False)
+    slide, output = slide_path(workspace, row), workspace.run / "slides_student"
+    predict(config, workspace, "student", slide, output, fresh=False)
     draw_overview(config, workspace, choose_hardware(config.profile), workspace.run / "overview.png", rows=3)
     for name, picture in (
         ("overview", _read(workspace.run / "overview.png")),
@@ -141,7 +141,7 @@ def draw_asap(slide_path: Path, xml: Path, probability: Path) -> Image.Image:
     outlines = [polygon.points for polygon in polygons]
     axes = _photo(figure, slide_path, outlines, 0)
     for polygon in polygons:
-        colour = np.array(TUMOUR_COLOUR if polygon.kind == "tumour" else HOLE_COLOUR) / 255
+        colour = np.array(PREDICTION if polygon.kind == "tumour" else EXCLUDED) / 255
         axes.plot(*np.vstack([polygon.points, polygon.points[:1]]).T, color=colour, linewidth=2)
     axes = _photo(figure, slide_path, outlines, 1)
     (x0, x1), (y1, y0) = axes.get_xlim(), axes.get_ylim()
@@ -150,7 +150,7 @@ def draw_asap(slide_path: Path, xml: Path, probability: Path) -> Image.Image:
         scale = opened.level_downsamples[level]
         part = opened.read_region((int(x0), int(y0)), level, (round((x1 - x0) / scale), round((y1 - y0) / scale)))
     values = np.asarray(part)[..., 0] / 255
-    axes.imshow(COLOURS(values), alpha=0.55 * np.clip(values * 1.5, 0, 1), extent=(x0, x1, y1, y0))
+    axes.imshow(map_colours(values) / 255, alpha=0.55 * np.clip(values * 1.5, 0, 1), extent=(x0, x1, y1, y0))
     _title(figure, 0.02, xml.name)
     _title(figure, 0.51, probability.name)
     return _finished(figure)
