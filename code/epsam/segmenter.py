@@ -65,7 +65,7 @@ def segment(
     found = []
     for (patch, *others), summed in zip(prompted, np.asarray(total), strict=True):
         probability = summed / (1 + len(others))
-        if settings.cam_weight:
+        if settings.cam_weight and not patch.prompts.is_empty:
             probability = (probability + settings.cam_weight * patch.cam) / (1 + settings.cam_weight)
         mask = probability > 0.5
         kept = keep_components(mask, patch.cam_mask, settings)

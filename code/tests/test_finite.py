@@ -124,3 +124,12 @@ def test_logits_of_a_decoder_that_are_not_finite_stop_with_the_name_of_the_patch
             head.layers[-1].weight.fill_(3e38)
     with pytest.raises(DataError, match=r"val_x0_y0_1: SAM's logits are not finite"):
         list(segment_stored(context, "val", context.examples("val")))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
+def test_weights_of_another_type_of_numbers_are_refused(tmp_path, dtype):
+    weights = build_sam_demo().state_dict()
+    weights["mask_decoder.iou_token.weight"] = weights["mask_decoder.iou_token.weight"].to(dtype)
+    save_tensors(tmp_path / "other.pth", weights)
+    with pytest.raises(CheckpointError, match=rf"other types: mask_decoder\.iou_token\.weight is {dtype} there"):
+        load_sam("demo", tmp_path / "other.pth")

@@ -24,7 +24,6 @@ def one_more_gigabyte():
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", KINDS)
 def test_any_bytes_are_read_or_refused(tmp_path, name):
     kind = KINDS[name](tmp_path / "f")

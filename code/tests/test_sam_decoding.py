@@ -82,6 +82,16 @@ def test_views_and_map_are_averaged_in_the_frame_of_the_patch(small):
     np.testing.assert_array_equal(found.mask, expected > 0.5)
 
 
+def test_a_patch_without_prompts_is_empty_however_much_the_map_counts(small):
+    cam = np.zeros((64, 64), np.float32)
+    cam[10:20, 10:20] = 0.9  # smaller than prompts.min_box_px
+    settings = Config(name="x", prompts={"kind": "boxes", "min_box_px": 400}, cam={"opening_px": 0})
+    patch = prompt_views(ActivationMap(cam, 0.3), (64, 64), settings, "a", 1)
+    assert patch[0].cam_mask.any()
+    embedding = torch.zeros(1, small.prompt_encoder.embed_dim, *small.prompt_encoder.image_embedding_size)
+    assert not segment(small, [embedding], [patch], ["a"], Postprocess(cam_weight=5))[0].mask.any()
+
+
 @pytest.mark.parametrize("kind", ["points", "boxes", "both"])
 @pytest.mark.parametrize(
     ("model", "size"), [("small", (48, 48)), ("small", (40, 64)), ("small", (512, 300)), ("published", (512, 300))]

@@ -53,7 +53,7 @@ class Method:
             "ones": "every pixel called tumour: what any method has to beat",
             "colour": "one blurred colour above or below a value, chosen by the labels of the val patches alone",
             "cam": "the class activation map above its threshold, no SAM",
-            "sam": "SAM as published, with the same prompts",
+            "sam": "SAM's own decoder, never tuned, with the same prompts, views, map and postprocessing as the rounds",
             "student": "a U-Net on the classifier's trunk, trained on what the last round predicted; no SAM",
             "student_supervised": "the student's network trained on true masks: the upper bound",
             "supervised": "SAM's decoder trained on true masks: what the labels alone cannot know",

@@ -158,14 +158,14 @@ class OutputFolder:
 
     def record_slide(self, slide: str) -> None:
         """Record the hashes of a slide's outputs as soon as they are written."""
-        written: dict[Place, tuple[str, ...]] = {"": OUTPUTS, "pages": (*PAGE_FILES, *TILES)}
-        for place, suffixes in written.items():
-            files = self._record.files[place]
-            for name in (slide + suffix for suffix in suffixes):
-                if (path := self.path / place / name).is_file():
-                    files[name] = sha256(path)
-                else:
-                    files.pop(name, None)  # a tile that the picture does not have
+        files, pages = self._record.files, [slide + suffix for suffix in PAGE_FILES]
+        for name in (slide + suffix for suffix in TILES):
+            if (self.path / "pages" / name).is_file():
+                pages.append(name)
+            else:
+                files["pages"].pop(name, None)  # a tile that the picture does not have
+        files[""] |= {slide + suffix: sha256(self.path / (slide + suffix)) for suffix in OUTPUTS}
+        files["pages"] |= {name: sha256(self.path / "pages" / name) for name in pages}
         self._save()
 
     def holds_slide(self, slide: str) -> bool:

@@ -89,11 +89,23 @@ def mismatch(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -
         for name, tensor in expected.items()
         if name in weights and getattr(weights[name], "shape", None) != tensor.shape
     ]
+    # Torch would cast these: the imaginary part of complex numbers goes, integers of a quantised model become weights.
+    types = [
+        f"{name} is {weights[name].dtype} there, {tensor.dtype} here"
+        for name, tensor in expected.items()
+        if isinstance(weights.get(name), torch.Tensor)
+        and weights[name].is_floating_point() != tensor.is_floating_point()
+    ]
     missing = [name for name in expected if name not in weights]
     unknown = [str(name) for name in weights if name not in expected]
     return "; ".join(
         f"{len(names)} {what}: {listed(names, 2)}"
-        for what, names in (("other shapes", shapes), ("missing", missing), ("unknown", unknown))
+        for what, names in (
+            ("other shapes", shapes),
+            ("other types", types),
+            ("missing", missing),
+            ("unknown", unknown),
+        )
         if names
     )
 
