@@ -95,7 +95,6 @@ def prepare(folder: Path) -> InferenceSettings:
     return InferenceSettings(
         slide,
         folder / "resnet.pth",
-        "demo",
         None,
         folder / "decoder.pth",
         folder / "whole",

@@ -74,7 +74,6 @@ def predict(config: Config, workspace: Workspace, model: str, slide: Path, outpu
         InferenceSettings(
             test_dataset_dir=slide,
             resnet_checkpoint=workspace.classifier,
-            sam_model_type=config.sam.model_type,
             sam_checkpoint=config.sam.checkpoint,
             sam_decoder_checkpoint=workspace.decoder(config.retrain.rounds),
             student_checkpoint=workspace.student if model == "student" else None,

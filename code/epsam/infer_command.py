@@ -77,7 +77,6 @@ def infer_command(
     settings = InferenceSettings(
         test_dataset_dir=inputs[0],
         resnet_checkpoint=chosen.classifier,
-        sam_model_type=config.sam.model_type,
         sam_checkpoint=config.sam.checkpoint or chosen.sam,
         sam_decoder_checkpoint=chosen.decoder,
         output_dir=folder,

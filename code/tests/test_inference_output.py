@@ -74,7 +74,6 @@ def place(tmp_path, monkeypatch):
             InferenceSettings(
                 tmp_path / kind,
                 tmp_path / "resnet.pth",
-                "demo",
                 None,
                 tmp_path / "decoder.pth",
                 changes.pop("output_dir", tmp_path / "out"),

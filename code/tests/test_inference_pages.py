@@ -46,7 +46,7 @@ def run(tmp_path, monkeypatch):
         (tmp_path / f"{name}.pth").write_bytes(b"weights")
 
     def predict(folder, *, fresh=False):
-        paths = (folder, tmp_path / "resnet.pth", "demo", None, tmp_path / "decoder.pth", tmp_path / "out")
+        paths = (folder, tmp_path / "resnet.pth", None, tmp_path / "decoder.pth", tmp_path / "out")
         infer(InferenceSettings(*paths, config, fresh=fresh), models.hardware)
         return tmp_path / "out"
 

@@ -59,7 +59,7 @@ def run(tmp_path, folder, monkeypatch):
         (tmp_path / f"{name}.pth").write_bytes(b"weights")
 
     def run():
-        weights = (tmp_path / "resnet.pth", "demo", None, tmp_path / "decoder.pth")
+        weights = (tmp_path / "resnet.pth", None, tmp_path / "decoder.pth")
         infer(InferenceSettings(folder, *weights, tmp_path / "out", config), models.hardware)
         return {
             row["patch"]: row for row in read_csv(tmp_path / "out" / "predictions.csv", ["patch", "status", "reason"])

@@ -62,7 +62,6 @@ def trained(tmp_path_factory):
     return InferenceSettings(
         top / "images" / "tumor_001.tif",
         top / "resnet.pth",
-        "demo",
         None,
         top / "decoder.pth",
         top / "nowhere",

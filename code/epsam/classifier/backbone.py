@@ -1,5 +1,6 @@
 """What the classifier's networks have in common: RGB in, one logit out, features for the maps."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from epsam.errors import DataError
 Padding = Literal["zeros", "reflect"]
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A network for one logit; `fc` weighs the channels of `features(images, "layer4")`, averaged over the patch."""
 
     title: str
@@ -30,21 +31,21 @@ class Backbone(nn.Module):
         """Logits (N,) of RGB `images` (N, 3, H, W), float in [0, 1]; positive means tumour."""
         return self.fc(self.features(images, "layer4").mean(dim=(2, 3))).squeeze(1)
 
+    @abstractmethod
     def features(self, images: torch.Tensor, layer: str = "layer4.0") -> torch.Tensor:
         """Features (N, C, h, w) after `layer` (`cam.layer`), C as many as `fc` has weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fine_features(self, images: torch.Tensor) -> torch.Tensor:
         """Features (N, C, H / 8, W / 8): of the last layer at an eighth of the patch's resolution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Features (N, C, H / s, W / s), the last ones at each stride s = 2, 4, 8 and that of `features`, finest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_weight(self) -> torch.Tensor:
         """Weight (C, 3 or 4, h, w) of the first convolution."""
-        raise NotImplementedError
 
     def seed_adl(self, *parts: object) -> None:
         """Have each ADL draw from now on as `parts` and its place in the network say."""

@@ -123,7 +123,7 @@ def predict_slides(
 def _predict_once(
     slide: SlideToPredict, folder: OutputFolder, models: Segmenter, trained_at: float | None
 ) -> dict[str, Any]:
-    """The row of a slide: kept when its outputs are there, else predicted, going on where it stopped."""
+    """The row of a slide: kept when its outputs are there, else predicted, continued where it stopped."""
     check_name(slide.path)
     name, output = slide.name, folder.path
     record, work = output / "state" / "slides" / f"{name}.json", output / "state" / "work" / name

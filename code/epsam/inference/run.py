@@ -32,7 +32,6 @@ class InferenceSettings:
     """A patch folder (image/, perhaps mask/), a slide, or a folder of slides."""
     resnet_checkpoint: WeightsSource | None
     """None with a student."""
-    sam_model_type: str
     sam_checkpoint: WeightsSource | None
     """None: looked for in `weights_dir`, and fetched into it."""
     sam_decoder_checkpoint: WeightsSource | None
@@ -41,7 +40,7 @@ class InferenceSettings:
     config: Config
     """Of the run that trained the checkpoints."""
     fresh: bool = False
-    """Replace what an earlier call wrote to `output_dir`, instead of keeping it and going on."""
+    """Replace what an earlier call wrote to `output_dir`, instead of keeping it and continuing."""
     weights_dir: Path = Path("checkpoints")
     mpp: float | None = None
     """um/px of slides whose files do not say it."""
@@ -51,13 +50,6 @@ class InferenceSettings:
     """Slides and folders of slides beside `test_dataset_dir`."""
     is_default_output: bool = False
     """Whether `output_dir` may be numbered, so that it is not one of other inputs or settings; see output_choice.py."""
-
-    @property
-    def trained_config(self) -> Config:
-        """`config` with the SAM that predicts."""
-        return self.config.model_copy(
-            update={"sam": self.config.sam.model_copy(update={"model_type": self.sam_model_type})}
-        )
 
     @property
     def inputs(self) -> list[Path]:
@@ -85,13 +77,13 @@ def infer(settings: InferenceSettings, hardware: Hardware, models: Segmenter | N
     for path in (*reversed(settings.checkpoints), *sam):
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; ./train.sh makes it, or set the path in infer.sh")
-    config = settings.trained_config
+    config = settings.config
     trained_at = model_mpp(config.patches, *settings.checkpoints)
     if slides and trained_at is None:
         logger.warning(
             "the checkpoints do not say at which resolution they were trained; slides are read as they are (level 0)"
         )
-    signature, inputs = inference_signature(settings, config, trained_at), [str(p.resolve()) for p in settings.inputs]
+    signature, inputs = inference_signature(settings, trained_at), [str(p.resolve()) for p in settings.inputs]
     output = settings.output_dir
     if settings.is_default_output:
         output = choose_output(output, inputs, signature, fresh=settings.fresh)
@@ -123,7 +115,7 @@ def _find(settings: InferenceSettings) -> tuple[list[Patch], list[SlideToPredict
 
 def load_segmenter(settings: InferenceSettings, hardware: Hardware) -> Segmenter:
     """The student, or the classifier and SAM; raises CheckpointError for weights that do not fit."""
-    config = settings.trained_config
+    config = settings.config
     if settings.student_checkpoint:
         return load_student_alone(config, hardware, settings.student_checkpoint)
     if settings.sam_decoder_checkpoint is None or settings.resnet_checkpoint is None:
@@ -152,16 +144,16 @@ def _check_free(folder: OutputFolder, patches: list[str], slides: list[SlideToPr
             folder.check_free([f"{name}.png" for name in patches], place)
 
 
-def inference_signature(settings: InferenceSettings, config: Config, trained_at: float | None) -> dict[str, Any]:
+def inference_signature(settings: InferenceSettings, trained_at: float | None) -> dict[str, Any]:
     """What predictions depend on: the weights and the settings that are used here."""
-    dump = config.model_dump(mode="json")
+    dump = settings.config.model_dump(mode="json")
     patches = {key: dump["patches"][key] for key in ("size_px", "target_mpp", "tissue")}
     return (
         _weights(settings)
         | {
             "patches": patches,
             "trained_at_mpp": trained_at,
-            "seed": config.finetune.seed,
+            "seed": settings.config.finetune.seed,
             "postprocess": dump["postprocess"],
         }
         | {section: dump[section] for section in ("cam", "prompts")}
@@ -176,6 +168,8 @@ def _weights(settings: InferenceSettings) -> dict[str, str]:
     classifier, decoder = settings.resnet_checkpoint, settings.sam_decoder_checkpoint
     return {
         "RESNET_CHECKPOINT": content_hash(classifier) if classifier else "",
-        "SAM_CHECKPOINT": content_hash(settings.sam_checkpoint) if settings.sam_checkpoint else settings.sam_model_type,
+        "SAM_CHECKPOINT": content_hash(settings.sam_checkpoint)
+        if settings.sam_checkpoint
+        else settings.config.sam.model_type,
         "SAM_DECODER_CHECKPOINT": content_hash(decoder) if decoder else "",
     }

@@ -29,7 +29,6 @@ class TrainedModel:
         self._settings = InferenceSettings(
             test_dataset_dir=Path(),
             resnet_checkpoint=choice.classifier,
-            sam_model_type=config.sam.model_type,
             sam_checkpoint=config.sam.checkpoint or choice.sam,
             sam_decoder_checkpoint=choice.decoder,
             student_checkpoint=choice.student,

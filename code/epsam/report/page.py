@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from epsam import __version__
 from epsam.config.schema import Config
 from epsam.report.result_section import headline, tiles
 from epsam.runs.environment import read_environment
@@ -31,7 +30,6 @@ def run_section(config: Config, workspace: Workspace, stages: Sequence[tuple[str
     machine = {"title": "Time", "value": in_short, "note": f"peak memory {peak / 1024:.1f} GiB"}
     return {
         "name": config.name,
-        "version": __version__,
         "headline": headline(config, workspace),
         "tiles": tiles(config, workspace) + ([machine] if done else []),
         "stages": rows,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from epsam import __version__
 from epsam.patches.manifest import SlideRecord
 from epsam.runtime.files import write_text
 from epsam.visualization.page import render
@@ -38,7 +37,6 @@ def write_index(records: Sequence[SlideRecord], workspace: Workspace) -> None:
     page = render(
         Path(__file__).parent / "qa.html",
         name=workspace.name,
-        version=__version__,
         tally=f"{len(records)} slides ({tally or 'none'}).",
         legend=LEGEND,
         failed=[slide for slide in slides if slide["status"] == "failed"],

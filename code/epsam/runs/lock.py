@@ -126,15 +126,14 @@ def _take(path: Path, mine: LockRecord) -> int:
     """Write the lock and give the guard's file descriptor, whose flock is held until it is closed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     guard = _open_guard(path)
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(_close_guard, guard)
         _wait_for_guard(guard, path, mine)
         holder = _holder(path)
         if holder is not None and (who := _living(holder, mine, path)):
             raise _in_use(path, who, None if holder.shares_processes_with(mine) else _age(path))
         write_record(path, mine)
-    except BaseException:
-        _close_guard(guard)
-        raise
+        on_error.pop_all()
     return guard
 
 

@@ -19,7 +19,7 @@ from epsam.slides.tiff import largest_page, mpp_of
 
 TILE_PX = 512
 QUALITY = 90
-SMALLEST_LEVEL_PX = 1024
+MIN_LEVEL_PX = 1024
 """The coarsest level is the first whose longer side is not above this."""
 MAX_PX = 2**30
 """Of a picture, which is decoded in memory as a whole: 3 GB."""
@@ -138,7 +138,7 @@ def _over_white(pixels: np.ndarray) -> np.ndarray:
 
 def write_pyramid(path: Path, pixels: np.ndarray, mpp: tuple[float, float]) -> None:
     """Write (H, W, 3) uint8 RGB as tiles of JPEG, each level half the one before."""
-    count = 1 + max(0, math.ceil(math.log2(max(pixels.shape[:2]) / SMALLEST_LEVEL_PX)))
+    count = 1 + max(0, math.ceil(math.log2(max(pixels.shape[:2]) / MIN_LEVEL_PX)))
     with (
         tifffile.TiffWriter(path, bigtiff=pixels.nbytes > 2**31) as tiff,
         progress(total=count, desc="levels", unit="level") as bar,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from epsam import __version__
 from epsam.visualization import palette
 
 COLOURS = {
@@ -24,16 +25,19 @@ COLOURS = {
 
 
 def render(template: Path, **values: Any) -> str:
-    """A page from a Jinja template, which finds the style of all pages in `style` and the colours of maps in
-    `map_css`; values are escaped."""
+    """A page from a Jinja template, which extends base.html; values are escaped.
+
+    It finds the style of all pages in `style`, the colours of maps in `map_css`, the program's version in `version`.
+    """
     environment = Environment(
-        loader=FileSystemLoader(template.parent),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(style=_style(), map_css=_map_css(), **values)
+    shared = {"style": _style(), "map_css": _map_css(), "version": __version__}
+    return environment.get_template(template.name).render(shared | values)
 
 
 def _style() -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from epsam import __version__
 from epsam.errors import DataError
 from epsam.inference.pages.records import FocusRecord, PageRecord, area_text, side_text, size_class
 from epsam.inference.pages.slide_page import FOLDER, files_of, script
@@ -85,7 +84,6 @@ def _write(output: Path, template: str, rows: Sequence[Row], key: str, **values:
     ]
     page = render(
         FOLDER / template,
-        version=__version__,
         title=printable(output.resolve().name),
         tally=f"{len(rows)} {key if len(rows) == 1 else {'patch': 'patches', 'slide': 'slides'}[key]}: {tally}.",
         failed=failed,

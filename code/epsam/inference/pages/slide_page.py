@@ -11,7 +11,6 @@ import shapely
 from PIL import Image
 from shapely.geometry import Polygon
 
-from epsam import __version__
 from epsam.inference.outlines import Focus
 from epsam.inference.output import OUTPUTS
 from epsam.inference.pages.picture import TILE_PX, Picture, write_picture
@@ -81,7 +80,6 @@ def write_slide_page(
     largest = sorted(range(len(foci)), key=lambda i: -record.foci[i].area_px2)[:MAX_LISTED]
     page = render(
         FOLDER / "slide.html",
-        version=__version__,
         name=name,
         caption=caption,
         row=row,
