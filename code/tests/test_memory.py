@@ -1,15 +1,19 @@
 """Out of GPU memory: the batch is halved and the work goes on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from epsam.errors import EpsamError
+from epsam.errors import EpsamError, SlideError
+from epsam.runtime.failures import guard
 from epsam.runtime.memory import BatchSize
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.80 GB, max allowed: 18.13 GB)"),
 ]
 
 
@@ -22,7 +26,7 @@ def _step(limit, error=FULL[0]):
     return step
 
 
-@pytest.mark.parametrize("error", FULL, ids=["PyTorch", "cuDNN", "cuBLAS"])
+@pytest.mark.parametrize("error", FULL, ids=["PyTorch", "cuDNN", "cuBLAS", "MPS"])
 def test_the_batch_is_halved_until_it_fits_and_stays_so(caplog, error):
     batch = BatchSize("encoder", 16)
     assert batch.run(_step(5, error)) == 4
@@ -38,3 +42,11 @@ def test_a_single_patch_that_does_not_fit_is_our_error():
 def test_other_errors_are_raised_as_they_are():
     with pytest.raises(RuntimeError, match="shapes"):
         BatchSize("encoder", 16).run(_step(5, RuntimeError("shapes do not fit")))
+
+
+def test_a_broken_gpu_is_not_blamed_on_the_patch_before_pytorch_2_8_either(monkeypatch):
+    monkeypatch.delattr(torch, "AcceleratorError", raising=False)
+    with pytest.raises(RuntimeError, match="illegal memory access"), guard():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(SlideError, match="shapes"), guard(Path("patch.png")):
+        raise RuntimeError("shapes do not fit")

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from epsam.errors import AnnotationError, DataError, EpsamError, SlideError
 from epsam.runtime.log import logger
@@ -30,7 +31,12 @@ MAX_NAME_BYTES = 200
 MAX_REASON = 300
 
 
-SIGNS_OF_FULL_GPU = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+SIGNS_OF_FULL_GPU = (
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+)
 """In messages of RuntimeError: libraries that allocate for themselves do not raise torch.OutOfMemoryError."""
 
 
@@ -60,7 +66,14 @@ def _stops_the_run(error: Exception, files: tuple[Path | None, ...]) -> bool:
         ours = error.filename is None or str(error.filename) in {str(file) for file in files}
         return error.errno in OF_THE_MACHINE or not (ours or error.errno in OF_THE_NAME)
     torch = sys.modules.get("torch")  # preprocess does without
-    return torch is not None and (is_out_of_gpu_memory(error) or isinstance(error, torch.AcceleratorError))
+    return torch is not None and (is_out_of_gpu_memory(error) or _is_of_the_gpu(error, torch))
+
+
+def _is_of_the_gpu(error: Exception, torch: Any) -> bool:
+    """Whether a kernel failed; before PyTorch 2.8 such an error has no type of its own."""
+    if hasattr(torch, "AcceleratorError"):
+        return isinstance(error, torch.AcceleratorError)
+    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
 def is_out_of_gpu_memory(error: BaseException) -> bool:
@@ -68,7 +81,7 @@ def is_out_of_gpu_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS_OF_FULL_GPU)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS_OF_FULL_GPU)
 
 
 def reason_of(error: BaseException) -> str:

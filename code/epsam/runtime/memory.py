@@ -47,5 +47,13 @@ class BatchSize:
                     ) from None
             # Outside the except block: the traceback would keep the tensors of the failed step alive.
             self.size //= 2
-            torch.cuda.empty_cache()
+            _release_cached_memory()
             logger.warning(f"{self.what}: out of GPU memory; continuing with {self.size} at a time")
+
+
+def _release_cached_memory() -> None:
+    """Give back what PyTorch keeps of the GPU's memory for later, so that smaller tensors find room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
