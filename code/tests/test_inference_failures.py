@@ -115,7 +115,7 @@ def test_bad_patches_fail_and_the_others_are_predicted(settings, hardware, patch
     assert rows["a_1"]["dice"]
     reasons = {
         "broken": "cannot be",
-        "no_png": "not a PNG",
+        "no_png": "a web page",
         "bomb": "too many",
         "b_1": "not a PNG",
         "c_0": "MemoryError",

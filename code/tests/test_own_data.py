@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from epsam.cli import cli
 from epsam.config.schema import Config, Slides
 from epsam.errors import ConfigError, DataError
+from epsam.inference.patch_folder import find_patches
+from epsam.patches.class_folders import find_class_patches
 from epsam.patches.labels import read_labels
 from epsam.patches.manifest import SlideRecord, read_manifest
 from epsam.patches.patch import list_patches, patches_for_sam
@@ -126,6 +128,10 @@ def test_slides_csv_as_spreadsheets_write_it(ws, data):
         (b"slide,origin_x\na,5\n", "line 2: origin_x and origin_y go together"),
         (b"slide,mpp\na,nan\n", "line 2: mpp nan is not between"),
         (b"slide,mpp,mpp\na,1,1\n", "comes twice"),
+        (b'slide,origin_x,origin_y\na,"1,024",5\n', "line 2: origin_x 1,024 may be 1024 or 1.024"),
+        (b"slide;origin_x;origin_y\na;1.024;5\n", "line 2: origin_x 1.024 may be 1024 or 1.024"),
+        ("slide,mpp\na,1\n".encode("utf-16-le"), "neither UTF-8 nor Windows-1252"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
     ],
 )
 def test_slides_csv_that_cannot_be_right_is_refused_with_its_line(tmp_path, data, reason):
@@ -152,7 +158,7 @@ def test_what_slides_csv_says_decides(ws):
         touch(ws.slides / f"{name}.svs")
     for name in "ab":
         touch(ws.annotations / f"{name}.xml")
-    touch(ws.slide_table, "slide,label,exclude\nb,normal,\nc,tumor,\nd,normal,no\ne,,pen marks\nzz,,\n")
+    touch(ws.slide_table, "slide,label,exclude\nb,normal,\nc,tumor,\nd,normal,FALSCH\ne,,pen marks\nzz,,\n")
     records, warnings = manifest(ws)
     assert {name: record.status for name, record in records.items()} == {
         "a": "ok",
@@ -300,17 +306,42 @@ def test_patches_as_they_come_are_counted_and_named_when_passed_over(ws, caplog)
         for name in ("a_0.PNG", "b_1.jpg", "c_1.tif", "patch_1.png", "patch_2.png", "d_tumor.png"):
             cv2.imwrite(str(ws.split(split) / "image" / name), picture)
         touch(ws.split(split) / "image" / "e_1.bmp")
+    touch(ws.split("val") / "image" / "patient 7" / "f_1.png")
+    touch(ws.split("val") / "masks" / "b_1.png")
     preprocess(config(), ws)
     assert [(patch.path.name, patch.label) for patch in list_patches(ws.split("val"))] == [
         ("a_0.PNG", 0),
         ("b_1.jpg", 1),
         ("c_1.tif", 1),
     ]
-    for text in ("d_tumor.png", "e_1.bmp", "1 files are numbers of a series (..._0, _1, _2), not labels: patch_1.png"):
+    for text in (
+        "d_tumor.png",
+        "e_1.bmp",
+        "1 files are numbers of a series (..._0, _1, _2), not labels: patch_1.png",
+        "1 files are folders, and patches lie in image/ itself: patient 7",
+        "val/masks: is not used; patches lie in image/, their masks in mask/",
+    ):
         assert text in caplog.text
     cv2.imwrite(str(ws.split("val") / "image" / "b_1.png"), picture)
     with pytest.raises(DataError, match=r"b_1\.png and b_1\.jpg have one name"):
         list_patches(ws.split("val"))
+    for split in SPLITS:
+        (ws.split(split) / "image").rename(ws.split(split) / "images")
+    with pytest.raises(DataError, match="of train/images, val/images, val/masks, test/images none is image/"):
+        preprocess(config(), ws)
+
+
+def test_masks_and_class_folders_are_found_in_any_unicode_form(ws, tmp_path):
+    decomposed, composed = (unicodedata.normalize(form, "Präparat_1.png") for form in ("NFD", "NFC"))
+    picture = np.full((8, 8, 3), 120, np.uint8)
+    for folder, name in (("image", composed), ("mask", decomposed)):
+        touch(tmp_path / folder / name)
+        cv2.imwrite(str(tmp_path / folder / name), picture)
+    assert list_patches(tmp_path)[0].has_mask
+    assert find_patches(tmp_path)[0].mask == tmp_path / "mask" / decomposed
+    touch(ws.split("val") / unicodedata.normalize("NFD", "Tumör") / "a.png")
+    patches, warnings = find_class_patches(ws, {"tumour": [unicodedata.normalize("NFC", "tumör")]})
+    assert ([patch.name for patch in patches], warnings) == (["a_1"], [])
 
 
 def test_an_annotation_of_the_same_length_is_noticed(ws):

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from epsam.cli import cli
 from epsam.errors import CheckpointError, DataError
 from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import save_weights
@@ -28,6 +30,45 @@ def test_slides_of_two_resolutions_are_an_error_that_proposes_the_coarser(ws):
     assert "0.25 um/px" in str(caught.value)
     preprocess(config(patches={"size_px": 64, "target_mpp": 0.5}), ws)
     assert patch_mpp(ws) == pytest.approx(0.5)
+
+
+LABELS = "slide,x,y,label,{column}\n" + "".join(
+    f"tumor_001,{x},{y},{{label}},{{value}}\n".replace("{label}", str(int(x < 300)))
+    for x in (128, 200, 400)
+    for y in (128, 200)
+)
+
+
+@pytest.mark.parametrize(
+    ("slides_csv", "labels_csv", "target", "expected"),
+    [
+        ("slide,mpp,split\ntumor_002,0.5,val\n", "", "null", "tumor_002 0.5"),
+        ("", LABELS.format(column="width", value=128), "null", "tumor_001 0.5"),
+        ("", LABELS.format(column="mpp", value=0.5), "null", "patches.target_mpp=0.5"),
+        ("", LABELS.format(column="width", value=32), "null", "Give the windows of tumor_001 in labels.csv a width"),
+        ("", LABELS.format(column="width", value=128), "0.25", "labels.csv gives windows that as patches"),
+        ("slide,mpp,split\ntumor_001,0.125,train\n", LABELS.format(column="width", value=128), "null", ""),
+        ("slide,mpp,split\ntumor_001,0.125,test\n", LABELS.format(column="width", value=64), "0.25", "tumor_001 0.125"),
+    ],
+)
+def test_resolutions_of_tables_count_whatever_the_split(ws, slides_csv, labels_csv, target, expected):
+    if slides_csv:
+        ws.slide_table.write_text(slides_csv)
+    if labels_csv:
+        ws.labels_csv.write_text(labels_csv)
+    settings = ws.root / "c.yaml"
+    settings.write_text(config().model_dump_json())
+    root = ["--config", str(settings), "--root", str(ws.root)]
+    result = CliRunner().invoke(cli, ["preprocess", *root, f"patches.target_mpp={target}"])
+    assert expected in str(result.exception or "")
+    assert bool(result.exception) == bool(expected)
+
+
+def test_slides_of_unknown_resolution_among_others_are_a_warning(ws, caplog):
+    write_slide(ws.slides / "normal_002.tif", draw(seed=7), mpp=None)
+    preprocess(config(), ws)
+    assert "1 of 6 slides do not say their resolution" in caplog.text
+    assert "normal_002" in caplog.text
 
 
 def test_a_few_per_cent_between_scans_are_no_matter(ws):

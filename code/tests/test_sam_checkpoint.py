@@ -83,7 +83,7 @@ def test_weights_of_another_model_type_are_refused(tmp_path, weights):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 375042383\n", "a Git LFS pointer"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 375042383\n", "a pointer of Git LFS"),
         (b"\r\n<!DOCTYPE html><html>sign in \x1b[31m</html>", "a web page"),
         (b'{"message": "rate limit"}', "JSON"),
         ((2).to_bytes(8, "little") + b"{}", "safetensors"),

@@ -297,7 +297,9 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">{}]><ASAP_An
         (None, "no such annotation file"),
         ("", "not whole or not XML"),
         ("<ASAP_Annotations><Annotations><Annotation PartOfGroup='Tum", "not whole or not XML"),
-        ("<html></html>", "not an annotation of ASAP"),
+        ("<html></html>", "a web page"),
+        ("<Annotations/>", "not an annotation of ASAP .its root is Annotations.*GeoJSON from QuPath"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (
             BOMB.format(
                 "".join(f'<!ENTITY e{n} "{f"&{chr(101) + str(n - 1) if n else chr(97)};" * 10}">' for n in range(10))

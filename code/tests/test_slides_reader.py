@@ -79,6 +79,13 @@ def test_resolution_is_um_or_none(tmp_path, image, mpp, unit, expected):
     assert slide.mpp == (expected and pytest.approx((expected, expected), rel=1e-4))
 
 
+def test_pixels_that_are_not_square_have_no_resolution(tmp_path, image):
+    path = write_slide(tmp_path / "a.tif", image)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["YResolution"].overwrite((20000, 1))
+    assert open_slide(path).mpp is None
+
+
 def test_a_slide_can_be_pickled_and_used_in_another_process(slide, image):
     slide.read(0, 0, 8, 8)
     again = pickle.loads(pickle.dumps(slide))

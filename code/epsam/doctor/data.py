@@ -10,7 +10,7 @@ from epsam.errors import CheckpointError, ConfigError, DataError
 from epsam.patches.camelyon import PUBLISHED_SPLITS, canonical_name, split_lists
 from epsam.patches.class_folders import find_class_patches, has_class_folders
 from epsam.patches.manifest import SlideRecord, read_manifest
-from epsam.patches.patch import lines_of_not_used, list_patches, read_folder
+from epsam.patches.patch import lines_of_not_used, list_patches, read_folder, unused_folders
 from epsam.patches.sources import find_sources
 from epsam.runtime.downloads import WEIGHTS, packaged_weights
 from epsam.runtime.failures import printable
@@ -171,14 +171,16 @@ def _check_patches_alone(config: Config, workspace: Workspace, get: str) -> Chec
     there = "is empty" if workspace.slides.is_dir() else "does not exist"
     if has_class_folders(workspace, config.patches.class_folders):
         return _check_class_folders(config, workspace)
+    unused = unused_folders(workspace)
     if not any((workspace.split(split) / "image").is_dir() for split in SPLITS):
-        return Check("slides", "error", f"{workspace.slides} {there}", get)
+        return Check("slides", "error", "; ".join([f"{workspace.slides} {there}", *unused]), get)
     try:
         counts = {split: len(list_patches(workspace.split(split))) for split in SPLITS}
     except DataError as error:
         return Check("slides", "error", f"{workspace.slides} {there}, and of the patches: {error}", get)
     message = "none, but patches: " + ", ".join(f"{s} {n}" for s, n in counts.items())
     not_used = [f"{s}: {line}" for s in SPLITS for line in lines_of_not_used(read_folder(workspace.split(s)))]
+    not_used += unused
     if not_used:
         return Check(
             "slides", "warning", f"{message}; not used: {'; '.join(not_used)}", "rename them, or go on without"

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from epsam.errors import DataError
 from epsam.inference.names import output_names
@@ -79,7 +80,7 @@ def _pictures(folder: Path, what: str) -> list[Path]:
 
 def _mask_of(image: Path, masks: Iterable[Path]) -> Path | None:
     """The mask of the patch's whole name, else that of its name without suffix."""
-    same = [mask for mask in masks if mask.stem == image.stem]
+    same = [mask for mask in masks if normalize("NFC", mask.stem) == normalize("NFC", image.stem)]
     exact = [mask for mask in same if mask.name == image.name]
     if len(same) > 1 and not exact:
         raise DataError(f"{same[0].parent}: {same[0].name} and {same[1].name} are both masks of {image.name}; keep one")

@@ -15,7 +15,7 @@ from epsam.runtime.failures import check_name, printable
 from epsam.runtime.files import read_image, write_csv
 from epsam.runtime.log import logger, progress
 from epsam.runtime.records import Row, read_rows
-from epsam.slides.formats import files_below
+from epsam.slides.formats import files_below, match_key
 from epsam.workspace import SPLITS, Workspace
 
 Kind = Literal["tumour", "normal"]
@@ -46,20 +46,20 @@ class ImportedRow(Row):
 
 def has_class_folders(workspace: Workspace, names: ClassNames) -> bool:
     """Whether any split has a class folder of one of `names` (patches.class_folders)."""
-    known = {name.casefold() for found in names.values() for name in found}
-    return any(folder.name.casefold() in known for folder in workspace.class_folders())
+    known = {match_key(name) for found in names.values() for name in found}
+    return any(match_key(folder.name) in known for folder in workspace.class_folders())
 
 
 def find_class_patches(workspace: Workspace, names: ClassNames) -> tuple[list[ClassPatch], list[str]]:
     """The pictures of all class folders, and warnings about what is no patch there."""
-    kind_of = {name.casefold(): kind for kind, found in names.items() for name in found}
+    kind_of = {match_key(name): kind for kind, found in names.items() for name in found}
     patches: dict[tuple[str, str], ClassPatch] = {}
     warnings = []
     for folder in workspace.class_folders():
-        if folder.name.casefold() not in kind_of:
+        if match_key(folder.name) not in kind_of:
             warnings.append(f"{folder}: names no class and is not used (patches.class_folders names those that do)")
             continue
-        label = LABEL_OF[kind_of[folder.name.casefold()]]
+        label = LABEL_OF[kind_of[match_key(folder.name)]]
         split, not_used = folder.parent.name, []
         for path in files_below(folder):
             name = "_".join(path.relative_to(folder).with_suffix("").parts)

@@ -6,18 +6,22 @@ import io
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from epsam.errors import ConfigError, DataError
 from epsam.runtime.files import FORMULA
 from epsam.runtime.log import logger
+from epsam.runtime.placeholders import placeholder
 from epsam.slides.formats import is_slide_name, match_key, slide_name
 from epsam.workspace import SPLITS
 
 MAX_BYTES = 256 * 2**20
 DELIMITERS = (",", ";", "\t")
 UTF16_HEADS = (b"\xff\xfe", b"\xfe\xff")
+THOUSANDS = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
+"""A number that a spreadsheet may have written with a separator of thousands."""
 LABELS = {"0": "normal", "1": "tumour", "normal": "normal", "tumour": "tumour", "tumor": "tumour"}
 """How people write the label of a slide or window."""
 
@@ -29,6 +33,8 @@ class TableRow:
     where: str
     """File and line, for messages."""
     cells: dict[str, str]
+    delimiter: str = ","
+    """What separates cells in the file: where it is the comma, a comma in a number separates thousands."""
 
     def slide(self) -> str:
         """Key of the slide that the row is about, see `match_key`; raises DataError when it has none."""
@@ -41,6 +47,11 @@ class TableRow:
         if column not in self.cells:
             return None
         text = self.cells[column]
+        if THOUSANDS.fullmatch(text) and ("." if self.delimiter == ";" else ",") in text:
+            raise ConfigError(
+                f"{self.where}: {column} {text} may be {re.sub('[.,]', '', text)} or {text.replace(',', '.')}; write it "
+                "without a separator of thousands"
+            )
         try:
             value = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
         except ValueError:
@@ -96,8 +107,9 @@ def read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> lis
     try:
         header = _header(path, next(reader, []), columns, needed)
         for cells in reader:
-            if row := _row(f"{path}, line {reader.line_num}", header, cells):
-                rows.append(row)
+            where = f"{path}, line {reader.line_num}"
+            if found := _cells(where, header, cells):
+                rows.append(TableRow(where, found, delimiter))
     except csv.Error as error:
         raise DataError(
             f"{path}, line {reader.line_num}: cannot be read as CSV ({error}); save it again as CSV UTF-8"
@@ -115,13 +127,17 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MiB, too large for a table of slides or windows")
     if data.startswith(b"PK\3\4"):
         raise DataError(f"{path}: is a workbook (xlsx), not CSV; in Excel: Save As, CSV UTF-8")
-    try:
-        return data.decode("utf-16" if data.startswith(UTF16_HEADS) else "utf-8-sig")
-    except UnicodeDecodeError:
-        pass
+    if what := placeholder(data):
+        raise DataError(f"{path}: is {what}")
+    with suppress(UnicodeDecodeError):
+        text = data.decode("utf-16" if data.startswith(UTF16_HEADS) else "utf-8-sig")
+        if "\0" not in text:  # as in UTF-16 without a byte-order mark
+            return text
     try:
         text = data.decode("cp1252")
-    except UnicodeDecodeError:
+        if "\0" in text:
+            raise ValueError
+    except ValueError:
         raise DataError(
             f"{path}: its letters are neither UTF-8 nor Windows-1252; in Excel: Save As, CSV UTF-8"
         ) from None
@@ -150,7 +166,8 @@ def _header(path: Path, cells: Sequence[str], columns: Sequence[str], needed: Se
     return header
 
 
-def _row(where: str, header: Sequence[str], cells: Sequence[str]) -> TableRow | None:
+def _cells(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """The cells of a line that are not empty, by column."""
     stripped = [cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell for cell in map(str.strip, cells)]
     extra = [cell for place, cell in enumerate(stripped) if cell and not (header[place] if place < len(header) else "")]
     if extra:
@@ -158,5 +175,4 @@ def _row(where: str, header: Sequence[str], cells: Sequence[str]) -> TableRow | 
             f"{where}: {extra[0][:40]!r} has no column: the line has {len(cells)} cells, the first line {len(header)}; "
             "put quotes around a cell that holds a comma or semicolon"
         )
-    found = {name: cell for name, cell in zip(header, stripped, strict=False) if name and cell}
-    return TableRow(where, found) if found else None
+    return {name: cell for name, cell in zip(header, stripped, strict=False) if name and cell}

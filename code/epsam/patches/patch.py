@@ -1,6 +1,7 @@
 """Patches on disk: the one place that knows the names and folders of cut patches."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def read_folder(folder: Path) -> PatchFolder:
     images = Path(folder) / "image"
     if not images.is_dir():
         raise DataError(f"{folder}: no image/ folder; patches lie in image/, their masks in mask/")
-    files = [path for path in sorted(images.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    entries = [path for path in sorted(images.iterdir()) if not path.name.startswith(".")]
+    files = [path for path in entries if not path.is_dir()]
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     numbered = numberings(pictures)
     labelled = [path for path in pictures if path.stem[-2:] in ("_0", "_1") and path.stem[:-2] not in numbered]
@@ -86,7 +88,7 @@ def read_folder(folder: Path) -> PatchFolder:
             raise DataError(
                 f"{images}: {path.name} and {patches[path.stem].path.name} have one name; rename one of them"
             )
-        mask = masks.get(path.stem, Path(folder) / "mask" / f"{path.stem}.png")
+        mask = masks.get(_composed(path.stem), Path(folder) / "mask" / f"{path.stem}.png")
         patches[path.stem] = Patch(path.stem, path, int(path.stem[-1]), mask)
     used = {patch.path for patch in patches.values()}
     not_used: dict[str, list[str]] = defaultdict(list)
@@ -97,6 +99,8 @@ def read_folder(folder: Path) -> PatchFolder:
             not_used["are numbers of a series (..._0, _1, _2), not labels"].append(path.name)
         elif path not in used:
             not_used["have names that end neither in _0 (normal) nor in _1 (holds tumour)"].append(path.name)
+    if folders := [path.name for path in entries if path.is_dir()]:
+        not_used["are folders, and patches lie in image/ itself"] = folders
     return PatchFolder([patches[name] for name in sorted(patches)], dict(not_used))
 
 
@@ -109,7 +113,20 @@ def numberings(pictures: Iterable[Path]) -> set[str]:
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    return {_composed(path.stem): path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+
+
+def _composed(name: str) -> str:
+    """A name in composed Unicode: macOS writes an umlaut as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def unused_folders(workspace: Workspace) -> list[str]:
+    """Warnings of folders of the splits that are neither image/ nor mask/, where patches lie in these."""
+    return [
+        f"{folder}: is not used; patches lie in image/, their masks in mask/, by these names"
+        for folder in workspace.class_folders()
+    ]
 
 
 def list_patches(folder: Path) -> list[Patch]:

@@ -1,10 +1,12 @@
 """At which resolution patches are: the same for all slides of a run, and kept beside the weights trained on them."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from epsam.errors import DataError
 from epsam.patches.tables import read_summary
+from epsam.runtime.log import logger
+from epsam.runtime.text import listed
 from epsam.workspace import Workspace
 
 MAX_RATIO = 1.1
@@ -12,20 +14,45 @@ MAX_RATIO = 1.1
 by a few per cent, the next objective is a factor of 2."""
 
 
-def check_resolutions(mpp: Mapping[str, float | None], target_mpp: float | None) -> None:
-    """Raise DataError when patches of slides, by name, differ in um/px by more than MAX_RATIO and no target is set.
+def check_resolutions(mpp: Mapping[str, float | None], target_mpp: float | None, labelled: Collection[str]) -> None:
+    """Raise DataError when patches of slides, by name, differ in um/px by more than MAX_RATIO, or from `target_mpp`.
 
-    The message proposes the coarsest: finer slides can be brought to it. Slides of unknown resolution do not count.
+    The message proposes the coarsest: finer slides can be brought to it, but for `labelled` ones, whose windows
+    labels.csv gives. Slides of unknown resolution do not count; they are named in a warning.
     """
+    if unknown := [name for name, value in mpp.items() if not value]:
+        logger.warning(
+            f"{len(unknown)} of {len(mpp)} slides do not say their resolution, and are taken to have that of the others: "
+            f"{listed(unknown)}; give it in the column mpp of slides.csv"
+        )
     known = {name: value for name, value in mpp.items() if value}
-    if target_mpp is not None or not known:
+    if not known:
         return
     finest, coarsest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-    if known[coarsest] > MAX_RATIO * known[finest]:
+    if target_mpp is not None:
+        _check_target(known, target_mpp)
+    elif known[coarsest] > MAX_RATIO * known[finest]:
+        target = _rounded(known[coarsest])
+        advice = (
+            f"Give the windows of {finest} in labels.csv a width of {target:g} um/px, or exclude slides"
+            if finest in labelled
+            else f"Set patches.target_mpp={target:g} to cut all at the coarsest of them, or exclude slides"
+        )
         raise DataError(
             f"the slides of this run differ in resolution: {finest} has {known[finest]:.3g} um/px, {coarsest} "
-            f"{known[coarsest]:.3g}, so that a patch would show areas of different size. Set "
-            f"patches.target_mpp={_rounded(known[coarsest]):g} to cut all at the coarsest of them, or exclude slides"
+            f"{known[coarsest]:.3g}, so that a patch would show areas of different size. {advice}"
+        )
+
+
+def _check_target(mpp: Mapping[str, float], target_mpp: float) -> None:
+    """Raise DataError for slides whose patches are not at `target_mpp`: labels.csv gives their windows another size."""
+    other = [name for name, value in mpp.items() if max(value, target_mpp) > MAX_RATIO * min(value, target_mpp)]
+    if other:
+        raise DataError(
+            f"labels.csv gives windows that as patches have not patches.target_mpp={target_mpp:g} um/px, but: "
+            + listed(f"{name} {mpp[name]:.3g}" for name in other)
+            + ". Leave width, level and mpp out there where x and y are the corners of windows of that resolution, or set "
+            "patches.target_mpp to theirs"
         )
 
 

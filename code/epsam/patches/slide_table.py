@@ -20,8 +20,9 @@ COLUMNS = (
     "tissue_threshold",
     "exclude",
 )
-NO = ("0", "no", "false", "n")
-YES = ("1", "yes", "true", "y", "x")
+NO = ("0", "no", "false", "n", "nein", "falsch", "non", "faux", "falso", "-")
+YES = ("1", "yes", "true", "y", "x", "ja", "wahr", "oui", "vrai", "sí", "vero", "verdadero")
+"""Answers, in the words that spreadsheets of other languages write for TRUE and FALSE too; any other cell is a reason."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import tifffile
 from PIL import Image
 
 from epsam.errors import DataError
+from epsam.runtime.placeholders import placeholder
 
 MAX_PX = 2**27
 """Of one patch or mask: a file of a few kilobytes may unpack to gigabytes."""
 HEAD_BYTES = 24
-"""Of a file, with which its size can be read or its kind recognised."""
+"""Of a file, with which its size can be read or its kind recognised; `version https://git-lfs` has 23."""
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF."""
 
@@ -36,7 +37,7 @@ def image_size(path: Path, head: bytes = b"") -> tuple[int, int]:
     elif len(head) == HEAD_BYTES and head.startswith(b"\x89PNG\r\n\x1a\n"):
         width, height = struct.unpack(">II", head[16:])
     else:
-        raise DataError(f"{path}: is not a PNG, JPEG or TIFF, or not a whole one")
+        raise DataError(f"{path}: is {placeholder(head) or 'not a PNG, JPEG or TIFF, or not a whole one'}")
     check_pixels(path, width, height)
     return width, height
 

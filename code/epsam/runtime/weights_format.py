@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from epsam.runtime.placeholders import placeholder
+
 WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model")
 """Keys under which training programs keep the weights, beside an optimizer's state and counters."""
 PREFIXES = ("module.", "_orig_mod.", "sam.", "model.")
@@ -34,8 +36,8 @@ def what_it_is(path: Path, error: str) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not head:
         return "is empty; make or fetch it again"
-    if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, which stands for the file; run `git lfs pull`, or download the file itself"
+    if what := placeholder(head):
+        return f"is {what}"
     if text.startswith(b"<"):
         return "is a web page, perhaps that of a sign-in or of the download; download the file itself"
     if text.startswith((b"{", b"[")):

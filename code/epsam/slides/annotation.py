@@ -13,6 +13,7 @@ import shapely
 
 from epsam.errors import AnnotationError
 from epsam.runtime.log import logger
+from epsam.runtime.placeholders import HEAD_BYTES, placeholder
 from epsam.runtime.text import listed
 from epsam.slides.asap_xml import read_asap_xml
 from epsam.slides.geojson import read_geojson
@@ -167,7 +168,9 @@ def read_annotation(
     path = Path(path)
     if _head(path).startswith(MASK_HEADS):
         return _from_mask(path, groups, slide_size)
-    outlines, warnings = read_geojson(path, origin) if _is_json(path) else read_asap_xml(path)
+    if what := placeholder(_head(path)):
+        raise AnnotationError(f"{path}: is {what}")
+    outlines, warnings = read_geojson(path, origin) if is_geojson(path) else read_asap_xml(path)
     # Group names are compared in composed Unicode: macOS writes an umlaut as two characters.
     groups = {kind: [_plain(name) for name in names] for kind, names in groups.items()}
     outlines = [replace(o, group=_plain(o.group), parents=tuple(map(_plain, o.parents))) for o in outlines]
@@ -203,12 +206,13 @@ def _plain(group: str) -> str:
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(64)
+            return stream.read(HEAD_BYTES)
     except OSError:
         return b""  # the reader says what is wrong
 
 
-def _is_json(path: Path) -> bool:
+def is_geojson(path: Path) -> bool:
+    """Whether a file is GeoJSON, plain or gzip, by its first bytes."""
     head = _head(path)
     return head.startswith(b"\x1f\x8b") or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
 

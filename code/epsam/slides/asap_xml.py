@@ -98,7 +98,10 @@ class _Content:
         if self._elements > MAX_ELEMENTS:
             raise AnnotationError(f"{self.path}: holds more than {MAX_ELEMENTS} elements, too many for a slide")
         if not self._open and tag != ROOT:
-            raise AnnotationError(f"{self.path}: not an annotation of ASAP (its root is {shown(tag)}, not {ROOT})")
+            raise AnnotationError(
+                f"{self.path}: not an annotation of ASAP (its root is {shown(tag)}, not {ROOT}); export it as GeoJSON from "
+                "QuPath, or draw it in ASAP"
+            )
         self._open.append(tag)
         if self._open == ANNOTATION:
             self._attributes = {

@@ -7,6 +7,7 @@ import tifffile
 
 from epsam.errors import SlideError
 from epsam.runtime.failures import printable
+from epsam.runtime.placeholders import HEAD_BYTES, placeholder
 
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURES = {
@@ -24,7 +25,6 @@ ARCHIVES = {
     b"Rar!": "RAR",
     b"\x28\xb5\x2f\xfd": "Zstandard",
 }
-HEAD_BYTES = 1024
 COLOURS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 AGAIN = "download it again"
 
@@ -52,11 +52,9 @@ def why_unreadable(path: Path, error: Exception) -> str:
 def _no_slide(path: Path) -> str:
     """What the file is instead of a slide, with advice; empty where its first bytes say nothing else."""
     head = _head(path)
-    text = head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    if text.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return f"a web page, not a slide: the download link asked for a login or has moved; {AGAIN} in a browser"
+    if what := placeholder(head):
+        return what
+    text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
     if text.startswith((b"<?xml", b"{", b"[")):
         return f"a text file (XML or JSON), not a slide; {AGAIN}"
     if name := next((name for start, name in ARCHIVES.items() if head.startswith(start)), ""):

@@ -16,6 +16,8 @@ import numpy as np
 from epsam.errors import SlideError
 from epsam.runtime.log import logger
 
+MAX_PIXEL_RATIO = 1.1
+"""Of the sides of a pixel: scanners' pixels are square to a per cent, so other sides are an error of the file."""
 PLAUSIBLE_MPP = (0.02, 20.0)
 """um per pixel between which a resolution is believed; scanners write 0.1 to 1, converters anything."""
 
@@ -151,7 +153,8 @@ def plausible_mpp(x: float | str | None, y: float | str | None) -> tuple[float, 
     except ValueError:
         return None
     low, high = PLAUSIBLE_MPP
-    return values if all(low <= value <= high for value in values) else None
+    square = max(values) <= MAX_PIXEL_RATIO * min(values)
+    return values if square and all(low <= value <= high for value in values) else None
 
 
 def read_window(slide: Slide, x: int, y: int, read_px: int, size_px: int) -> np.ndarray:

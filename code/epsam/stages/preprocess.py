@@ -8,7 +8,7 @@ from epsam.patches.candidates import CandidatesTask, SlideCandidates, find_candi
 from epsam.patches.class_folders import has_class_folders, import_patches
 from epsam.patches.extraction import extract
 from epsam.patches.manifest import SlideRecord, find_slides, usable
-from epsam.patches.patch import lines_of_not_used, read_folder
+from epsam.patches.patch import lines_of_not_used, read_folder, unused_folders
 from epsam.patches.resolution import check_resolutions
 from epsam.patches.selection import Candidates, may_be_positive, select
 from epsam.patches.splits import apply_published, assign_random, warn_shared_patients
@@ -16,6 +16,7 @@ from epsam.patches.tables import remove_stale, write_patches, write_summary
 from epsam.report.qa_index import write_index
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.log import logger, progress
+from epsam.runtime.text import listed
 from epsam.runtime.workers import run_tasks
 from epsam.visualization.slide_sheet import write_slide_sheet
 from epsam.workspace import SPLITS, Workspace
@@ -48,12 +49,19 @@ def _brought_patches(config: Config, workspace: Workspace) -> bool:
         return True
     lacking = [split for split in SPLITS if not (workspace.split(split) / "image").is_dir()]
     if len(lacking) == len(SPLITS):
+        if folders := [str(folder.relative_to(workspace.dataset)) for folder in workspace.class_folders()]:
+            raise DataError(
+                f"{workspace.dataset}: no slides in images/, and of {listed(folders)} none is image/ or a folder per class; "
+                "rename them, or name the classes in patches.class_folders"
+            )
         return False
     if lacking:
         raise DataError(
             f"{workspace.dataset}: no slides in images/, and no patches in {', '.join(f'{s}/image' for s in lacking)}"
         )
     logger.info(f"{workspace.slides}: no slides; the patches that lie in {', '.join(SPLITS)} are taken as they are")
+    for line in unused_folders(workspace):
+        logger.warning(line)
     for split in SPLITS:
         for line in lines_of_not_used(read_folder(workspace.split(split))):
             logger.warning(f"{workspace.split(split)}/image: not used: {line}")
@@ -65,7 +73,8 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
     try:
         apply_published(records, config)
         candidates = find_all_candidates(records, config, workspace)
-        check_resolutions({r.slide: r.patch_mpp for r in usable(records)}, config.patches.target_mpp)
+        labelled = {record.slide for record in records if record.labels}
+        check_resolutions({r.slide: r.patch_mpp for r in usable(records)}, config.patches.target_mpp, labelled)
         if config.slides.split == "random":
             assign_random(records, lambda record: _may_be_positive(candidates[record.slide], config), config)
         warn_shared_patients(records)
