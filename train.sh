@@ -34,13 +34,19 @@ done
 
 source code/setup.sh
 export EPSAM_OWNER_PID=$$
-stage() { .venv/bin/python -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}; }
+finished=
+stage() {  # unless it is one of those that are finished
+  case $'\n'$finished in *$'\n'"$1: done already"*) return ;; esac
+  .venv/bin/python -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}
+}
 
 trap 'stage release >/dev/null 2>&1 || true' EXIT
 
 [ ${#again[@]} -eq 0 ] || stage "${again[@]}"
 [ "$DATASET_TYPE" != demo ] || stage demo
 stage doctor
+finished=$(stage finished) || { printf '%s\n' "$finished"; exit 1; }
+[ -z "$finished" ] || printf '%s\n' "$finished"
 stage preprocess
 stage train-classifier
 stage embed

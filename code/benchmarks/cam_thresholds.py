@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.mask import cam_mask
 from epsam.cam.threshold import THRESHOLDS
 from epsam.config.loading import load_config

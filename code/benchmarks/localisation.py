@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from epsam.cam.activation import ROTATIONS, compute_maps, resize_map
+from epsam.cam.activation import ROTATIONS, compute_maps
+from epsam.cam.activation_map import resize_map
 from epsam.classifier.building import load_classifier
 from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.classifier.resnet import ResNetADL

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import save_cams
 from epsam.config.schema import Config
 from epsam.patches.patch import patches_for_sam

@@ -18,7 +18,7 @@ from epsam.pipeline import PREPROCESS, STAGES
 from epsam.runs.lock import release
 from epsam.runs.record import end_with_owner
 from epsam.runs.reset import reset
-from epsam.runs.runner import run_stage
+from epsam.runs.runner import finished_stages, run_stage
 from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.failures import is_out_of_gpu_memory
@@ -106,6 +106,16 @@ def release_command(config_name: str, root: Path, overrides: tuple[str, ...]) ->
     """End the lock that the stages of one script hold; the script calls it when it ends."""
     _, workspace = _open_run(config_name, overrides, root)
     release(workspace.run)
+
+
+@cli.command("finished", hidden=True)
+@config_option
+@root_option
+@overrides_argument
+def finished_command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
+    """Log which stages are done already; the script reads it, so as not to start a process for each of them."""
+    for stage in finished_stages(STAGES, *_open_run(config_name, overrides, root)):
+        logger.info(f"{stage.name}: done already")
 
 
 @cli.command("demo")

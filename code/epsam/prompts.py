@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from skimage.measure import label, regionprops
 
-from epsam.cam.activation import ActivationMap, around_half, resize_map
+from epsam.cam.activation_map import ActivationMap, around_half, resize_map
 from epsam.cam.mask import cam_mask
 from epsam.config.schema import Config, Prompts
 from epsam.errors import DataError

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.computation import find_cams
 from epsam.cam.mask import cam_mask
 from epsam.classifier.backbone import Backbone

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams, save_cams
 from epsam.config.loading import config_from, load_config

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import save_cams
 from epsam.config.schema import Config

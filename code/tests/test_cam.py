@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.cam.activation import ActivationMap, compute_cams, compute_maps, resize_map
+from epsam.cam.activation import compute_cams, compute_maps
+from epsam.cam.activation_map import ActivationMap, resize_map
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams, save_cams
 from epsam.cam.threshold import fixed_threshold

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams
 from epsam.cam.threshold import otsu_threshold

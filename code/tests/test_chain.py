@@ -55,9 +55,12 @@ def test_train_infer_train_again(run_in, top, installed_epsam):
     assert any(name.startswith("dataset/tiny/train/iter_1/") for name in made)
     assert not [name for name in made if ".epsam-tmp" in name]
 
-    second = run_in("./train.sh", "tiny.yaml")
+    second = run_in("./train.sh", "tiny.yaml", PYTHONPROFILEIMPORTTIME="1")
     assert second.returncode == 0
     assert second.stdout.count("done already") == 9
+    loaded = [line.rpartition("|")[2].strip() for line in second.stderr.splitlines()]
+    assert loaded.count("epsam.cli") == 2, "one process for the doctor, one that finds that all stages are done"
+    assert "torch" not in loaded
     assert _files(top) == made
 
     installed = installed_epsam("train", "tiny.yaml", cwd=top)

@@ -28,6 +28,7 @@ from epsam.doctor.machine import (
 from epsam.doctor.run import examine, examine_for_inference
 from epsam.errors import EpsamError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
+from epsam.pipeline import STAGES
 from epsam.runs.environment import commit
 from epsam.runs.lock import lock
 from epsam.runs.record import write_done
@@ -103,6 +104,15 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
     ]
     nowhere = examine_for_inference(DEMO, workspace.checkpoints, Path("/proc/self/out"), with_sam=True)
     assert [check.name for check in nowhere if check.status == "error"] == ["folders"]
+
+
+def test_a_run_whose_stages_are_all_done_is_not_examined_for_what_it_would_compute_with(workspace):
+    for stage in STAGES:
+        assert "GPU" in [check.name for check in examine(DEMO, workspace)]
+        write_done(workspace.state, stage.name, {})
+    checks = {check.name: check for check in examine(DEMO, workspace)}
+    assert "GPU" not in checks
+    assert checks["torch"].message.endswith("not loaded, all stages are done")
 
 
 def test_torch_and_torchvision_that_do_not_fit_are_an_error(tmp_path):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import load_cams, save_cams
 from epsam.pipeline import STAGES
 from epsam.results import read_results

@@ -50,7 +50,8 @@ WITHOUT_TORCH = (
         "slides",
         "workspace",
     ),
-    *("runtime.files", "runtime.log", "runtime.records", "runtime.seeds", "runtime.workers", "evaluation.metrics"),
+    *("runtime.files", "runtime.log", "runtime.memory", "runtime.records", "runtime.seeds", "runtime.workers"),
+    *("evaluation.metrics", "stages.preprocess", "stages.report"),
 )
 
 
@@ -107,8 +108,16 @@ def test_what_needs_no_torch_does_not_load_it():
     assert run.stderr == ""
 
 
+def test_stages_load_no_package_that_takes_long_for_one_function():
+    """SciPy's statistics take as long to load as NumPy, OpenCV and matplotlib together."""
+    stages = ", ".join(f"epsam.{module}" for module in _modules() if module.startswith("stages."))
+    code = f"import sys, {stages}; print(sorted({{'pandas', 'scipy.stats', 'sklearn'}} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_the_command_line_loads_no_reader_of_slides():
     """Each stage is a process of its own, one that is done already too."""
-    code = "import sys, epsam.cli; print(sorted({'openslide', 'shapely', 'torch'} & set(sys.modules)))"
+    code = "import sys, epsam.cli; print(sorted({'openslide', 'shapely', 'tifffile', 'torch'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

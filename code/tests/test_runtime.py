@@ -38,7 +38,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import save_cams
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.files import atomic, write_csv, write_png

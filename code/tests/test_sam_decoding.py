@@ -5,7 +5,7 @@ import pytest
 import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.config.schema import Config, Postprocess
 from epsam.errors import DataError
 from epsam.prompts import NO_BOXES, NO_POINTS, PromptSet, prompt_views

@@ -10,7 +10,7 @@ import pytest
 import torch
 from skimage.measure import label
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import load_cams, save_cams
 from epsam.config.schema import Postprocess, Retrain
 from epsam.errors import DataError

@@ -23,7 +23,7 @@ from epsam.pipeline import STAGES
 from epsam.runs.lock import lock, release, start_of
 from epsam.runs.record import check_signature, read_state, write_done
 from epsam.runs.reset import reset
-from epsam.runs.runner import run_stage, signature_of
+from epsam.runs.runner import finished_stages, run_stage, signature_of
 from epsam.runs.stage import find_stage
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import write_csv, write_png, write_text
@@ -205,6 +205,23 @@ def test_a_stage_alone_does_not_go_on_over_changed_settings_of_one_before(run, t
     changed = load_config(tmp_path / "small.yaml", ("cam.threshold=0.6",))
     with pytest.raises(StateError, match=r"stage initial-masks was run with something else: cam.threshold was 0.4, is"):
         run_stage(STAGES, find_stage(STAGES, "retrain"), changed, workspace)
+
+
+def test_stages_are_finished_up_to_the_first_with_anything_to_do_or_to_report(run, tmp_path):
+    config, workspace = run
+
+    def names(*overrides):
+        changed = load_config(tmp_path / "small.yaml", overrides) if overrides else config
+        return [stage.name for stage in finished_stages(STAGES, changed, workspace)]
+
+    assert names() == ["preprocess", "train-classifier", "embed", "initial-masks", "finetune"]
+    assert names("cam.threshold=0.6") == ["preprocess", "train-classifier", "embed"]
+    (workspace.root / "checkpoints/small_resnet_adl.pth").write_text("changed since")
+    assert names() == ["preprocess"]
+    (workspace.root / "checkpoints/small_resnet_adl.pth").unlink()
+    assert names() == ["preprocess"]
+    (workspace.state / "preprocess.json").write_text("{")
+    assert names() == []
 
 
 def test_changed_patches_and_another_version_of_the_program_are_named(run):

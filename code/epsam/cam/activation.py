@@ -1,10 +1,7 @@
 """Class activation maps: where the classifier sees tumour in a patch (method.md, section 2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import cv2
-import numpy as np
 import torch
 
 from epsam.classifier.backbone import Backbone
@@ -48,17 +45,6 @@ def compute_maps(
         return _scaled(torch.stack(turned_back).mean(0))
 
 
-def resize_map(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map (h, w) in [0, 1] at `size` (height, width), bilinear, float32 in [0, 1]."""
-    resized = cv2.resize(cam.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
-    return resized.clip(0, 1)
-
-
-def around_half(values: np.ndarray, threshold: float) -> np.ndarray:
-    """A map in [0, 1], any shape, float32, scaled piecewise linearly: 0, `threshold` and 1 become 0, 0.5 and 1."""
-    return np.interp(values, [0, threshold, 1], [0, 0.5, 1]).astype(np.float32)
-
-
 def _check_rotations(rotations: Sequence[int]) -> None:
     if not rotations or any(degrees not in ROTATIONS for degrees in rotations):
         raise DataError(f"rotations {tuple(rotations)}: give some of {ROTATIONS}")
@@ -71,24 +57,9 @@ def _scaled(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(span <= FLAT, 0, (maps - low) / span.clamp_min(FLAT))
 
 
-@dataclass(frozen=True)
-class ActivationMap:
-    """Where the classifier sees tumour in a patch, and from which value on it counts."""
-
-    values: np.ndarray
-    """(h, w) float32 in [0, 1]."""
-    threshold: float
-    """In [0, 1]; the CAM mask is where the map is greater."""
-
-
 def compute_cams(
     model: Backbone, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
 ) -> torch.Tensor:
     """As `compute_maps`, resized (bilinear) to the images: (N, H, W), float32 in [0, 1]."""
     maps = compute_maps(model, images, rotations, layer)
     return torch.nn.functional.interpolate(maps[:, None], images.shape[-2:], mode="bilinear").squeeze(1)
-
-
-def check_finite_map(values: np.ndarray) -> None:
-    if values.ndim != 2 or not np.isfinite(values).all():
-        raise DataError(f"a CAM of shape {values.shape} is not a finite map; compute it again")

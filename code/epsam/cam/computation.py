@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 
-from epsam.cam.activation import ActivationMap, compute_maps
+from epsam.cam.activation import compute_maps
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.threshold import fixed_threshold, otsu_threshold
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, split_batches

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from epsam.cam.activation import ActivationMap, check_finite_map, resize_map
+from epsam.cam.activation_map import ActivationMap, check_finite_map, resize_map
 from epsam.config.schema import Cam
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.errors import DataError
 from epsam.runtime.files import atomic
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from epsam.cam.activation import check_finite_map
+from epsam.cam.activation_map import check_finite_map
 from epsam.cam.mask import masks_at
 from epsam.config.schema import Cam
 

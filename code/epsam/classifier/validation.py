@@ -1,6 +1,7 @@
 """How well the network's maps find tumour, for choosing an epoch by outlines where there are some."""
 
-from epsam.cam.activation import compute_maps, resize_map
+from epsam.cam.activation import compute_maps
+from epsam.cam.activation_map import resize_map
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.config.schema import Config

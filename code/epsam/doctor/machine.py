@@ -79,14 +79,22 @@ def check_torch() -> Check:
         import torchvision
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
-        found = ", ".join(f"{name} {_version(name)}" for name in ("torch", "torchvision"))
         return Check(
             "torch",
             "error",
-            f"{found} do not work together ({reason})",
+            f"{_torch_versions()} do not work together ({reason})",
             "delete .venv and start again, so that a matching pair is installed",
         )
     return Check("torch", "ok", f"torch {torch.__version__}, torchvision {torchvision.__version__}")
+
+
+def check_torch_unused() -> Check:
+    """Which torch is installed, without the seconds that it takes to load: for a run that is done."""
+    return Check("torch", "ok", f"{_torch_versions()}; not loaded, all stages are done")
+
+
+def _torch_versions() -> str:
+    return ", ".join(f"{name} {_version(name)}" for name in ("torch", "torchvision"))
 
 
 def check_gpu(config: Config, work: float = 0) -> Check:

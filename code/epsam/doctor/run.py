@@ -16,14 +16,18 @@ from epsam.doctor.machine import (
     check_python,
     check_readers,
     check_torch,
+    check_torch_unused,
 )
+from epsam.errors import DataError
+from epsam.pipeline import STAGES
+from epsam.runs.record import read_state
 from epsam.workspace import Workspace
 
 
 def examine(config: Config, workspace: Workspace) -> list[Check]:
     """All checks of a training; files that are there already need no more room."""
     return [
-        *_machine(config, flop(config), workspace.root),
+        *_machine(config, flop(config), workspace.root, with_torch=not _is_done(workspace)),
         check_folders(workspace.dataset, workspace.checkpoints, workspace.run),
         check_lock(workspace.run),
         check_disk(*(_by_folder(config, workspace, views) for views in (config.sam.views, 1))),
@@ -36,7 +40,7 @@ def examine(config: Config, workspace: Workspace) -> list[Check]:
 def examine_for_inference(config: Config, weights: Path, output: Path, *, with_sam: bool) -> list[Check]:
     """All checks of a prediction with trained checkpoints; `weights`: the folder of SAM's published ones."""
     sam = [check_sam(config, weights)] if with_sam else []
-    return [*_machine(config, 0, weights.parent), check_folders(output), *sam]
+    return [*_machine(config, 0, weights.parent, with_torch=True), check_folders(output), *sam]
 
 
 def _by_folder(config: Config, workspace: Workspace, views: int) -> dict[Path, int]:
@@ -45,7 +49,19 @@ def _by_folder(config: Config, workspace: Workspace, views: int) -> dict[Path, i
     return {workspace.dataset: patches, workspace.run: sum(needed.values())}
 
 
-def _machine(config: Config, work: float, root: Path) -> list[Check]:
-    torch = check_torch()
-    gpu = [check_gpu(config, work)] if torch.status == "ok" else []
-    return [check_python(), check_program(root), torch, *gpu, check_readers(config)]
+def _is_done(workspace: Workspace) -> bool:
+    """Whether every stage is recorded as done."""
+    try:
+        records = [read_state(workspace.state, stage.name) for stage in STAGES]
+    except DataError:
+        return False  # its stage reports it
+    return all(record and record["done"] for record in records)
+
+
+def _machine(config: Config, work: float, root: Path, *, with_torch: bool) -> list[Check]:
+    computing = [check_torch_unused()]
+    if with_torch:
+        computing = [check_torch()]
+        if computing[0].status == "ok":
+            computing.append(check_gpu(config, work))
+    return [check_python(), check_program(root), *computing, check_readers(config)]

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from epsam.errors import DataError
 from epsam.runtime.seeds import generator
@@ -198,7 +197,9 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """
     labels, scores = _two_classes(labels, scores)
     positives = int(labels.sum())
-    ranks = rankdata(scores)[labels].sum()
+    ordered, positive = np.sort(scores), scores[labels]
+    # From 1, the mean of those that are equal; scipy.stats has them too, and takes 0.7 s to load.
+    ranks = (np.searchsorted(ordered, positive) + np.searchsorted(ordered, positive, "right") + 1).sum() / 2
     return float((ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
 
 

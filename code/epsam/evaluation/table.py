@@ -1,11 +1,11 @@
 """The table of methods: its rows, their intervals, and how it is logged."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from epsam.cam.activation import resize_map
+from epsam.cam.activation_map import resize_map
 from epsam.config.schema import Config
 from epsam.evaluation import metrics
 from epsam.evaluation.methods import Figures, Method
@@ -13,10 +13,12 @@ from epsam.patches.patch import Patch
 from epsam.results import Value
 from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
-from epsam.sam.session import SamSession
+
+if TYPE_CHECKING:
+    from epsam.sam.session import SamSession  # which imports torch: the report does without
 
 
-def cam_curve(session: SamSession, patches: Sequence[Patch]) -> metrics.MapCurve:
+def cam_curve(session: "SamSession", patches: Sequence[Patch]) -> metrics.MapCurve:
     """Precision and recall of the CAMs of test patches over all thresholds."""
     cams, curve = {e.patch.name: e.cam for e in session.examples("test")}, metrics.MapCurve()
     for patch in progress(patches, desc="PxAP", unit="patch"):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from epsam.cam.activation import ActivationMap, resize_map
+from epsam.cam.activation_map import ActivationMap, resize_map
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams
 from epsam.config.schema import Config

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from epsam.config.paths import counted_from
 from epsam.config.schema import Config
-from epsam.errors import StateError
+from epsam.errors import DataError, StateError
 from epsam.results import restore_table
 from epsam.runs.environment import write_environment
 from epsam.runs.inventory import check_files, difference, record_files, recorded_files
@@ -39,6 +40,24 @@ def run_stage(stages: Sequence[Stage], stage: Stage, config: Config, workspace: 
             run.forget_depending(stage)
         for pattern in stage.temporary:
             remove(workspace.run.glob(pattern))
+
+
+def finished_stages(stages: Sequence[Stage], config: Config, workspace: Workspace) -> list[Stage]:
+    """The first of `stages` that are done, up to one with anything left to do or to report: that is for `run_stage`."""
+    with lock(workspace.run):
+        recorded = list(takewhile(lambda stage: _is_recorded_as_done(workspace, stage), stages))
+        if not recorded:
+            return []
+        run = _Run(stages, config, workspace, data_of(workspace))
+        return list(takewhile(run.is_unchanged, recorded))
+
+
+def _is_recorded_as_done(workspace: Workspace, stage: Stage) -> bool:
+    try:
+        record = read_state(workspace.state, stage.name)
+    except DataError:
+        return False  # the stage reports it
+    return bool(record and record["done"])
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,23 @@ class _Run:
             logger.warning(f"{stage.name}: {damaged[0]} is missing or damaged; the stage runs again to replace it")
             return False
         self._check_files(stage, true_masks=stage.uses_true_masks)
+        return True
+
+    def is_unchanged(self, stage: Stage) -> bool:
+        """Whether `is_done` finds a stage that is recorded as done to be so, and has nothing to report or to clear.
+
+        The stages that it needs must have been checked in the same way.
+        """
+        record = read_state(self.workspace.state, stage.name)
+        if not record or any(not path.exists() for path in stage.output_paths(self.config, self.workspace)):
+            return False
+        if stage.uses_true_masks:
+            restore_table(self.workspace)
+        try:
+            self._check_signature(stage, record)
+            self._check_files(stage, true_masks=stage.uses_true_masks)
+        except StateError:
+            return False
         return True
 
     def execute(self, stage: Stage) -> None:

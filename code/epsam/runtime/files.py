@@ -1,4 +1,8 @@
-"""Reading and writing files: what is written goes to a temporary name first, so a file that exists is complete."""
+"""Reading and writing files: what is written goes to a temporary name first, so a file that exists is complete.
+
+OpenCV and what decodes TIFF are imported where pictures are read: most commands read none before they know that they
+have anything to do.
+"""
 
 import csv
 import errno
@@ -14,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from epsam.errors import DataError
@@ -160,6 +163,8 @@ def read_csv(path: Path, columns: list[str]) -> list[dict[str, str]]:
 
 def write_png(path: Path, array: np.ndarray) -> None:
     """Write RGB uint8 (H, W, 3), grey uint8 (H, W) or a boolean mask (H, W, as 0/255) as PNG, atomically."""
+    import cv2
+
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     if array.ndim == 3:
@@ -173,7 +178,9 @@ def write_png(path: Path, array: np.ndarray) -> None:
 
 def read_image(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or TIFF as RGB uint8 (H, W, 3), transparent parts over white; raises DataError."""
-    array = _decode(path, cv2.IMREAD_UNCHANGED)
+    import cv2
+
+    array = _decode(path)
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.ndim == 2:
@@ -189,7 +196,7 @@ def read_mask(path: Path) -> np.ndarray:
 
     Raises DataError when it cannot be decoded, or holds other values: soft borders, classes, colours, transparency.
     """
-    array = _decode(path, cv2.IMREAD_UNCHANGED)
+    array = _decode(path)
     if array.ndim == 3:
         array = _one_channel(path, array)
     high = int(array.max(initial=0))
@@ -207,7 +214,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_pixels(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or TIFF as its file holds it: (H, W) or (H, W, BGR or BGRA), uint8 or uint16; raises DataError."""
-    return _decode(path, cv2.IMREAD_UNCHANGED)
+    return _decode(path)
 
 
 def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
@@ -219,13 +226,15 @@ def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
     return array[..., 0]
 
 
-def _decode(path: Path, mode: int) -> np.ndarray:
+def _decode(path: Path) -> np.ndarray:
+    import cv2
+
     try:
         data = np.fromfile(path, np.uint8)
         if data[:4].tobytes() in TIFF_HEADS:
             return decode_tiff(path)
         image_size(path, data[:HEAD_BYTES].tobytes())
-        array = cv2.imdecode(data, mode)
+        array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error) as error:
         raise DataError(f"{path}: cannot be read as an image ({' '.join(str(error).split())})") from None
     if array is None:

@@ -4,8 +4,6 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image
 
 from epsam.errors import DataError
 from epsam.runtime.placeholders import placeholder
@@ -51,6 +49,9 @@ def _head(path: Path) -> bytes:
 
 
 def _size_by_library(path: Path, kind: str) -> tuple[int, int]:
+    import tifffile
+    from PIL import Image
+
     try:
         if kind == "TIFF":
             with tifffile.TiffFile(path) as tiff:
@@ -66,6 +67,8 @@ def _size_by_library(path: Path, kind: str) -> tuple[int, int]:
 
 def decode_tiff(path: Path) -> np.ndarray:
     """The first page of a TIFF: (H, W) or (H, W, BGR or BGRA), uint8 or uint16; raises DataError."""
+    import tifffile
+
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first

@@ -5,8 +5,6 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from epsam.errors import EpsamError
 from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger
@@ -17,6 +15,8 @@ Result = TypeVar("Result")
 def peak_memory_mib(device: str) -> float:
     """Peak memory of this process in MiB: reserved on a GPU (`cuda...`), or resident."""
     if device.startswith("cuda"):
+        import torch  # stages that compute nothing do without
+
         return torch.cuda.max_memory_reserved() / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -53,6 +53,8 @@ class BatchSize:
 
 def _release_cached_memory() -> None:
     """Give back what PyTorch keeps of the GPU's memory for later, so that smaller tensors find room."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():

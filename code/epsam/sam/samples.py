@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import load_cams
 from epsam.config.schema import Config
 from epsam.errors import DataError

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from epsam.runtime.files import atomic
-from epsam.runtime.training_loop import TrainingHistory
 from epsam.visualization.palette import (
     CLASSIFIER_PATCH,
     NORMAL_PATCH,
@@ -23,6 +23,9 @@ from epsam.visualization.palette import (
     WRONG,
     css,
 )
+
+if TYPE_CHECKING:
+    from epsam.runtime.training_loop import TrainingHistory  # which imports torch: the report does without
 
 INK, GRID, QUIET = "#010101", "#020202", "#030303"
 FIRST, SECOND, THIRD, FOURTH, FIFTH = "#040404", "#050505", "#060606", "#070707", "#080808"
@@ -155,7 +158,7 @@ def _as_svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def draw_curves(path: Path, fit: TrainingHistory) -> None:
+def draw_curves(path: Path, fit: "TrainingHistory") -> None:
     """Write a PNG of the losses and the validation AUC over epochs; the kept epoch is marked."""
     figure = Figure(figsize=(8, 3.2), layout="constrained", dpi=120)
     losses, areas = figure.subplots(1, 2)

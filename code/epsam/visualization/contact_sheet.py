@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from epsam.cam.activation import ActivationMap
+from epsam.cam.activation_map import ActivationMap
 from epsam.patches.patch import Patch
 from epsam.prompts import PromptSet
 from epsam.runtime.files import read_image, read_mask, write_png
