@@ -62,6 +62,7 @@ def test_unknown_key_names_the_closest_right_one():
         ("cam.percentile=30", "exactly one of percentile and threshold"),
         ("cam.threshold=2", "`cam.threshold`: .*less than or equal to 1.*`cam.threshold`: .*'auto'"),
         ("slides.split=published", "split: random"),
+        ("slides.groups={tumour: [Tumor], hole: [Tumor]}", "groups names Tumor twice"),
         ("retrain=3", "retrain"),
         ("retrain.rounds", "section.key=value"),
         ("name.x=1", "`name` is a value, not a section"),

@@ -1,6 +1,7 @@
 """Which slides, annotations, labels and patches belong together, as people have them."""
 
 import csv
+import json
 import os
 import shutil
 import unicodedata
@@ -257,6 +258,45 @@ def test_outlines_that_would_fit_better_from_the_scanned_region_are_a_warning(ws
     touch(ws.slide_table, "slide,origin_x,origin_y\ntumor_005,256,192\n")
     preprocess(config(), ws)
     assert advice not in caplog.text
+    (ws.annotations / "tumor_005.xml").unlink()
+    ws.slide_table.unlink()
+    ring = [*box_points((288, 224, 608, 544)), (288, 224)]  # GeoJSON that counts from the corner of the glass
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    tumour = {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": "Tumor"}}}
+    touch(ws.annotations / "tumor_005.geojson", json.dumps([tumour]))
+    preprocess(config(), ws)
+    assert "it would be 100%" in table(ws.slides_csv)["tumor_005"]["reason"]
+    assert "give origin_x 0 and origin_y 0 in slides.csv" in table(ws.slides_csv)["tumor_005"]["reason"]
+
+
+def test_windows_labelled_on_glass_fail_until_slides_csv_places_them(ws):
+    make_dataset(ws.dataset)
+    write_leica(
+        ws.slides / "scan.scn", draw(size=(384, 384), tissue=(0, 0, 384, 384)), (256, 192), (1024, 768), mpp=0.25
+    )
+    corners = [(x, y) for x in (0, 64, 128) for y in (0, 64)]
+    touch(ws.labels_csv, "slide,x,y,label\n" + "".join(f"scan,{x},{y},{int(x < 128)}\n" for x, y in corners))
+    preprocess(config(), ws)
+    reason = table(ws.slides_csv)["scan"]["reason"]
+    assert "only 0% of the windows that labels.csv calls tumour is tissue" in reason
+    assert "it would be 100%: give origin_x 256 and origin_y 192 in slides.csv" in reason
+    touch(ws.slide_table, "slide,origin_x,origin_y\nscan,256,192\n")
+    preprocess(config(), ws)
+    cut = [name for name, row in table(ws.patches_csv).items() if row["slide"] == "scan"]
+    assert sorted(cut) == sorted(f"scan_x{x + 256}_y{y + 192}_{int(x < 128)}" for x, y in corners)
+
+
+def test_an_inverted_mask_fails(ws):
+    make_dataset(ws.dataset)
+    (ws.annotations / "tumor_003.xml").unlink()
+    tumour = np.zeros((640, 768), np.uint8)
+    tumour[112:260, 152:324] = 255
+    cv2.imwrite(str(ws.annotations / "tumor_003.png"), 255 - tumour)
+    preprocess(config(), ws)
+    assert "covers 100% of the glass around the tissue: is it inverted" in table(ws.slides_csv)["tumor_003"]["reason"]
+    cv2.imwrite(str(ws.annotations / "tumor_003.png"), cv2.cvtColor(tumour, cv2.COLOR_GRAY2BGR))
+    preprocess(config(), ws)
+    assert table(ws.slides_csv)["tumor_003"]["status"] == "ok"
 
 
 def test_an_annotated_slide_without_a_positive_window_fails(ws):

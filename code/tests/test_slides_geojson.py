@@ -60,6 +60,11 @@ def test_multipolygons_and_what_covers_a_hole_of_another_annotation(tmp_path):
     several = feature([[SQUARE, HOLE], [far]], "MultiPolygon")
     assert load(tmp_path, [several]).mask(0, 0, 99, 40).sum() == 2 * 19**2 - 4**2
     assert load(tmp_path, [feature([SQUARE, HOLE]), feature()]).mask(0, 0, 99, 40).sum() == 19**2
+    parts = [several["geometry"], {"type": "Point", "coordinates": [1, 1]}]
+    collection = feature() | {"geometry": {"type": "GeometryCollection", "geometries": parts}}
+    assert load(tmp_path, [collection]).mask(0, 0, 99, 40).sum() == 2 * 19**2 - 4**2
+    with pytest.raises(AnnotationError, match=r"all its tumour is covered by holes \(1 outlines of Tumor\)"):
+        load(tmp_path, [feature([SQUARE, SQUARE])])
 
 
 def test_classes_are_groups_and_the_origin_is_added(tmp_path):

@@ -37,6 +37,15 @@ def test_masks_of_two_values_are_tumour_at_any_downsample(tmp_path, kind):
     assert coarse.bounds() == (41 * 4, 31 * 4, 160 * 4, 150 * 4)
 
 
+@pytest.mark.parametrize("depth", [bool, np.uint8])
+def test_a_mask_that_stores_white_as_0_is_read_as_it_looks(tmp_path, depth):
+    white = (disc() > 0).astype(np.uint8) * 255
+    stored = ~white if depth is np.uint8 else white == 0
+    tifffile.imwrite(tmp_path / "m.tif", stored, photometric="miniswhite")
+    a = load_annotation(tmp_path / "m.tif", GROUPS)
+    np.testing.assert_array_equal(a.mask(0, 0, 230, 200), white > 0)
+
+
 def test_classes_need_rules_that_name_their_values(tmp_path):
     tifffile.imwrite(tmp_path / "m.tif", disc(), tile=(64, 64))
     with pytest.raises(AnnotationError, match=r"m\.tif: no rule names the value 1, 2"):
@@ -58,6 +67,9 @@ def test_masks_of_other_slides_pictures_and_damaged_files_are_refused(tmp_path):
         load_annotation(path, GROUPS)
     tifffile.imwrite(path, np.zeros((64, 64), np.uint8))
     with pytest.raises(AnnotationError, match="nothing in it is tumour"):
+        load_annotation(path, GROUPS)
+    tifffile.imwrite(path, np.arange(4096).reshape(64, 64).astype(np.uint8))
+    with pytest.raises(AnnotationError, match="255 values .*a soft border or from compression with loss"):
         load_annotation(path, GROUPS)
     path.write_bytes(b"II*\0" + b"\xff" * 100)
     with pytest.raises(AnnotationError, match=r"m\.tif"):

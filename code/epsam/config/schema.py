@@ -92,6 +92,9 @@ class Slides(Section):
     def _check(self):
         if not self.groups.get("tumour"):
             raise ValueError("groups.tumour names no annotation group")
+        names = [name.strip() for group in self.groups.values() for name in group]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"groups names {', '.join(twice)} twice; a group is one of tumour, hole, ignore and roi")
         if self.split == "published" and self.collection == "own":
             raise ValueError("split: published needs collection: camelyon16 or camelyon17; use split: random")
         if abs(sum(self.split_shares) - 1) > 1e-6:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -12,16 +12,13 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from epsam.config.schema import Config
 from epsam.errors import AnnotationError, EpsamError, SlideError
-from epsam.patches.grid import candidate_windows, window_px
-from epsam.patches.labels import WindowLabels
 from epsam.patches.manifest import SlideRecord
-from epsam.patches.placement import CORRECT, AnnotationSource, check_placement
 from epsam.patches.stale import remove_patches
+from epsam.patches.windows import find_windows
 from epsam.runtime.failures import OF_THE_ITEM, guard, reason_of
 from epsam.runtime.files import atomic, sha256
 from epsam.runtime.log import logger
 from epsam.slides.formats import slide_stamp
-from epsam.slides.openslide import bounds_origin
 from epsam.slides.overview import Thumbnail, overview, overview_size
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide
@@ -145,16 +142,7 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> tup
         mpp = (record.info.mpp,) * 2 if record.info.mpp else slide.mpp
         thumbnail = Thumbnail(*overview_size(slide, settings.tissue.downsample), SHEET_PX)
         tissue = find_tissue(slide, settings.tissue, record.info.tissue_threshold, thumbnail)
-        if record.labels:
-            windows = _labelled(record.labels, slide, mpp, config)
-            if record.annotation:  # true masks of the positives come from it
-                source = AnnotationSource.of(record.annotation, config.slides.groups, record.info)
-                notes = check_placement(
-                    source.read(slide.path, slide.size), slide.size, tissue, settings.tissue.downsample
-                )
-                windows = replace(windows, notes=(*windows.notes, *notes))
-        else:
-            windows = _from_tissue(record, slide, mpp, tissue, config)
+        windows = find_windows(record, slide, mpp, tissue, config)
         candidates = SlideCandidates(
             signature=signature,
             reader=slide.reader,
@@ -166,86 +154,6 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> tup
             **asdict(windows),
         )
         return candidates, _for_sheet(slide, thumbnail.picture(), tissue)
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """The part of SlideCandidates that depends on what is known of the slide's tumour."""
-
-    read_px: int
-    notes: tuple[str, ...]
-    x: np.ndarray
-    y: np.ndarray
-    fraction: np.ndarray
-    label: np.ndarray
-
-
-def _from_tissue(
-    record: SlideRecord, slide: Slide, mpp: tuple[float, float] | None, tissue: np.ndarray, config: Config
-) -> _Windows:
-    """The windows on tissue, with their tumour share by the annotation; without one, they are all alike."""
-    settings = config.patches
-    read_px = window_px(settings, mpp)
-    x, y = candidate_windows(tissue, slide.size, read_px, settings)
-    if not len(x):
-        raise SlideError(_why_empty(slide, tissue, read_px))
-    if record.annotation is None:
-        fraction = np.full(len(x), np.nan if record.all_tumour else 0.0)
-        return _Windows(read_px, (), x, y, fraction, np.full(len(x), record.all_tumour, np.int8))
-    annotation = AnnotationSource.of(record.annotation, config.slides.groups, record.info).read(slide.path, slide.size)
-    bounds = bounds_origin(slide.path) if record.info.origin is None else (0, 0)
-    notes = check_placement(annotation, slide.size, tissue, settings.tissue.downsample, bounds)
-    fraction = np.asarray(annotation.fraction(x, y, read_px, read_px))
-    if not fraction.any():
-        raise AnnotationError(
-            f"{annotation.path}: none of the {len(x)} windows of {read_px} px on tissue holds tumour: its outlines are "
-            f"too small, lie at the slide's border or between windows, or not in their place; {CORRECT}"
-        )
-    annotated = (fraction > 0) | annotation.in_regions(x, y, read_px, read_px)
-    x, y, fraction = x[annotated], y[annotated], fraction[annotated]
-    return _Windows(read_px, tuple(notes), x, y, fraction, (fraction > 0).astype(np.int8))
-
-
-def _labelled(labels: WindowLabels, slide: Slide, mpp: tuple[float, float] | None, config: Config) -> _Windows:
-    """The windows of labels.csv that lie on the slide."""
-    read_px = _labelled_px(labels, slide, mpp, config)
-    width, height = slide.size
-    inside = (labels.x >= 0) & (labels.y >= 0) & (labels.x + read_px <= width) & (labels.y + read_px <= height)
-    outside = [f"x {x}, y {y}" for x, y in zip(labels.x[~inside], labels.y[~inside], strict=True)]
-    notes: tuple[str, ...] = ()
-    if outside:
-        shown = "; ".join(outside[:3]) + (f" and {len(outside) - 3} more" if len(outside) > 3 else "")
-        where = f"windows of {read_px} px in labels.csv reach beyond the slide of {width} x {height} px: {shown}"
-        if not inside.any():
-            raise SlideError(f"{slide.path}: all {where}; x and y are the top-left corner in level-0 pixels")
-        notes = (f"{len(outside)} {where}; they are left out",)
-    label = labels.label[inside]
-    return _Windows(read_px, notes, labels.x[inside], labels.y[inside], np.full(len(label), np.nan), label)
-
-
-def _labelled_px(labels: WindowLabels, slide: Slide, mpp: tuple[float, float] | None, config: Config) -> int:
-    """Side of labelled windows in level-0 pixels."""
-    if labels.width is not None:
-        return round(labels.width)
-    if labels.level is not None:
-        if labels.level >= len(slide.level_downsamples):
-            raise SlideError(
-                f"{slide.path}: labels.csv gives level {labels.level}, the slide has {len(slide.level_downsamples)} "
-                "levels, from 0 on"
-            )
-        return round(config.patches.size_px * slide.level_downsamples[labels.level])
-    if labels.mpp is not None:
-        return window_px(config.patches.model_copy(update={"target_mpp": labels.mpp}), mpp)
-    return window_px(config.patches, mpp)
-
-
-def _why_empty(slide: Slide, tissue: np.ndarray, read_px: int) -> str:
-    width, height = slide.size
-    if min(slide.size) < read_px:
-        return f"{slide.path}: the slide is {width} x {height} px, smaller than one window of {read_px} px"
-    if not tissue.any():
-        return f"{slide.path}: no tissue found; if its stain is pale, give tissue_threshold in slides.csv"
-    return f"{slide.path}: no window of {read_px} px lies on its tissue ({tissue.mean():.2%} of the slide)"
 
 
 def _for_sheet(slide: Slide, rgb: np.ndarray, tissue: np.ndarray) -> SlidePictures:

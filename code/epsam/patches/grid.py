@@ -54,13 +54,25 @@ def candidate_windows(
 
 def _holds_tissue(tissue: np.ndarray, x: np.ndarray, y: np.ndarray, read_px: int, settings: Patches) -> np.ndarray:
     """(n,) bool: any tissue in the central part (half-width `centre`) of each window."""
+    start, side = (0.5 - settings.centre) * read_px, 2 * settings.centre * read_px
+    return _tissue_in(tissue, x + start, y + start, side, settings.tissue.downsample)[0] > 0
+
+
+def share_of_windows(tissue: np.ndarray, x: np.ndarray, y: np.ndarray, read_px: int, downsample: float) -> np.ndarray:
+    """(n,) float64: share of each window of `read_px` level-0 px at x, y that is tissue, (h, w) bool at `downsample`."""
+    count, area = _tissue_in(tissue, x, y, read_px, downsample)
+    return np.asarray(count / area)
+
+
+def _tissue_in(
+    tissue: np.ndarray, x: np.ndarray, y: np.ndarray, side: float, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of tissue in squares of `side` level-0 px at x, y, and all their pixels, at least one each; (n,) each."""
     sums = cv2.integral(tissue.astype(np.uint8))
-    scale = settings.tissue.downsample
-    low, high = (0.5 - settings.centre) * read_px, (0.5 + settings.centre) * read_px
     spans = []
     for start, length in ((x, tissue.shape[1]), (y, tissue.shape[0])):
-        first = np.clip(np.floor((start + low) / scale).astype(int), 0, length - 1)
-        last = np.clip(np.ceil((start + high) / scale).astype(int), first + 1, length)
+        first = np.clip(np.floor(start / scale).astype(int), 0, length - 1)
+        last = np.clip(np.ceil((start + side) / scale).astype(int), first + 1, length)
         spans += [first, last]
     x0, x1, y0, y1 = spans
-    return sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0] > 0
+    return sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0], (x1 - x0) * (y1 - y0)

@@ -161,7 +161,9 @@ def _check_file(record: SlideRecord, of_its_name: int, slides: Sequence[Path]) -
     if of_its_name > 1:
         key = match_key(record.slide)
         where = listed(printable(str(path)) for path in slides if match_key(slide_name(path)) == key)
-        record.drop("failed", f"{of_its_name} slides are named {record.slide}; keep one of them: {where}")
+        record.drop(
+            "failed", f"{of_its_name} slides are named {record.slide}; keep one of them, or rename one: {where}"
+        )
 
 
 def _attach(record: SlideRecord, annotations: Sequence[Path]) -> None:

@@ -10,13 +10,15 @@ import numpy as np
 
 from epsam.errors import AnnotationError
 from epsam.patches.slide_table import SlideInfo
-from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon, read_annotation
+from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon, is_geojson, read_annotation
 from epsam.slides.openslide import bounds_origin
 
 GroupRules = Mapping[Literal["tumour", "hole", "ignore", "roi"], Sequence[str]]
 """Names of groups by what they are; see slides.groups."""
 MIN_ON_TISSUE = 0.5
 """Share of the outlined area that lies on tissue where outlines are in their place."""
+MIN_GLASS, MAX_ON_GLASS = 0.1, 0.5
+"""Share of a slide that must be glass to check a mask by it, and of the glass that no mask of tumour covers."""
 NOTABLE = 0.05
 """Difference between shares of the outlined area that is reported."""
 CORRECT = "correct it with origin_x, origin_y and scale in slides.csv, or annotate the slide again"
@@ -73,7 +75,8 @@ def check_placement(
     """Warnings about where the outlines lie on a slide of `size` (width, height).
 
     tissue: (h, w) bool at `downsample`; bounds: level-0 x, y of the scanned region, from which some programs count.
-    Raises AnnotationError when all outlines lie outside the slide, or less than half of the outlined area lies on tissue.
+    Raises AnnotationError when all outlines lie outside the slide, when less than half of the outlined area lies on
+    tissue, or when a mask covers most of the glass.
     """
     x0, y0, x1, y1 = annotation.bounds()
     width, height = size
@@ -83,14 +86,16 @@ def check_placement(
             f"{annotation.path}: all tumour outlines lie outside the slide ({where}); is it the annotation of another "
             f"slide? Else {CORRECT}"
         )
+    _check_not_inverted(annotation, tissue, downsample)
     warnings = list(annotation.warnings)
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         warnings.append(f"tumour outlines reach beyond the slide ({where})")
     share = _share_on_tissue(annotation, tissue, downsample)
-    other = _share_from(bounds, annotation, tissue, downsample)
+    frame = _other_frame(annotation, bounds)
+    other = _share_if_moved(frame.shift, annotation, tissue, downsample)
     fit = (
-        f"; counted from the scanned region it would be {other:.0%}: if the program that wrote it counts from there, as "
-        f"QuPath does, give origin_x {bounds[0]} and origin_y {bounds[1]} in slides.csv"
+        f"; counted from {frame.name} it would be {other:.0%}: if the program that wrote it counts from there"
+        f"{frame.example}, give origin_x {frame.origin[0]} and origin_y {frame.origin[1]} in slides.csv"
         if other > share + NOTABLE
         else ""
     )
@@ -102,15 +107,51 @@ def check_placement(
     return [*warnings, f"{share:.0%} of the outlined tumour lies on tissue{fit}"] if fit else warnings
 
 
-def _share_from(bounds: tuple[int, int], annotation: Annotation, tissue: np.ndarray, downsample: float) -> float:
-    """The share on tissue if the annotation counted from `bounds`; 0 where that is the slide's own corner."""
+@dataclass(frozen=True)
+class _Frame:
+    """From where an annotation may count instead."""
+
+    name: str
+    example: str
+    origin: tuple[int, int]
+    """For slides.csv."""
+    shift: tuple[int, int]
+    """By which its outlines would move, level-0 x and y."""
+
+
+def _other_frame(annotation: Annotation, bounds: tuple[int, int]) -> _Frame:
+    """GeoJSON is taken to count from the scanned region, all else from the corner of the glass."""
     x, y = bounds
-    if (x, y) == (0, 0):
+    if is_geojson(annotation.path):
+        return _Frame("the corner of the glass", "", (0, 0), (-x, -y))
+    return _Frame("the scanned region", ", as QuPath does", (x, y), (x, y))
+
+
+def _share_if_moved(shift: tuple[int, int], annotation: Annotation, tissue: np.ndarray, downsample: float) -> float:
+    """The share on tissue if the annotation were moved by `shift`; 0 where that is nothing."""
+    if shift == (0, 0):
         return 0.0
+    x, y = (round(by / downsample) for by in shift)
+    height, width = tissue.shape
+    part = tissue[max(0, y) : max(0, height + min(0, y)), max(0, x) : max(0, width + min(0, x))]
     moved = np.zeros_like(tissue)
-    part = tissue[round(y / downsample) :, round(x / downsample) :]
-    moved[: part.shape[0], : part.shape[1]] = part
+    top, left = max(0, -y), max(0, -x)
+    moved[top : top + part.shape[0], left : left + part.shape[1]] = part
     return _share_on_tissue(annotation, moved, downsample)
+
+
+def _check_not_inverted(annotation: Annotation, tissue: np.ndarray, downsample: float) -> None:
+    """Raise AnnotationError for a mask that covers most of the glass, as one does that has 0 where tumour is."""
+    glass = ~tissue
+    if not isinstance(annotation, MaskAnnotation) or glass.mean() < MIN_GLASS:
+        return
+    height, width = tissue.shape
+    share = float(annotation.mask(0, 0, width, height, downsample)[glass].mean())
+    if share > MAX_ON_GLASS:
+        raise AnnotationError(
+            f"{annotation.path}: covers {share:.0%} of the glass around the tissue: is it inverted, with 0 where tumour "
+            "is? Write 0 where nothing is annotated"
+        )
 
 
 def _share_on_tissue(annotation: Annotation, tissue: np.ndarray, downsample: float) -> float:

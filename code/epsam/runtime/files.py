@@ -198,7 +198,7 @@ def read_mask(path: Path) -> np.ndarray:
     """
     array = _decode(path)
     if array.ndim == 3:
-        array = _one_channel(path, array)
+        array = one_channel(path, array)
     high = int(array.max(initial=0))
     tumour = array == high if high else np.zeros(array.shape, bool)
     if high not in MASK_VALUES or not (tumour | (array == 0)).all():
@@ -217,8 +217,8 @@ def read_pixels(path: Path) -> np.ndarray:
     return _decode(path)
 
 
-def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
-    """The mask of a grey picture saved as colours."""
+def one_channel(path: Path, array: np.ndarray) -> np.ndarray:
+    """(H, W) of a grey picture (H, W, 3 or 4) saved as colours; raises DataError for colours and transparency."""
     if array.shape[2] == 4 and (array[..., 3] != np.iinfo(array.dtype).max).any():
         raise DataError(f"{path}: a mask with transparent parts; write 0 for no tumour and 255 for tumour, no alpha")
     if (array[..., 1:3] != array[..., :1]).any():

@@ -25,6 +25,8 @@ from epsam.slides.rasterize import Spans, rasterize
 PAINTED = {"tumour": True, "hole": False}
 """Kinds of groups that make the mask; `ignore` is left out, `roi` says where negatives may be taken."""
 
+MAX_CLASSES = 16
+"""Values of a mask that no rule names, up to which they can be groups."""
 MASK_HEADS = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of PNG, TIFF and BigTIFF."""
 
@@ -224,6 +226,11 @@ def _from_mask(path: Path, groups: Mapping[Any, Sequence[str]], slide_size: tupl
     found = _cut([str(value) for value in values])
     if len(values) == len(unnamed) == 1:
         kind_of[str(unnamed[0])] = "tumour"
+    elif len(unnamed) > MAX_CLASSES:
+        raise AnnotationError(
+            f"{path}: holds {len(values)} values ({found}), from a soft border or from compression with loss, as JPEG's; "
+            "write one value for each group, without smoothing and without loss"
+        )
     elif unnamed:
         raise AnnotationError(
             f"{path}: no rule names the value {_cut([str(value) for value in unnamed])} of this mask; "
@@ -300,12 +307,13 @@ def _check_holes(annotation: Annotation) -> None:
     Painting is only worth it here where there are holes.
     """
     holes = [p for p in annotation.polygons if p.kind == "hole"]
-    if not holes:
+    cut_out = [p for p in annotation.polygons if p.kind == "tumour" and p.holes]
+    if not holes and not cut_out:
         return
     if not len(annotation.spans.row):
-        groups = listed(sorted({shown(p.group) for p in holes}))
+        groups = listed(sorted({shown(p.group) for p in holes or cut_out}))
         raise AnnotationError(
-            f"{annotation.path}: all its tumour is covered by holes ({len(holes)} outlines of {groups}), so that no "
+            f"{annotation.path}: all its tumour is covered by holes ({len(holes or cut_out)} outlines of {groups}), so that no "
             "pixel of tumour is left; correct the outlines, or the groups under hole in slides.groups"
         )
     if islands := sum(layer > 1 and layer % 2 == 0 for layer in annotation.layers):

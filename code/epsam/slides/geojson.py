@@ -143,13 +143,8 @@ def _outlines(
     group = _class_name(about.get("classification"))
     group = group if kind == "annotation" else f"{kind}: {group}"
     geometry = feature.get("geometry")
-    shape = "no geometry" if geometry is None else geometry["type"]
-    if geometry is None or shape not in ("Polygon", "MultiPolygon"):
-        flat[str(shape)] += 1
-        return
-    coordinates = geometry["coordinates"]
     name = str(about.get("name") or f"feature {number}")
-    for polygon in [coordinates] if shape == "Polygon" else coordinates:
+    for polygon in _polygons(geometry, flat):
         rings = []
         for ring in polygon:
             if not ring:
@@ -163,6 +158,19 @@ def _outlines(
             rings.append(points[:-1] if closed else points)
         if rings:
             yield Outline(name, group, tuple(rings), optional=kind != "annotation")
+
+
+def _polygons(geometry: dict[str, Any] | None, flat: Counter[str]) -> Iterator[Any]:
+    """The rings of each polygon of a geometry or of a collection of them; others are counted in `flat`."""
+    if geometry is None:
+        flat["no geometry"] += 1
+        return
+    for part in geometry["geometries"] if geometry["type"] == "GeometryCollection" else [geometry]:
+        shape = str(part["type"])
+        if shape in ("Polygon", "MultiPolygon"):
+            yield from [part["coordinates"]] if shape == "Polygon" else part["coordinates"]
+        else:
+            flat[shape] += 1
 
 
 def _class_name(classification: Any) -> str:

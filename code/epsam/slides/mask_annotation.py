@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from epsam.errors import AnnotationError
-from epsam.runtime.files import read_pixels
+from epsam.errors import AnnotationError, DataError
+from epsam.runtime.files import one_channel, read_pixels
 from epsam.slides.rasterize import Spans
 
 MAX_RUNS = 10_000_000
@@ -54,9 +54,10 @@ def _open(path: Path) -> tuple[tuple[int, int], Iterator[tuple[int, int, np.ndar
     if is_png:
         pixels = read_pixels(path)
         if pixels.ndim == 3:
-            raise AnnotationError(
-                f"{path}: a mask in colour or with transparency; write one channel of values by group"
-            )
+            try:
+                pixels = one_channel(path, pixels)
+            except DataError as error:
+                raise AnnotationError(str(error)) from None
         return pixels.shape[::-1], iter([(0, 0, pixels)])
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
@@ -77,7 +78,11 @@ def _tiles(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         for tile, (*_, y, x, _), _ in page.segments():
-            if tile is not None and tile.any():
+            if tile is None:
+                continue
+            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                tile = ~tile  # whole numbers without sign, or bool
+            if tile.any():
                 yield int(x), int(y), tile.reshape(tile.shape[-3:-1])[: page.imagelength - y, : page.imagewidth - x]
 
 
