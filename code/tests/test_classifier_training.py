@@ -117,6 +117,33 @@ def test_stopped_and_going_on_ends_as_uninterrupted(tmp_path, monkeypatch):
         assert optimiser["param_groups"][0]["fused"]
 
 
+def test_stopped_and_going_on_on_another_device_ends_as_on_the_first(tmp_path, caplog):
+    caplog.set_level("INFO", logger="epsam")
+    other = dataclasses.replace(CPU, classifier_batch=2, precision=torch.bfloat16)
+    results = []
+    for second in (CPU, other):
+        workspace = Workspace(tmp_path / str(second.classifier_batch), "few")
+        make_patches(workspace, {"train": 4, "val": 2, "test": 2})
+        train_classifier(_config(epochs=1, bn_recalibration_batches=1), workspace, CPU)
+        train_classifier(_config(epochs=2, bn_recalibration_batches=1), workspace, second)
+        results.append(load_tensors(workspace.state / "classifier.pth")["parts"])
+    for name, tensor in results[0]["model"].items():
+        torch.testing.assert_close(results[1]["model"][name], tensor, atol=0, rtol=0, msg=name)
+    assert results[1]["learner"] == {"micro_batch": 16, "precision": "float32"}
+    assert "classifier: batches of 4 in micro-batches of 2, bfloat16" in caplog.text
+    assert (
+        "going on with micro-batches of 16 in float32, as before the stop; this device would take 2 in bfl"
+        in caplog.text
+    )
+
+
+def test_going_on_without_the_precision_of_the_first_device_is_warned_of(workspace, caplog):
+    train_classifier(_config(epochs=1), workspace, dataclasses.replace(CPU, precision=torch.bfloat16))
+    train_classifier(_config(epochs=2), workspace, CPU)
+    assert "classifier: was trained in bfloat16 so far and goes on in float32" in caplog.text
+    assert load_tensors(workspace.state / "classifier.pth")["parts"]["learner"]["precision"] == "float32"
+
+
 def test_micro_batches_add_up_to_the_batch():
     hardware = dataclasses.replace(CPU, classifier_batch=2)
     images, labels = torch.rand(6, 3, 32, 32), torch.tensor([0.0, 1, 0, 1, 1, 0])

@@ -1,19 +1,30 @@
 """One optimiser step of a network, in parts that fit the device."""
 
+import dataclasses
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from epsam.runtime.device import Hardware
+from epsam.runtime.device import Hardware, name_of
+from epsam.runtime.log import logger
 from epsam.runtime.memory import BatchSize
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class TrainStepState(BaseModel):
+    """How steps were computed, in the state that a training continues from: results depend on it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    micro_batch: PositiveInt
+    precision: Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -25,11 +36,21 @@ class TrainStep(Generic[Model]):
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """Of the model's outputs and their targets, both on the device: the mean over patches."""
     hardware: Hardware
+    """As given, but that a step or a state may change micro-batch and precision: what else an epoch computes takes these."""
     name: str = "classifier"
     """Of the network, for messages."""
 
     def __post_init__(self) -> None:
         self.micro_batch = BatchSize(self.name, self.hardware.classifier_batch)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the steps: the device's best; float32 for depthwise convolutions on a CPU.
+
+        Their backward pass takes longer in bfloat16 there: EfficientNet-Lite0 at 128 px 53 ms a patch, in float32 36 ms.
+        """
+        depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.model.modules())
+        return torch.float32 if depthwise and self.hardware.device.type == "cpu" else self.hardware.precision
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """Learn from images (N, 3, H, W) and targets (N, ...); returns the mean loss of the batch.
@@ -38,30 +59,61 @@ class TrainStep(Generic[Model]):
         Nothing is learned from a batch whose loss is not finite.
         """
         total = self.micro_batch.run(lambda size: self._gradients(images, labels, size))
+        if self.micro_batch.size < self.hardware.classifier_batch:
+            self.hardware = dataclasses.replace(self.hardware, classifier_batch=self.micro_batch.size)
+            logger.warning(
+                f"{self.name}: batch normalisation and ADL see smaller micro-batches from here on, so results differ from "
+                "those of a device with more memory"
+            )
         if math.isfinite(total):
             self.optimiser.step()
         return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Micro-batch and precision, for the state of the training."""
+        return {"micro_batch": self.micro_batch.size, "precision": name_of(self.precision)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on with the micro-batch and precision of a state, so that another device ends as the first would have.
+
+        A micro-batch that does not fit is halved, as ever. Low precision that this device does not choose for itself it
+        may compute slowly or not at all: then its own is taken, with a warning. Raises ValueError for another state.
+        """
+        state = TrainStepState.model_validate(saved)
+        own, precision = self.precision, getattr(torch, state.precision)
+        if precision not in (torch.float32, own):
+            logger.warning(
+                f"{self.name}: was trained in {state.precision} so far and goes on in {name_of(own)}, which is this "
+                "device's: its results differ from those of one device"
+            )
+            precision = own
+        if (state.micro_batch, precision) != (self.micro_batch.size, own):
+            logger.info(
+                f"{self.name}: going on with micro-batches of {state.micro_batch} in {name_of(precision)}, as before the "
+                f"stop; this device would take {self.micro_batch.size} in {name_of(own)}"
+            )
+        self.micro_batch.size = state.micro_batch
+        self.hardware = dataclasses.replace(self.hardware, classifier_batch=state.micro_batch)
+        if precision != own:
+            self.hardware = dataclasses.replace(self.hardware, precision=precision)
+
+    def log(self, batch: int) -> None:
+        """Say how steps of `batch` patches are computed."""
+        size, precision = self.micro_batch.size, name_of(self.precision)
+        parts = f"micro-batches of {size}" if size < batch else "one piece"
+        logger.info(f"{self.name}: batches of {batch} in {parts}, {precision}")
 
     def _gradients(self, images: torch.Tensor, labels: torch.Tensor, size: int) -> float:
         self.optimiser.zero_grad(set_to_none=True)
         parts = math.ceil(len(images) / size)
         total = 0.0
         for micro, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            with self._precision():
+            with dataclasses.replace(self.hardware, precision=self.precision).autocast():
                 logits = self.model(micro)
             loss = self.loss(logits, targets.to(logits.device)) * (len(micro) / len(images))
             loss.backward()
             total += loss.item()
         return total
-
-    def _precision(self) -> AbstractContextManager[object]:
-        """The device's best precision; float32 for depthwise convolutions on a CPU.
-
-        Their backward pass takes longer in bfloat16 there: EfficientNet-Lite0 at 128 px 53 ms a patch, in float32 36 ms.
-        """
-        depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.model.modules())
-        on_cpu = self.hardware.device.type == "cpu"
-        return nullcontext() if depthwise and on_cpu else self.hardware.autocast()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ PROFILES = {
     "12gb": (8, 8, 2, 8),
     "24gb": (16, 16, 8, 32),
 }
-"""Hardware to settings; the effective batch of the config is kept by accumulating micro-batches."""
+"""Hardware to settings; the effective batch of the config is kept by accumulating micro-batches. Batch normalisation and ADL see
+one micro-batch at a time: the classifier and the student learn a little differently on another profile."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,13 @@ def choose_hardware(profile: str = "auto") -> Hardware:
         device, profile = torch.device("cpu"), "cpu"
         precision = torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
         name = f"CPU, {torch.get_num_threads()} threads"
-    logger.info(f"device: {name}; profile {profile}, {str(precision).removeprefix('torch.')}")
+    logger.info(f"device: {name}; profile {profile}, {name_of(precision)}")
     return Hardware(device, profile, *PROFILES[profile], precision)
+
+
+def name_of(precision: torch.dtype) -> str:
+    """The name without PyTorch's own, such as bfloat16."""
+    return str(precision).removeprefix("torch.")
 
 
 def profile_for(gpu_bytes: int) -> str:

@@ -53,23 +53,30 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     )
     label_loss = LabelLoss(positive_weight(train, settings))
     learner = TrainStep(model, optimiser, label_loss, hardware)
+    learner.log(settings.batch)
 
     def run_epoch(epoch: int) -> dict[str, float]:
         loss = train_epoch(learner, train, config, epoch)
         schedule.step()
         recalibrate_batchnorm(
-            model, train.images, settings, hardware, epoch, config.worker_count, settings.bn_recalibration_batches
+            model,
+            train.images,
+            settings,
+            learner.hardware,
+            epoch,
+            config.worker_count,
+            settings.bn_recalibration_batches,
         )
-        logits = predict_logits(model, val.images, hardware, config.worker_count)
+        logits = predict_logits(model, val.images, learner.hardware, config.worker_count)
         val_loss = label_loss(logits, val.labels).item()
         figures = {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}
-        return figures | ({"val_map_error": map_error(model, config, workspace, hardware)} if on_masks else {})
+        return figures | ({"val_map_error": map_error(model, config, workspace, learner.hardware)} if on_masks else {})
 
     best, curves = workspace.state / "classifier_best.pth", workspace.run / "classifier_curves.csv"
     done = run(
         "classifier",
         run_epoch,
-        {"model": model, "optimiser": optimiser, "schedule": schedule},
+        {"model": model, "optimiser": optimiser, "schedule": schedule, "learner": learner},
         model.state_dict,
         epochs=settings.epochs,
         early_stop=settings.early_stop,

@@ -53,7 +53,12 @@ def train_student(
     run(
         name,
         training.run_epoch,
-        {"model": training.model, "optimiser": training.optimiser, "schedule": training.schedule},
+        {
+            "model": training.model,
+            "optimiser": training.optimiser,
+            "schedule": training.schedule,
+            "learner": training.learner,
+        },
         training.model.state_dict,
         epochs=config.student.epochs,
         early_stop=config.student.early_stop,
@@ -81,13 +86,14 @@ class StudentTraining:
         steps = self.settings.epochs * len(self._shuffled(1))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rates, steps, pct_start=WARM_UP)
         self.learner = TrainStep(self.model, self.optimiser, segmentation_loss, hardware, name)
+        self.learner.log(self.settings.batch)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train and validate once; figures for the curves."""
         loss = self._train_epoch(epoch)
         threads, settings = self.config.worker_count, self.config.classifier
         recalibrate_batchnorm(
-            self.model, self.train.images, settings, self.hardware, epoch, threads, RECALIBRATION_BATCHES
+            self.model, self.train.images, settings, self.learner.hardware, epoch, threads, RECALIBRATION_BATCHES
         )
         return {"train_loss": loss, **self._validate(), "lr": float(self.schedule.get_last_lr()[1])}
 
@@ -136,7 +142,7 @@ class StudentTraining:
         """Logits and targets (N, H, W) of the val patches."""
         batches = split_batches(len(self.val), self.learner.micro_batch.size)
         for _, images, masks in self.val.batches(batches, self.config.worker_count):
-            with self.hardware.autocast():
+            with self.learner.hardware.autocast():
                 logits = self.model(as_float(images, self.hardware.device))
             yield logits, masks.to(self.hardware.device).float()
 
