@@ -120,6 +120,7 @@ def test_png_jpeg_and_tiff_of_any_case_are_patches_and_other_files_are_named(fol
     (folder / "image" / "Thumbs.db").write_text("")
     tifffile.imwrite(tmp_path / "mask.tif", (image[..., 0] < 150).astype(np.uint8))
     (folder / "mask").mkdir()
+    (folder / "masks").mkdir()
     (tmp_path / "mask.tif").rename(folder / "mask" / "a.tif")
     rows = run()
     assert set(rows) == {"a", "b.jpg", "b.JPEG", "c.tumour", "d"}
@@ -127,12 +128,15 @@ def test_png_jpeg_and_tiff_of_any_case_are_patches_and_other_files_are_named(fol
     assert float(rows["a"]["dice"]) == 1
     assert "2 of 7 entries end in none of .png, .jpg" in caplog.text
     assert "Thumbs.db, labels.csv" in caplog.text
+    assert "true masks lie in mask/; not used: masks" in caplog.text
 
 
 def test_slides_in_subfolders_are_found_and_named_apart(tmp_path):
     for name in ("one.svs", "gdc-1/two.svs", "a/x.svs", "b/x.svs", ".cache/no.svs", "a/notes.txt", "a/y.ome.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a slide")
+    (tmp_path / "c").symlink_to(tmp_path / ".cache")
+    (tmp_path / "gone.svs").symlink_to(tmp_path / "not mounted")  # fails by name when it is opened
     found = {name: path.relative_to(tmp_path).as_posix() for name, path in find_slides(tmp_path).items()}
     assert found == {
         "one": "one.svs",
@@ -140,6 +144,8 @@ def test_slides_in_subfolders_are_found_and_named_apart(tmp_path):
         "a_x.svs": "a/x.svs",
         "b_x.svs": "b/x.svs",
         "y": "a/y.ome.tif",
+        "no": "c/no.svs",
+        "gone": "gone.svs",
     }
 
 

@@ -385,3 +385,7 @@ def test_glass_without_tissue_gives_empty_outputs(settings, hardware, tmp_path, 
     (row,) = rows_of(settings.output_dir / "slides.csv")
     assert (row["foci"], float(row["tumour_fraction"])) == ("0", 0)
     assert not tifffile.imread(settings.output_dir / "glass_mask.tif").any()
+    grey = np.full((300, 300, 3), 120, np.uint8)  # as a slide exported without its colours
+    tifffile.imwrite(tmp_path / "grey.tif", grey, tile=(64, 64), photometric="rgb")
+    with pytest.raises(SlideError, match="has no colour"):
+        infer(dataclasses.replace(settings, test_dataset_dir=tmp_path / "grey.tif"), hardware)

@@ -307,6 +307,13 @@ def test_slide_without_tissue(ws, pen):
     fails(ws, "tumor_003", "no tissue found")
 
 
+def test_a_slide_without_colour(ws):
+    write_slide(
+        ws.slides / "tumor_003.tif", draw(tumour=[(100, 100, 300, 300)])[..., 1:2].repeat(3, 2), compression="lzw"
+    )
+    fails(ws, "tumor_003", "has no colour")
+
+
 def test_slide_that_is_garbage(ws):
     (ws.slides / "tumor_003.tif").write_bytes(b"II*\0" + bytes(999))
     fails(ws, "tumor_003", "tumor_003.tif")

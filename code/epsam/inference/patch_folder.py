@@ -42,6 +42,11 @@ def find_patches(folder: Path) -> list[Patch]:
             f"{folder / 'image'}: no picture in it ({', '.join(SUFFIXES)}); patches lie there, masks in mask/"
         )
     masks = _pictures(folder / "mask", "masks") if (folder / "mask").is_dir() else []
+    others = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower().startswith("mask")]
+    if others and others != ["mask"]:
+        logger.warning(
+            f"{folder}: true masks lie in mask/; not used: {listed(name for name in others if name != 'mask')}"
+        )
     by_name = output_names(images, folder / "image")
     numbered = numberings(images)
     positives = {image for image in images if image.stem.endswith("_1") and image.stem[:-2] not in numbered}

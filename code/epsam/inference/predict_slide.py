@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from shapely.geometry import Polygon
 
+from epsam.errors import SlideError
 from epsam.inference.area import tissue_area
 from epsam.inference.export import write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus, find_foci
@@ -24,7 +25,7 @@ from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import generator
 from epsam.slides.remote import RemoteSlide
 from epsam.slides.slide import Slide, read_window
-from epsam.slides.tissue import find_tissue
+from epsam.slides.tissue import GREY_SLIDE, find_tissue, is_grey
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def predict_slide(
         source = ProbabilityMap(work / "map.u8", slide.size, frame.step)
         tissue = find_tissue(slide, patches.tissue)
         grid = lay_grid(tissue, source.shape, frame.side, settings.overlap)
+        if not len(grid.positions) and is_grey(slide):
+            raise SlideError(f"{path}: {GREY_SLIDE}")
         if not len(grid.positions):
             warnings.append("no tissue was found, so there is nothing to predict; see patches.tissue")
         warnings = [warning for warning in warnings if warning]

@@ -10,7 +10,7 @@ from epsam.inference.predict_slide import SlideToPredict
 from epsam.patches.slide_table import SlideInfo, read_slide_table
 from epsam.runtime.log import logger
 from epsam.runtime.text import listed
-from epsam.slides.formats import SUFFIXES, is_slide_name, match_key, slide_name
+from epsam.slides.formats import SUFFIXES, files_below, is_slide_name, match_key, slide_name
 from epsam.slides.grouping import group_slides
 
 TABLE = "slides.csv"
@@ -31,8 +31,7 @@ def _paths_in(data: Path) -> list[Path]:
         return [data]
     if not data.is_dir():
         raise DataError(f"{data}: no such file or folder; give a patch folder, a slide or a folder of slides")
-    files = [path for path in sorted(data.rglob("*")) if path.is_file() and not _is_hidden(path.relative_to(data))]
-    paths = [slide.path for slide in group_slides(path for path in files if is_slide_name(path))]
+    paths = [slide.path for slide in group_slides(path for path in files_below(data) if is_slide_name(path))]
     if not paths:
         raise DataError(
             f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file in it or below it ends "
@@ -43,10 +42,6 @@ def _paths_in(data: Path) -> list[Path]:
 
 def _folder_of(data: Path) -> Path:
     return data if data.is_dir() else data.parent
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def slides_to_predict(inputs: Sequence[Path], mpp_if_unknown: float | None) -> list[SlideToPredict]:

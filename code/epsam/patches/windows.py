@@ -14,6 +14,7 @@ from epsam.patches.placement import CORRECT, MIN_ON_TISSUE, AnnotationSource, ch
 from epsam.slides.annotation import Annotation
 from epsam.slides.openslide import bounds_origin
 from epsam.slides.slide import Slide
+from epsam.slides.tissue import GREY_SLIDE, is_grey
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,8 @@ def _why_empty(slide: Slide, tissue: np.ndarray, read_px: int) -> str:
     width, height = slide.size
     if min(slide.size) < read_px:
         return f"{slide.path}: the slide is {width} x {height} px, smaller than one window of {read_px} px"
+    if not tissue.any() and is_grey(slide):
+        return f"{slide.path}: {GREY_SLIDE}"
     if not tissue.any():
-        return (
-            f"{slide.path}: no tissue found; if its stain is pale, give tissue_threshold in slides.csv, and if the slide "
-            "is grey, black or white, export it again in colour"
-        )
+        return f"{slide.path}: no tissue found; if its stain is pale, give tissue_threshold in slides.csv"
     return f"{slide.path}: no window of {read_px} px lies on its tissue ({tissue.mean():.2%} of the slide)"

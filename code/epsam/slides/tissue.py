@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from epsam.config.schema import Tissue
-from epsam.slides.overview import Grid, Thumbnail
+from epsam.slides.overview import Grid, Thumbnail, overview
 from epsam.slides.slide import Slide
 
 GREY = 0.1
@@ -15,10 +15,16 @@ PALE = 0.12
 MIN_CONTRAST = 8
 """Otsu splits anything, the noise of glass too, so the channels of tissue must differ by so much more than those of
 glass do."""
+SMALL_PX = 512
+"""Longest side of the overview in which a slide without tissue is looked at for colour."""
+PEN, GLASS, MIN_TONES = 64, 192, 0.02
+"""Brightness below which pen is, from which glass is, and share of a slide between them where it shows something."""
 SMOOTH_PX = 5
 """Colour is compared as a mean over so many pixels of the overview, in which noise cancels out."""
 HALO = SMOOTH_PX // 2
 STRIP_ROWS = 256
+GREY_SLIDE = "has no colour (grey or black, stored as RGB), and stain is told by colour; export it again in colour"
+"""What errors say of a slide that `is_grey`."""
 
 
 def tissue_mask(rgb: np.ndarray, settings: Tissue, threshold: float | None = None) -> np.ndarray:
@@ -46,6 +52,18 @@ def find_tissue(
         if thumbnail is not None:
             thumbnail.add(strip)
     return planes.mask(settings, threshold)
+
+
+def is_grey(slide: Slide) -> bool:
+    """Whether a slide shows something, but without any colour: grey or black stored as RGB.
+
+    Glass is brighter, pen darker than the tones of grey tissue.
+    """
+    rgb = overview(slide, max(1, max(slide.size) / SMALL_PX))
+    brightness = rgb.max(axis=2)
+    tones = (brightness >= PEN) & (brightness < GLASS)
+    shown = tones.mean() > MIN_TONES or np.median(brightness) < PEN
+    return bool(shown and np.percentile(np.ptp(rgb, axis=2), 99.9) < MIN_CONTRAST)
 
 
 class _Planes:
