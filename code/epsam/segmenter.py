@@ -178,7 +178,7 @@ class ImageSegmenter:
     def _cams(self, images: np.ndarray, names: Sequence[str]) -> list[ActivationMap]:
         """The map of each patch with its threshold."""
         settings, size = self.config.cam, self.hardware.cam_batch
-        turned_px = images[0, ..., 0].size * len(settings.rotations)
+        turned_px = images[0, ..., 0].size * len(settings.rotations) * max(settings.scales) ** 2
         batches = zip(self._batches(images, size, turned_px), self._batches(names, size, turned_px), strict=True)
         return [
             cam
@@ -188,10 +188,10 @@ class ImageSegmenter:
             )
         ]
 
-    def _batches(self, items: Sequence | np.ndarray, size: int, pixels: int) -> list:
+    def _batches(self, items: Sequence | np.ndarray, size: int, pixels: float) -> list:
         """Runs of at most `size` items, of `pixels` each."""
         if self.hardware.device.type == "cpu":
-            size = max(1, min(size, CPU_PIXELS // pixels))
+            size = max(1, min(size, int(CPU_PIXELS // pixels)))
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def _as_input(self, images: np.ndarray) -> torch.Tensor:

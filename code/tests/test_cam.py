@@ -14,8 +14,9 @@ from epsam.cam.store import load_cams, save_cams
 from epsam.cam.threshold import fixed_threshold
 from epsam.classifier.building import build_classifier
 from epsam.classifier.resnet import ResNetADL
+from epsam.config.loading import load_config
 from epsam.config.schema import Cam, Classifier, Config
-from epsam.errors import DataError
+from epsam.errors import ConfigError, DataError
 from epsam.patches.patch import patches_for_sam
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import choose_hardware
@@ -58,16 +59,17 @@ def test_batch_and_rotations_in_one_call_are_the_mean_of_single_ones(model):
         np.testing.assert_allclose(expected.numpy(), _scaled(alone)[0], atol=1e-4)
 
 
+class Brightness(torch.nn.Module):
+    """A model whose only feature is the mean brightness of each 8 x 8 block."""
+
+    fc = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(fc.weight)
+
+    def features(self, images, layer):
+        return torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8)
+
+
 def test_maps_lie_where_the_features_are():
-    class Brightness(torch.nn.Module):
-        """A model whose only feature is the mean brightness of each 8 x 8 block."""
-
-        fc = torch.nn.Linear(1, 1)
-        torch.nn.init.ones_(fc.weight)
-
-        def features(self, images, layer):
-            return torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8)
-
     images = torch.zeros(1, 3, 64, 96)
     images[:, :, 8:24, 60:90] = 1
     cams = compute_cams(Brightness(), images)
@@ -78,6 +80,26 @@ def test_maps_lie_where_the_features_are():
     assert compute_maps(Brightness(), images).shape == (1, 8, 12)
     flat = compute_maps(Brightness(), images * 0 + 0.5)
     assert (flat == 0).all()
+
+
+def test_a_patch_seen_at_twice_its_size_shows_smaller_spots():
+    images = torch.zeros(1, 3, 64, 64)
+    images[:, :, 20:24, 40:44] = 1  # half of the side of a block
+    assert compute_maps(Brightness(), images).shape == (1, 8, 8)
+    maps = compute_maps(Brightness(), images, scales=(1, 2))[0]
+    assert maps.shape == (16, 16)
+    assert (maps.min(), maps.max()) == (0, 1)
+    assert np.unravel_index(int(maps.argmax()), maps.shape) == (5, 10)
+    swapped = compute_maps(Brightness(), images, scales=(2, 1))[0]
+    torch.testing.assert_close(maps, swapped)
+
+
+@pytest.mark.parametrize("scales", ["[]", "[1, 1]", "[0.1]", "[9]"])
+def test_scales_of_maps_are_checked(scales, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: own-small\nname: mine\ncam: {{scales: {scales}}}\n")
+    with pytest.raises(ConfigError, match="scales"):
+        load_config(path)
 
 
 def test_maps_are_floats_from_0_to_1_in_the_precision_of_the_device(model):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 
 from epsam.classifier.backbone import Backbone
 from epsam.errors import DataError
@@ -15,15 +16,33 @@ FLAT = 1e-6
 
 
 def compute_maps(
-    model: Backbone, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
+    model: Backbone,
+    images: torch.Tensor,
+    rotations: Sequence[int] = ROTATIONS,
+    layer: str = "layer4.0",
+    scales: Sequence[float] = (1,),
 ) -> torch.Tensor:
     """Class activation maps (N, h, w), float32 in [0, 1], of `images` (N, 3, H, W), float in [0, 1].
 
+    The mean over `scales` of the maps of the images resized by each (bicubic; as in the code of Ahn & Kwak, CVPR 2018),
+    brought to the grid of the largest and scaled to [0, 1] again; a map of one scale is that of `_rotated_maps`. A map that
+    is the same everywhere becomes 0; one of features that are not finite holds NaN. Everything stays on the images' device.
+    """
+    maps = [_rotated_maps(model, _resized(images, scale), rotations, layer) for scale in scales]
+    if len(maps) == 1:
+        return maps[0]
+    grid = maps[scales.index(max(scales))].shape[-2:]
+    with torch.inference_mode():
+        same = [one if one.shape[-2:] == grid else _bilinear(one, grid) for one in maps]
+        return _scaled(torch.stack(same).mean(0))
+
+
+def _rotated_maps(model: Backbone, images: torch.Tensor, rotations: Sequence[int], layer: str) -> torch.Tensor:
+    """Maps (N, h, w) of `images` as they are, over `rotations`.
+
     Features after `layer`, weighted by the last layer's weights (Zhou et al., CVPR 2016), their negative part
     cut off, scaled to [0, 1]; the mean over `rotations` (degrees, counter-clockwise), turned back, is scaled
-    to [0, 1] again. A map that is the same everywhere becomes 0; one of features that are not finite holds NaN.
-    All rotations of all images are one call of the model (two, where images are not square); everything stays on
-    the images' device.
+    to [0, 1] again. All rotations of all images are one call of the model (two, where images are not square).
     """
     _check_rotations(rotations)
     quarters = [degrees // 90 for degrees in rotations]
@@ -45,6 +64,19 @@ def compute_maps(
         return _scaled(torch.stack(turned_back).mean(0))
 
 
+def _resized(images: torch.Tensor, scale: float) -> torch.Tensor:
+    """`images` (N, 3, H, W) in [0, 1], `scale` times as large."""
+    if scale == 1:
+        return images
+    size = [round(side * scale) for side in images.shape[-2:]]
+    return functional.interpolate(images, size, mode="bicubic", antialias=scale < 1).clamp(0, 1)
+
+
+def _bilinear(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`maps` (N, h, w) at `size`."""
+    return functional.interpolate(maps[:, None], tuple(size), mode="bilinear").squeeze(1)
+
+
 def _check_rotations(rotations: Sequence[int]) -> None:
     if not rotations or any(degrees not in ROTATIONS for degrees in rotations):
         raise DataError(f"rotations {tuple(rotations)}: give some of {ROTATIONS}")
@@ -61,5 +93,4 @@ def compute_cams(
     model: Backbone, images: torch.Tensor, rotations: Sequence[int] = ROTATIONS, layer: str = "layer4.0"
 ) -> torch.Tensor:
     """As `compute_maps`, resized (bilinear) to the images: (N, H, W), float32 in [0, 1]."""
-    maps = compute_maps(model, images, rotations, layer)
-    return torch.nn.functional.interpolate(maps[:, None], images.shape[-2:], mode="bilinear").squeeze(1)
+    return _bilinear(compute_maps(model, images, rotations, layer), images.shape[-2:])

@@ -27,7 +27,7 @@ def find_cams(
     """
     inputs = as_float(images, hardware.device)
     with hardware.autocast():
-        maps = compute_maps(model, inputs, settings.rotations, settings.layer)
+        maps = compute_maps(model, inputs, settings.rotations, settings.layer, settings.scales)
     check_finite(maps, names, "the classifier's maps")
     values = maps.float().cpu().numpy()
     if settings.threshold != "auto":

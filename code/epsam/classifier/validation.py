@@ -26,8 +26,9 @@ def map_error(model: Backbone, config: Config, workspace: Workspace, hardware: H
     images, curve = PatchImages(patches, config.worker_count), MapCurve()
     for indices, batch in images.batches(split_batches(len(patches), hardware.cam_batch), config.worker_count):
         with hardware.autocast():
-            maps = compute_maps(model, as_float(batch, hardware.device), config.cam.rotations, config.cam.layer)
-        for index, cam in zip(indices, maps.cpu().numpy(), strict=True):
+            inputs, cam = as_float(batch, hardware.device), config.cam
+            maps = compute_maps(model, inputs, cam.rotations, cam.layer, cam.scales)
+        for index, values in zip(indices, maps.cpu().numpy(), strict=True):
             truth = read_mask(patches[index].mask)
-            curve.add(resize_map(cam, truth.shape), truth)
+            curve.add(resize_map(values, truth.shape), truth)
     return 1 - curve.average_precision(1, "selection")[0]

@@ -258,6 +258,9 @@ class Cam(Section):
     """Where the map is taken: after the first block of the last layer, as published, or after the last layer."""
     rotations: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
     """Rotations of the patch, in degrees, over whose maps the mean is taken."""
+    scales: tuple[Annotated[float, Field(ge=0.5, le=4)], ...] = (1.0,)
+    """Sizes, relative to the patch, at which the classifier sees it; the mean is taken over their maps. [1, 2] makes maps of
+    small patches finer, at five times the cost."""
     mask_px: Positive = 32
     """Side to which the map is resized before threshold and opening."""
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = 30
@@ -277,6 +280,8 @@ class Cam(Section):
             raise ValueError("set exactly one of percentile and threshold (the other to null)")
         if not self.rotations:
             raise ValueError("rotations is empty; [0] is the map of the patch as it is")
+        if not self.scales or len(set(self.scales)) < len(self.scales):
+            raise ValueError("scales is empty, or has one twice; [1] is the patch as it is")
         return self
 
 
