@@ -20,7 +20,8 @@
 # printed and written to logging_inference.txt.
 set -euo pipefail
 export EPSAM_CALLED_FROM=$PWD PYTHONSAFEPATH=1
-cd "$(dirname "$0")"
+script=$(readlink -f -- "$0" 2>/dev/null || echo "$0")  # it may be called by a link
+CDPATH='' cd -- "$(dirname -- "$script")"
 
 # A patch folder (image/, with or without mask/), a slide, or a folder of slides, where none is given above.
 # Empty: the demo's test patches.
@@ -38,7 +39,7 @@ export STUDENT_CHECKPOINT=${STUDENT_CHECKPOINT:-}
 export OUTPUT_DIR=${OUTPUT_DIR:-}
 
 case " $* " in
-  *" -h "*|*" --help "*) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "${0##*/}"; exit 0 ;;
+  *" -h "*|*" --help "*) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "${script##*/}"; exit 0 ;;
 esac
 
 source code/setup.sh

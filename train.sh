@@ -8,10 +8,11 @@
 # where you call this.
 set -euo pipefail
 export EPSAM_CALLED_FROM=$PWD PYTHONSAFEPATH=1
-cd "$(dirname "$0")"
+script=$(readlink -f -- "$0" 2>/dev/null || echo "$0")  # it may be called by a link
+CDPATH='' cd -- "$(dirname -- "$script")"
 
 case "${1:-}" in
-  -h|--help) sed -n '2,8s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
+  -h|--help) sed -n '2,8s/^# \{0,1\}//p' "${script##*/}"; exit 0 ;;
   ''|-*|*=*) ;;
   *) DATASET_TYPE=$1; shift ;;
 esac

@@ -249,7 +249,10 @@ def test_paths_count_from_where_the_user_stands(run_in, top, tmp_path_factory):
         assert f"{there / 'mine.yaml'}: unknown setting `clasifier`" in done.stdout + done.stderr
     done = run_in(f"../{top.name}/infer.sh", cwd=top, HOME=str(there))
     assert "error: no model `demo` in checkpoints:" in done.stdout, "defaults lie in the project"
-    assert "./infer.sh SLIDE_OR_FOLDER..." in run_in(str(top / "infer.sh"), "--help", cwd=there).stdout
+    (there / ".segment").symlink_to(top / "infer.sh")
+    for script in (str(top / "infer.sh"), "./.segment"):
+        done = run_in(script, "--help", cwd=there, CDPATH=str(top.parent))
+        assert "./infer.sh SLIDE_OR_FOLDER..." in done.stdout
     assert [path.name for path in there.iterdir() if not path.name.startswith(".")] == ["mine.yaml"]
 
 
