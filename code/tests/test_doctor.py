@@ -32,7 +32,7 @@ from epsam.pipeline import STAGES
 from epsam.runs.environment import commit
 from epsam.runs.lock import lock
 from epsam.runs.record import write_done
-from epsam.runtime.files import write_text
+from epsam.runtime.files import write_csv, write_text
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 
@@ -343,6 +343,14 @@ def test_no_slides_no_annotations_and_patches_alone(workspace):
         "ok",
         "none, but patches: train 8, val 8, test 8",
     )
+
+
+def test_slides_that_failed_in_preprocess_are_named_until_they_are_cut(workspace):
+    rows = [{"slide": "normal_001", "status": "ok"}, {"slide": "tumor_001", "status": "failed", "reason": "cut off"}]
+    write_csv(workspace.slides_csv, rows, ["slide", "status", "reason"])
+    message = check_slides(DEMO, workspace).message
+    assert "1 slides failed in the last run of preprocess and are not used: tumor_001" in message
+    assert str(workspace.slides_csv) in message
 
 
 def test_slides_that_nobody_annotated_are_counted_with_what_to_do(workspace):

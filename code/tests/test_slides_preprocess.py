@@ -9,11 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from epsam.config.schema import Config
 from epsam.errors import ConfigError, DataError
 from epsam.patches.patch import list_patches, patches_for_sam
+from epsam.runtime import workers
+from epsam.runtime.workers import affordable, run_tasks
 from epsam.slides.annotation import load_annotation
 from epsam.slides.reader import open_slide
 from epsam.stages.preprocess import preprocess
@@ -532,6 +535,22 @@ def test_workers_that_cannot_start_are_not_blamed_on_the_slides(tmp_path):
     (tmp_path / "unguarded.py").write_text(UNGUARDED)
     run = subprocess.run([sys.executable, "unguarded.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "worker processes cannot be started" in run.stdout
+
+
+def test_workers_are_as_many_as_memory_holds_and_say_when_none_can_start(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    free = psutil.virtual_memory()._replace(available=5 * 2**28)
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: free)
+    assert [affordable(count, 2**29) for count in (0, 1, 2, 8)] == [0, 1, 2, 2]
+    assert "2 in place of 8 worker processes, as 1.2 GiB of memory is free" in caplog.text
+    assert affordable(4, 2**40) == 1
+
+    def no_shm(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", no_shm)
+    with pytest.raises(DataError, match=r"worker processes cannot be started \(Read-only file system.*workers=0"):
+        list(run_tasks(abs, [1], 1))
 
 
 def sheet(ws, slide: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from epsam.patches.class_folders import find_class_patches, has_class_folders
 from epsam.patches.manifest import SlideRecord, read_manifest
 from epsam.patches.patch import lines_of_not_used, list_patches, read_folder, unused_folders
 from epsam.patches.sources import find_sources
+from epsam.patches.tables import read_summary
 from epsam.runtime.downloads import WEIGHTS, packaged_weights
 from epsam.runtime.failures import printable
 from epsam.runtime.files import sha256
@@ -53,6 +54,7 @@ def check_slides(config: Config, workspace: Workspace) -> Check:
         f"in {workspace.dataset}"
     )
     warnings = [*manifest.warnings, *_failures(manifest.records)]
+    warnings += _failed_before(manifest.records, workspace)
     if broken := {what: names for what, names in _broken_files(manifest.records).items() if names}:
         warnings += [f"{what}: {listed(names)}" for what, names in broken.items()]
     if warnings:
@@ -67,6 +69,22 @@ def _failures(records: list[SlideRecord]) -> list[str]:
         if record.status == "failed":
             reasons.setdefault(record.reason, []).append(printable(record.slide))
     return [f"{listed(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _failed_before(records: list[SlideRecord], workspace: Workspace) -> list[str]:
+    """Slides that failed in preprocess when they were opened, by its last run."""
+    try:
+        rows = read_summary(workspace)
+    except DataError as error:
+        return [str(error)]
+    usable = {record.slide for record in records if record.status == "ok"}
+    failed = [printable(row.slide) for row in rows if row.status == "failed" and row.slide in usable]
+    if not failed:
+        return []
+    return [
+        f"{len(failed)} slides failed in the last run of preprocess and are not used: {listed(failed)}; the reasons are "
+        f"in {workspace.slides_csv} and {workspace.qa}/index.html"
+    ]
 
 
 def _broken_files(records: list[SlideRecord]) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from epsam.patches.tables import patch_names
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.files import atomic, write_png
 from epsam.runtime.log import logger, progress
-from epsam.runtime.workers import run_tasks
+from epsam.runtime.workers import READER_BYTES, affordable, run_tasks
 from epsam.slides.annotation import Annotation
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide, read_window
@@ -79,7 +79,7 @@ def extract(
     _check_room(total, config, workspace)
     failed: dict[str, dict[str, EpsamError]] = {}
     with progress(total=total, desc="patches", unit="patch") as bar:
-        for task, result in run_tasks(extract_windows, tasks, config.worker_count):
+        for task, result in run_tasks(extract_windows, tasks, affordable(config.worker_count, READER_BYTES)):
             bar.update(len(task.windows))
             if isinstance(result, EpsamError):
                 result = dict.fromkeys((window.name for window in task.windows), result)

@@ -11,16 +11,22 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 import cv2
+import psutil
 
 from epsam.errors import DataError, SlideError
 from epsam.runtime.allocator import keep_windows
 from epsam.runtime.failures import reason_of
+from epsam.runtime.log import logger
+from epsam.runtime.text import size_text
 
 DIED = (
     "the process that read it died: a crash of the reader, or no memory left; download it again, or try another "
     "slides.reader"
 )
 
+
+READER_BYTES = 2**29
+"""Of a process that reads slides: with its libraries, 500 MiB for the tissue mask of a slide of 97,792 x 221,184 px."""
 
 Task = TypeVar("Task")
 
@@ -45,6 +51,15 @@ def run_tasks(
         yield from _run_halves(function, tasks, workers)
 
 
+def affordable(workers: int, bytes_each: int) -> int:
+    """As many of `workers` as free memory holds, at least one of them; it is logged where that is fewer."""
+    free = psutil.virtual_memory().available
+    fitting = max(1, free // bytes_each)
+    if workers > fitting:
+        logger.info(f"{fitting} in place of {workers} worker processes, as {size_text(free)} of memory is free")
+    return min(workers, fitting)
+
+
 def _run_halves(
     function: Callable[[Task], Result], tasks: list[Task], workers: int
 ) -> Iterator[tuple[Task, Result | SlideError]]:
@@ -63,7 +78,10 @@ def _run_pool(
 ) -> Generator[tuple[Task, Result | SlideError], None, list[Task]]:
     """Yield results; return the tasks that were not done when a process of the pool died."""
     # Spawned, not forked: readers keep open files and threads that do not survive a fork.
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), prepare)
+    try:
+        pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), prepare)
+    except OSError as error:  # no /dev/shm, in which their locks lie
+        raise DataError(f"worker processes cannot be started ({error.strerror}: /dev/shm?); set workers=0") from None
     lost: list[Task] = []
     try:
         _check_start(pool)

@@ -17,7 +17,7 @@ from epsam.report.qa_index import write_index
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.log import logger, progress
 from epsam.runtime.text import listed
-from epsam.runtime.workers import run_tasks
+from epsam.runtime.workers import READER_BYTES, affordable, run_tasks
 from epsam.visualization.slide_sheet import write_slide_sheet
 from epsam.workspace import SPLITS, Workspace
 
@@ -115,7 +115,7 @@ def find_all_candidates(records: list[SlideRecord], config: Config, workspace: W
     tasks = [CandidatesTask(record, config, workspace) for record in by_name.values()]
     candidates = {}
     with progress(total=len(tasks), desc="slides", unit="slide") as bar:
-        for task, result in run_tasks(find_candidates, tasks, config.worker_count):
+        for task, result in run_tasks(find_candidates, tasks, affordable(config.worker_count, READER_BYTES)):
             record = by_name[task.record.slide]
             bar.update()
             if isinstance(result, EpsamError):
