@@ -131,7 +131,7 @@ def test_png_jpeg_and_tiff_of_any_case_are_patches_and_other_files_are_named(fol
     assert "true masks lie in mask/; not used: masks" in caplog.text
 
 
-def test_slides_in_subfolders_are_found_and_named_apart(tmp_path):
+def test_slides_in_subfolders_are_found_and_named_apart(tmp_path, caplog):
     for name in ("one.svs", "gdc-1/two.svs", "a/x.svs", "b/x.svs", ".cache/no.svs", "a/notes.txt", "a/y.ome.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a slide")
@@ -147,6 +147,11 @@ def test_slides_in_subfolders_are_found_and_named_apart(tmp_path):
         "no": "c/no.svs",
         "gone": "gone.svs",
     }
+    assert "are no slides" not in caplog.text
+    for name in ("a.xml", "two.svs.part", "three.qptiff"):
+        (tmp_path / "a" / name).write_text("")
+    find_slides(tmp_path)
+    assert "2 files are no slides by the ends of their names and are not used: a/three.qptiff, a/two.svs" in caplog.text
 
 
 def test_the_files_of_a_dicom_series_are_one_slide(tmp_path):

@@ -64,6 +64,13 @@ def test_resolutions_of_tables_count_whatever_the_split(ws, slides_csv, labels_c
     assert bool(result.exception) == bool(expected)
 
 
+def test_a_table_that_contradicts_the_file_counts_and_is_said(ws, caplog):
+    ws.slide_table.write_text("slide,mpp\ntumor_001,40\n")  # the objective's power, by mistake
+    with pytest.raises(DataError, match=r"tumor_001 40"):
+        preprocess(config(), ws)
+    assert "slides.csv gives 40 um/px, which counts; its file says 0.25" in caplog.text
+
+
 def test_slides_of_unknown_resolution_among_others_are_a_warning(ws, caplog):
     write_slide(ws.slides / "normal_002.tif", draw(seed=7), mpp=None)
     preprocess(config(), ws)

@@ -4,7 +4,7 @@ from epsam.config.schema import Patches
 from epsam.errors import CheckpointError, SlideError
 from epsam.runtime.model_file import WeightsSource
 from epsam.runtime.sidecar import read_metadata, trained_mpp
-from epsam.slides.slide import Slide
+from epsam.slides.slide import Slide, differing_mpp
 
 SAME = 0.1
 """Share by which resolutions may differ and still count as one, as for the slides of a training."""
@@ -43,8 +43,10 @@ def set_resolution(slide: Slide, in_table: float | None, for_unknown: float | No
     """
     said = slide.mpp and sum(slide.mpp) / 2
     if in_table is not None:
+        warning = differing_mpp(in_table, slide.mpp)
         slide.mpp = (in_table, in_table)
-    elif said is None and for_unknown is not None:
+        return warning
+    if said is None and for_unknown is not None:
         slide.mpp = (for_unknown, for_unknown)
     elif said is not None and for_unknown is not None and not same_resolution(said, for_unknown):
         return (

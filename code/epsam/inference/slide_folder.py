@@ -8,6 +8,8 @@ from epsam.errors import DataError
 from epsam.inference.names import output_names
 from epsam.inference.predict_slide import SlideToPredict
 from epsam.patches.slide_table import SlideInfo, read_slide_table
+from epsam.patches.sources import not_slides
+from epsam.runtime.failures import printable
 from epsam.runtime.log import logger
 from epsam.runtime.text import listed
 from epsam.slides.formats import SUFFIXES, files_below, is_slide_name, match_key, slide_name
@@ -31,11 +33,17 @@ def _paths_in(data: Path) -> list[Path]:
         return [data]
     if not data.is_dir():
         raise DataError(f"{data}: no such file or folder; give a patch folder, a slide or a folder of slides")
-    paths = [slide.path for slide in group_slides(path for path in files_below(data) if is_slide_name(path))]
+    files = files_below(data)
+    paths = [slide.path for slide in group_slides(path for path in files if is_slide_name(path))]
     if not paths:
         raise DataError(
             f"{data}: neither a patch folder (no image/ in it) nor a folder of slides (no file in it or below it ends "
             f"in {', '.join(SUFFIXES)})"
+        )
+    if others := not_slides(files):
+        logger.warning(
+            f"{data}: {len(others)} files are no slides by the ends of their names and are not used: "
+            + listed(printable(str(path.relative_to(data))) for path in others)
         )
     return paths
 

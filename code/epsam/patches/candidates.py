@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -21,7 +21,7 @@ from epsam.runtime.log import logger
 from epsam.slides.formats import slide_stamp
 from epsam.slides.overview import Thumbnail, overview, overview_size
 from epsam.slides.reader import open_slide
-from epsam.slides.slide import Slide
+from epsam.slides.slide import Slide, differing_mpp
 from epsam.slides.tissue import find_tissue
 from epsam.workspace import Workspace
 
@@ -143,6 +143,8 @@ def _find_candidates(record: SlideRecord, config: Config, signature: str) -> tup
         thumbnail = Thumbnail(*overview_size(slide, settings.tissue.downsample), SHEET_PX)
         tissue = find_tissue(slide, settings.tissue, record.info.tissue_threshold, thumbnail)
         windows = find_windows(record, slide, mpp, tissue, config)
+        if note := differing_mpp(record.info.mpp, slide.mpp):
+            windows = replace(windows, notes=(note, *windows.notes))
         candidates = SlideCandidates(
             signature=signature,
             reader=slide.reader,

@@ -1,6 +1,7 @@
 """The files of a data set as people bring them: slides, annotations, and which annotation belongs to which slide."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from epsam.workspace import Workspace
 
 OUTLINES = re.compile(r"\.(xml|geojson|geojson\.gz|json|json\.gz)$", re.IGNORECASE)
 """Ends of names of annotations, wherever they lie."""
+BESIDE = re.compile(rf"{OUTLINES.pattern}|\.(csv|txt|md|html)$", re.IGNORECASE)
+"""Ends of names of what else may lie beside slides and is no slide that somebody misses."""
 MASKS = re.compile(r"\.(tif|tiff|png)$", re.IGNORECASE)
 """Ends of names of masks in annotations/; beside slides they are known by `_mask`."""
 MASK_END = re.compile(r"[_-](mask|annotation|annotations)$", re.IGNORECASE)
@@ -51,6 +54,14 @@ def find_sources(workspace: Workspace) -> Sources:
     for path in files_below(workspace.annotations):
         (annotations if OUTLINES.search(path.name) or MASKS.search(path.name) else others).append(path)
     return Sources(slides, annotations, others)
+
+
+def not_slides(files: Sequence[Path]) -> list[Path]:
+    """Which of the files of a folder of slides are neither slides nor parts of them, annotations or tables."""
+    others = [path for path in files if not is_slide_name(path) and not BESIDE.search(path.name)]
+    if any(path.suffix.lower() in DATA_FOLDERS for path in files):
+        others = [path for path in others if not PARTS_BESIDE.search(path.name)]
+    return others
 
 
 def slide_of(annotation: Path, slides: set[str]) -> str:

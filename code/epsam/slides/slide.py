@@ -157,6 +157,16 @@ def plausible_mpp(x: float | str | None, y: float | str | None) -> tuple[float, 
     return values if square and all(low <= value <= high for value in values) else None
 
 
+def differing_mpp(in_table: float | None, in_file: tuple[float, float] | None) -> str:
+    """What to say where a table gives another resolution than the file: they differ by more than MAX_PIXEL_RATIO."""
+    if in_table is None or in_file is None:
+        return ""
+    said = sum(in_file) / 2
+    if max(in_table, said) <= MAX_PIXEL_RATIO * min(in_table, said):
+        return ""
+    return f"slides.csv gives {in_table:g} um/px, which counts; its file says {said:.3g}"
+
+
 def read_window(slide: Slide, x: int, y: int, read_px: int, size_px: int) -> np.ndarray:
     """Read the square of `read_px` level-0 pixels at (x, y) as (size_px, size_px, 3) uint8 RGB."""
     if read_px == size_px:
