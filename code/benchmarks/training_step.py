@@ -8,6 +8,7 @@ batches, so that their losses must be equal but for rounding. Ratios are medians
 allocator   glibc keeps what is freed (epsam.runtime.allocator) against its own defaults
 fused       the optimiser's update in one kernel
 contiguous  contiguous input to the decoder's upscaling
+bfloat16    the decoder in bfloat16, where the CPU has instructions for it; else left out
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["demo", "vit_b"], default="demo", help="whose decoder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    has_bfloat16 = choose_hardware("cpu").precision == torch.bfloat16
     compare(
         f"classifier, ResNet-{arguments.depth}, 16 patches of {arguments.size} px",
         classifier_steps(arguments.depth, arguments.size),
@@ -53,7 +55,7 @@ def main() -> None:
     compare(
         f"decoder of {arguments.model}, 16 patches",
         decoder_steps(arguments.model),
-        ("allocator", "fused", "contiguous"),
+        ("allocator", "fused", "contiguous", *(["bfloat16"] if has_bfloat16 else [])),
         arguments,
     )
 
@@ -126,7 +128,9 @@ def decoder_steps(model: str, batch: int = 16) -> Steps:
 
         def step() -> float:
             optimiser.zero_grad(set_to_none=True)
-            probability = decode_batch(sam, embeddings, points, labels).sigmoid()
+            with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in changes):
+                logits = decode_batch(sam, embeddings, points, labels)
+            probability = logits.sigmoid()
             loss = dice_loss(probability, target, 1) + iou_loss(probability, target, 1)
             loss.backward()
             optimiser.step()

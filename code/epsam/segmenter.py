@@ -121,7 +121,7 @@ class ImageSegmenter:
         """
 
         def step(size: int) -> np.ndarray:
-            with self.hardware.autocast():
+            with self.hardware.autocast_prediction():
                 logits = torch.cat(
                     [
                         self.classifier(self._as_input(batch)).float().reshape(-1).cpu()

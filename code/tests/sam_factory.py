@@ -22,7 +22,8 @@ from epsam.sam.session import SamSession
 from epsam.segmenter import segment_stored
 from epsam.workspace import Workspace
 
-CPU = dataclasses.replace(choose_hardware("cpu"), precision=torch.float32)  # the same figures on every machine
+# The same figures on every machine.
+CPU = dataclasses.replace(choose_hardware("cpu"), precision=torch.float32, prediction_precision=torch.float32)
 COUNTS = {"train": 8, "val": 3, "test": 3}
 SIZE = (96, 128)
 

@@ -29,7 +29,8 @@ from epsam.stages.train_classifier import train_classifier
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches, patch_list
 
-CPU = dataclasses.replace(choose_hardware("cpu"), precision=torch.float32)  # the same figures on every machine
+# The same figures on every machine.
+CPU = dataclasses.replace(choose_hardware("cpu"), precision=torch.float32, prediction_precision=torch.float32)
 
 
 def _config(**classifier) -> Config:

@@ -1,5 +1,8 @@
 """Out of GPU memory: the batch is halved and the work goes on."""
 
+import runpy
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,12 @@ def test_a_broken_gpu_is_not_blamed_on_the_patch_before_pytorch_2_8_either(monke
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(SlideError, match="shapes"), guard(Path("patch.png")):
         raise RuntimeError("shapes do not fit")
+
+
+def test_the_memory_of_a_gpu_is_estimated_without_one():
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "gpu_memory.py"))
+    peak_gib = benchmark["peak_gib"]
+    assert peak_gib(lambda: lambda: torch.ones(2**18, 2**10) + 1) == 2
+    options = Namespace(size=128, depth=18, model="demo")
+    four, sixteen = (peak_gib(partial(benchmark["train_classifier"], options, n, "float32")) for n in (4, 16))
+    assert 1 < sixteen / four < 4

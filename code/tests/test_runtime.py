@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from epsam.errors import CheckpointError, DataError, EpsamError
 from epsam.runtime import downloads as weights
 from epsam.runtime.checkpoints import load_tensors, load_weights, save_weights
-from epsam.runtime.device import choose_hardware
+from epsam.runtime.device import choose_hardware, precisions_of_gpu
 from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, remove_temporaries, write_png
 from epsam.runtime.seeds import generator, seed_of
 from epsam.runtime.training_loop import run
@@ -183,6 +184,33 @@ def test_a_profile_for_a_gpu_that_is_not_there_goes_on_with_the_cpu(monkeypatch,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_hardware("12gb").device.type == "cpu"
     assert "profile 12gb: no GPU that torch can use was found; continuing with the CPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("major", "name", "training", "predictions"),
+    [
+        (9, "NVIDIA H100", "bfloat16", "bfloat16"),
+        (8, "NVIDIA GeForce RTX 3060", "bfloat16", "bfloat16"),
+        (7, "Tesla T4", "float32", "float16"),
+        (7, "NVIDIA TITAN V", "float32", "float16"),
+        (7, "NVIDIA GeForce GTX 1660 Ti", "float32", "float32"),
+        (7, "NVIDIA T1000", "float32", "float32"),
+        (6, "NVIDIA TITAN Xp", "float32", "float32"),
+    ],
+)
+def test_precisions_are_those_that_a_gpu_computes_fast_and_without_nan(major, name, training, predictions):
+    assert precisions_of_gpu(major, name) == (getattr(torch, training), getattr(torch, predictions))
+
+
+def test_an_older_gpu_trains_in_float32_with_the_published_batch_and_predicts_in_float16(monkeypatch, caplog):
+    card = SimpleNamespace(name="Tesla T4", major=7, minor=5, total_memory=15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    with caplog.at_level("INFO", "epsam"):
+        hardware = choose_hardware()
+    assert (hardware.classifier_batch, hardware.precision) == (16, torch.float32)
+    assert hardware.prediction_precision == torch.float16
+    assert "profile 12gb, float32, predictions float16" in caplog.text
 
 
 def test_seeds_depend_on_names_alone():

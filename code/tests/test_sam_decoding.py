@@ -107,6 +107,23 @@ def test_a_batch_equals_sam_image_by_image(request, model, kind, size):
     assert logits.std() > 0.1
 
 
+def test_low_precision_places_prompts_as_exactly_as_float32_does(small):
+    _, embeddings = _inputs(small, (64, 64))
+    prompts = _prompts("both", (64, 64), (4, 2, 4))
+    seen = []
+    hook = small.mask_decoder.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs), with_kwargs=True)
+    exact = predict_masks(small, embeddings, prompts, (64, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = predict_masks(small, embeddings, prompts, (64, 64))
+    hook.remove()
+    half = len(seen) // 2
+    for one, other in zip(seen[:half], seen[half:], strict=True):
+        for name in ("image_pe", "sparse_prompt_embeddings"):
+            assert torch.equal(one[name], other[name])
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, exact, atol=0.05 * float(exact.std()), rtol=0.05)
+
+
 def test_padding_does_not_move_a_mask(small):
     images, embeddings = _inputs(small, (64, 64), 2)
     prompts = _prompts("points", (64, 64), (7, 3))

@@ -26,13 +26,13 @@ def find_cams(
     Raises DataError with the name of the first patch whose map is not finite.
     """
     inputs = as_float(images, hardware.device)
-    with hardware.autocast():
+    with hardware.autocast_prediction():
         maps = compute_maps(model, inputs, settings.rotations, settings.layer, settings.scales)
     check_finite(maps, names, "the classifier's maps")
     values = maps.float().cpu().numpy()
     if settings.threshold != "auto":
         return [ActivationMap(one, fixed_threshold(one, settings)) for one in values]
-    with torch.inference_mode(), hardware.autocast():
+    with torch.inference_mode(), hardware.autocast_prediction():
         features = model.fine_features(inputs).float().cpu().numpy()
     pixels = images.permute(0, 2, 3, 1).cpu().numpy()
     return [

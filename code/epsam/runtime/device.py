@@ -1,6 +1,7 @@
 """The device at hand and the settings that follow from it."""
 
-from contextlib import nullcontext
+import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +10,25 @@ import torch
 from epsam.runtime.log import logger
 
 PROFILES = {
-    # profile: classifier micro-batch, CAM batch (images, each in 4 rotations), encoder batch, decoder micro-batch
-    "cpu": (16, 8, 2, 16),
-    "8gb": (4, 4, 1, 4),
-    "12gb": (8, 8, 2, 8),
-    "24gb": (16, 16, 8, 32),
+    # profile: CAM batch (images, each in 4 rotations), encoder batch, decoder micro-batch
+    "cpu": (8, 2, 16),
+    "8gb": (4, 1, 4),
+    "12gb": (8, 2, 8),
+    "24gb": (16, 8, 32),
 }
-"""Hardware to settings; the effective batch of the config is kept by accumulating micro-batches. Batch normalisation and ADL see
-one micro-batch at a time: the classifier and the student learn a little differently on another profile."""
+"""Hardware to settings; the effective batch of the config is kept by accumulating micro-batches."""
+MICRO_BATCHES = {
+    # profile: of classifier and student, in float32 and in bfloat16
+    "cpu": ((16, 16), (16, 16)),
+    "8gb": ((8, 8), (16, 16)),
+    "12gb": ((16, 8), (16, 16)),
+    "24gb": ((16, 16), (16, 16)),
+}
+"""The most that fit, by benchmarks/gpu_memory.py at 512 px, up to the published batch of 16. Batch normalisation and ADL see one
+micro-batch at a time: the classifier and the student learn a little differently with smaller ones."""
+
+WITHOUT_TENSOR_CORES = re.compile(r"GTX 16|MX[45]50|\bT\d{3,4}\b")
+"""Names of Turing cards: GeForce GTX 16xx and MX, T400 to T2000 (not the Tesla T4)."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +38,29 @@ class Hardware:
     device: torch.device
     profile: str
     classifier_batch: int
+    student_batch: int
     cam_batch: int
     encoder_batch: int
     decoder_batch: int
     precision: torch.dtype
-    """bfloat16 on Ampere or later and on CPUs with instructions for it, else float32 (float16 is slow on Pascal)."""
+    """Of training, see `precisions_of_gpu`: float32 or bfloat16, whose range needs no scaling of the loss."""
+    prediction_precision: torch.dtype
+    """Of embeddings, maps and predictions, where nothing is learned: float16 too."""
 
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last
 
-    def autocast(self):
-        """Context of the device's best precision."""
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.precision)
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context of the precision of training."""
+        return self._autocast(self.precision)
+
+    def autocast_prediction(self) -> AbstractContextManager[object]:
+        """Context of the precision of predictions."""
+        return self._autocast(self.prediction_precision)
+
+    def _autocast(self, precision: torch.dtype) -> AbstractContextManager[object]:
+        return nullcontext() if precision == torch.float32 else torch.autocast(self.device.type, precision)
 
 
 def choose_hardware(profile: str = "auto") -> Hardware:
@@ -50,16 +70,31 @@ def choose_hardware(profile: str = "auto") -> Hardware:
         properties = torch.cuda.get_device_properties(device)
         if profile == "auto":
             profile = profile_for(properties.total_memory)
-        precision = torch.bfloat16 if properties.major >= 8 else torch.float32
+        precision, for_predictions = precisions_of_gpu(properties.major, properties.name)
         name = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
     else:
         if profile not in ("auto", "cpu"):
             logger.warning(f"profile {profile}: no GPU that torch can use was found; continuing with the CPU")
         device, profile = torch.device("cpu"), "cpu"
-        precision = torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+        precision = for_predictions = torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
         name = f"CPU, {torch.get_num_threads()} threads"
-    logger.info(f"device: {name}; profile {profile}, {name_of(precision)}")
-    return Hardware(device, profile, *PROFILES[profile], precision)
+    predicted = f", predictions {name_of(for_predictions)}" if for_predictions != precision else ""
+    logger.info(f"device: {name}; profile {profile}, {name_of(precision)}{predicted}")
+    micro_batches = MICRO_BATCHES[profile][precision == torch.bfloat16]
+    return Hardware(device, profile, *micro_batches, *PROFILES[profile], precision, for_predictions)
+
+
+def precisions_of_gpu(major: int, name: str) -> tuple[torch.dtype, torch.dtype]:
+    """The precisions of training and of predictions that suit a GPU, by its compute capability and its name.
+
+    bfloat16 for both from Ampere (8) on. Volta and Turing (7) compute it slowly; float16 is fast in their tensor cores, but
+    training would need a scaled loss, and those of Turing without tensor cores give NaN in float16 convolutions
+    (https://github.com/pytorch/pytorch/issues/58123). Pascal (6) and older compute float16 slowly.
+    """
+    if major >= 8:
+        return torch.bfloat16, torch.bfloat16
+    has_float16 = major == 7 and not WITHOUT_TENSOR_CORES.search(name)
+    return torch.float32, torch.float16 if has_float16 else torch.float32
 
 
 def name_of(precision: torch.dtype) -> str:

@@ -30,7 +30,8 @@ def decode_batch(
     `embeddings` (N, C, h, w) float; `points` (N, K, 2) as (x, y) in SAM's input frame; `labels` (N, K): 1 tumour,
     0 background, -1 padding; `boxes` (N, 4) x0 y0 x1 y1 in SAM's input frame, rows of NaN for none. Returns
     (N, 4h, 4w) float logits at the decoder's resolution. Rows are grouped by their number of points, because SAM
-    has no padding of its own: its "not a point" token moves the mask. Gradients reach the decoder alone.
+    has no padding of its own: its "not a point" token moves the mask. Gradients reach the decoder alone. Under autocast
+    the decoder computes in less than float32, prompts and logits stay in it.
     Raises DataError for a row without any prompt.
     """
     valid = labels != PADDING
@@ -61,7 +62,7 @@ def _decode(
     points: tuple[torch.Tensor, torch.Tensor] | None,
     boxes: torch.Tensor | None,
 ) -> torch.Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):  # 8 bits place no point
         sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
         position = sam.prompt_encoder.get_dense_pe()
         # The decoder repeats one image for all prompts and adds the dense prompt. A blank image, with the real
@@ -75,7 +76,7 @@ def _decode(
         dense_prompt_embeddings=dense,
         multimask_output=False,
     )
-    return masks[:, 0]
+    return masks[:, 0].float()
 
 
 def predict_masks(

@@ -26,7 +26,7 @@ def encode(sam: Sam, images: Sequence[torch.Tensor], hardware: Hardware) -> torc
 
     Raises CheckpointError when they are not finite (weights that do not suit float16).
     """
-    with torch.inference_mode(), hardware.autocast():
+    with torch.inference_mode(), hardware.autocast_prediction():
         inputs = torch.stack([sam.preprocess(image.to(hardware.device).float()) for image in images])
         embeddings = sam.image_encoder(inputs).half()
     if not torch.isfinite(embeddings).all():

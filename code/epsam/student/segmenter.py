@@ -41,7 +41,7 @@ class StudentSegmenter:
         def step(size: int) -> torch.Tensor:
             if self.hardware.device.type == "cpu":
                 size = max(1, min(size, CPU_PIXELS // images[0, ..., 0].size))
-            with self.hardware.autocast():
+            with self.hardware.autocast_prediction():
                 return torch.cat(
                     [self.student(self._as_input(images[i : i + size])) for i in range(0, len(images), size)]
                 )

@@ -1,5 +1,6 @@
 """The student's training: loss, one epoch, validation, the best epoch."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ class StudentTraining:
     def __init__(
         self, config: Config, workspace: Workspace, hardware: Hardware, name: str, data: dict[str, SegmentationData]
     ):
+        hardware = dataclasses.replace(hardware, classifier_batch=hardware.student_batch)
         self.config, self.settings, self.hardware, self.name = config, config.student, hardware, name
         self.train, self.val = data["train"], data["val"]
         torch.manual_seed(seed_of(self.settings.seed, "student"))
