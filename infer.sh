@@ -43,4 +43,4 @@ case " $* " in
 esac
 
 source code/setup.sh
-.venv/bin/python -m epsam infer "$@"
+"$EPSAM_PYTHON" -m epsam infer "$@"

@@ -38,7 +38,7 @@ export EPSAM_OWNER_PID=$$
 finished=
 stage() {  # unless it is one of those that are finished
   case $'\n'$finished in *$'\n'"$1: done already"*) return ;; esac
-  .venv/bin/python -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}
+  "$EPSAM_PYTHON" -m epsam "$@" --config "$DATASET_TYPE" ${overrides[@]+"${overrides[@]}"}
 }
 
 trap 'stage release >/dev/null 2>&1 || true' EXIT

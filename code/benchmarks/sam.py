@@ -78,7 +78,7 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
         set_up = config.model_copy(update={"sam": config.sam.model_copy(update={"embeddings": embeddings})})
         context = SamSession(set_up, workspace, hardware)
         examples = with_labels(context.examples("train"), workspace.pseudo_labels(0))
-        training = DecoderTraining(context, "benchmark", examples, examples[:1])
+        training = DecoderTraining(context, "benchmark", examples, examples[:1], "val_dice")
         training.train_epoch(1)  # warm: page cache, memory pools
         with measured(hardware) as epoch:
             training.train_epoch(2)

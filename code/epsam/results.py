@@ -23,13 +23,11 @@ LOGGED = (
     "iou",
     "auc",
     "accuracy",
-    "sensitivity_at_90_specificity",
     "patches",
-    "all_pooled_dice",
     "normal_marked",
     "pxap",
 )
-"""Columns of metrics.csv that the log shows, in this order: scripts read these lines."""
+"""Columns of metrics.csv that the log shows, in this order, on lines of 110 characters at most: scripts read them."""
 HOW_TO_MEASURE_AGAIN = (
     "run ./train.sh again with --from evaluate (--from train-classifier, for the classifier's figures too)"
 )

@@ -32,6 +32,12 @@ def test_train_infer_train_again(run_in, top, installed_epsam):
         *("student", "supervised", "student_supervised"),
     ]
 
+    assert (
+        max(len(line) for line in first.stdout.splitlines() if line.startswith(("[result]", "pseudo-labels:"))) <= 110
+    )
+    assert " lr=5e-05" in first.stdout
+    assert "student: epoch 1/1" in first.stdout
+    assert first.stdout.count("val_pseudo_dice=") == 5, "round 0 and 1 have two epochs each, the student has one"
     with (top / "runs/tiny/metrics.csv").open() as stream:
         rows = {row["method"]: row for row in csv.DictReader(stream) if row["method"]}
     for line in RESULT.finditer(log):

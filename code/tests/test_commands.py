@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,45 @@ def test_a_python_that_is_too_old_or_missing_is_said_at_once(run_in):
         done = run_in("./train.sh", PYTHON=python)
         assert done.returncode == 1
         assert "Python 3.10 or later is needed" in done.stderr
+
+
+def _environment(folder: Path, says: str) -> Path:
+    """A folder that looks like an environment, whose interpreter runs `says`."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").write_text(f"#!/bin/sh\n{says}\n")
+    (folder / "bin" / "python").chmod(0o755)
+    return folder
+
+
+def test_an_environment_that_is_there_is_used_as_it_is(run_in, top):
+    shutil.move(top / ".venv", top / "theirs")
+    for venv, cwd in ((str(top / "theirs"), top), ("theirs", top), ("../theirs", top / "dataset")):
+        cwd.mkdir(exist_ok=True)
+        done = run_in(str(top / "train.sh"), cwd=cwd, DATASET_TYPE="no_such", VENV=venv, PYTHONPATH="")
+        assert "no_such: no such settings file" in done.stdout, done.stderr
+    done = run_in("./infer.sh", VENV=str(top / "theirs"), PYTHONPATH="")
+    assert "no model `demo` in checkpoints" in done.stdout, done.stderr
+    assert not (top / ".venv").exists(), "nothing is installed"
+
+
+def test_an_environment_that_cannot_be_used_is_one_line_that_says_why(run_in, top):
+    here = top / "theirs"
+    done = run_in("./train.sh", VENV=str(here))
+    assert done.stderr == (
+        f"error: VENV={here}: no environment of Python is there (bin/python); correct the path, or unset VENV\n"
+    )
+    _environment(here, "exit 1")
+    assert f"Python 3.10 or later is needed; VENV={here} is older" in run_in("./train.sh", VENV=str(here)).stderr
+    hide = "import sys, runpy; from importlib import metadata as m; v = m.version; "
+    lookup = "lambda n: v('no-such') if n == 'simplejpeg' else '2.4.1' if n == 'pydicom' else v(n)"
+    check = f"sys.argv.pop(0); m.version = {lookup}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    python = here / "bin" / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *check_env*) exec {sys.executable} -c "{hide}{check}" "$@";; esac\n')
+    done = run_in("./train.sh", VENV=str(here))
+    assert done.returncode == 1
+    assert " lacks simplejpeg>=1.7, pydicom>=3.0 (2.4.1 is there): run " in done.stderr
+    assert done.stderr.endswith("-m pip install 'simplejpeg>=1.7' 'pydicom>=3.0'\n")
+    assert not (top / "runs").exists()
 
 
 def test_an_installation_that_fails_is_tried_again_next_time(run_in, top):

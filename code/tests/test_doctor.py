@@ -210,7 +210,7 @@ def test_a_pascal_card_that_the_wheel_dropped_gets_the_line_to_install(gpu):
     check = check_gpu(CAMELYON)
     assert check.status == "error"
     assert "a card (sm_61) cannot run this torch, which is built for sm_75, sm_80" in check.message
-    assert "pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126" in check.fix
+    assert "'torch<2.15' and torchvision by the line for CUDA 12.6" in check.fix
 
 
 def test_a_card_newer_than_the_wheel_gets_another_line(gpu):

@@ -73,7 +73,7 @@ def test_it_learns_where_tumour_is_and_leaves_normal_patches_empty(workspace):
             assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.8
         else:
             assert mask.mean() < 0.02
-    rows = read_csv(workspace.run / "student_curves.csv", ["epoch", "train_loss", "val_loss", "val_dice"])
+    rows = read_csv(workspace.run / "student_curves.csv", ["epoch", "train_loss", "val_loss", "val_pseudo_dice"])
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) / 2
 
 

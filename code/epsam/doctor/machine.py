@@ -24,8 +24,8 @@ from epsam.runtime.text import duration_text, size_text
 GIB = 2**30
 NEEDED_GIB = {"8gb": 7.0, "12gb": 11.0, "24gb": 22.0}
 OLD_CARD = (
-    "Pascal cards (TITAN Xp, GTX 10xx) and older ones need wheels for CUDA 12.6, last built for torch 2.14: "
-    ".venv/bin/pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126"
+    "Pascal cards (TITAN Xp, GTX 10xx) and older ones need wheels for CUDA 12.6, last built for torch 2.14: install "
+    "'torch<2.15' and torchvision by the line for CUDA 12.6 of \"Previous versions\" on pytorch.org, with .venv/bin/pip"
 )
 NEW_CARD = "the card may be newer than this torch: .venv/bin/pip install --upgrade torch torchvision"
 MAX_CPU_SECONDS = 36 * 3600

@@ -89,7 +89,12 @@ def _charts(files: Sequence[Path]) -> list[dict[str, str]]:
                 for what, chosen in (("loss", losses), ("scores", scores))
                 if chosen
             ]
-    for key, title in (("val_loss", "validation loss"), ("val_dice", "Dice with the labels of the val split")):
+    titles = {
+        "val_loss": "validation loss",
+        "val_pseudo_dice": "Dice with the pseudo masks of the val split",
+        "val_dice": "Dice with the true masks of the val split",
+    }
+    for key, title in titles.items():
         curves = {_named(name): _curve(columns, key) for name, columns in decoders.items() if key in columns}
         charts += [_chart(f"SAM's decoder, all rounds: {title}", curves)] if curves else []
     return charts

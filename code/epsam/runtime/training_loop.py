@@ -27,6 +27,11 @@ class TrainingState(BaseModel):
     best_score: float
 
 
+def dice_name(on_true_masks: bool) -> str:
+    """Name of the val split's Dice in curves and log: with pseudo masks it says nothing of how right predictions are."""
+    return "val_dice" if on_true_masks else "val_pseudo_dice"
+
+
 HOW_TO_START_AGAIN = "delete it, and this training starts again"
 
 

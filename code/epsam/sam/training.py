@@ -13,7 +13,7 @@ from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
-from epsam.runtime.training_loop import run
+from epsam.runtime.training_loop import dice_name, run
 from epsam.sam.checkpoint import decoder_weights
 from epsam.sam.decoder import predict_masks
 from epsam.sam.embeddings import Embeddings, reading_threads
@@ -41,7 +41,7 @@ def train_supervised(session: SamSession) -> None:
     workspace = session.workspace
     train = with_labels(session.examples("train"), workspace.split("train") / "mask")
     val = _with_true_masks(session)
-    train_decoder(session, "supervised", train, val, workspace.decoder("supervised"), chosen_by="true masks")
+    train_decoder(session, "supervised", train, val, workspace.decoder("supervised"), supervised=True)
 
 
 def labels_folder(workspace: Workspace, split: str, round_: int) -> Path:
@@ -105,21 +105,22 @@ def train_decoder(
     val: Sequence[LabelledExample],
     path: Path,
     *,
-    chosen_by: str = "",
+    supervised: bool = False,
 ) -> None:
     """Train SAM's original decoder on `train` and write the one that is best on `val` to `path`.
 
     `name` (`round0`, ...) names the training state to go on from, runs/<name>/state/<name>.pth, and the curves.
+    `supervised`: the masks of `val` are true ones, whatever finetune.select_on says.
     """
     config, workspace = session.config, session.workspace
     settings = config.finetune
-    chosen_by = chosen_by or ("pseudo masks" if settings.select_on == "pseudo" else "true masks")
+    on_true_masks = supervised or settings.select_on == "val_masks"
     logger.info(
         f"{name}: {len(train)} training patches, {len(val)} validation patches; the best epoch is chosen by "
-        f"{chosen_by} of the val split"
+        f"{'true' if on_true_masks else 'pseudo'} masks of the val split"
     )
     session.use_decoder(None)
-    trainer = DecoderTraining(session, name, train, val)
+    trainer = DecoderTraining(session, name, train, val, dice_name(on_true_masks))
     state, best = workspace.state / f"{name}.pth", workspace.state / f"{name}_best.pth"
     run(
         name,
@@ -142,8 +143,14 @@ class DecoderTraining:
     """One training of the decoder that is in the session's SAM: data, optimiser, schedule."""
 
     def __init__(
-        self, session: SamSession, name: str, train: Sequence[LabelledExample], val: Sequence[LabelledExample]
+        self,
+        session: SamSession,
+        name: str,
+        train: Sequence[LabelledExample],
+        val: Sequence[LabelledExample],
+        score: str,
     ):
+        self.score = score  # name of the Dice with the masks of `val`
         config = session.config
         self.sam, self.hardware, self.settings, self.name = session.sam, session.hardware, config.finetune, name
         parameters = list(self.sam.mask_decoder.requires_grad_(True).parameters())
@@ -210,7 +217,7 @@ class DecoderTraining:
                     logits = self._logits(group, self.val_embeddings)
                     losses += [self._loss(logits, group).item()] * len(group)
                     dices += [1 - dice_loss((logits > 0).float(), _targets(group, logits)).item()] * len(group)
-        return {"val_loss": float(np.mean(losses)), "val_dice": float(np.mean(dices))}
+        return {"val_loss": float(np.mean(losses)), self.score: float(np.mean(dices))}
 
     def _logits(self, group: list[LabelledSample], embeddings: Embeddings) -> torch.Tensor:
         inputs = embeddings.batch([sample.item for sample in group])

@@ -48,7 +48,8 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
         train_supervised(session)
         if config.student.enabled:
             true = {split: workspace.split(split) / "mask" for split in ("train", "val")}
-            train_student(config, workspace, hardware, "student_supervised", true, workspace.supervised_student)
+            path = workspace.supervised_student
+            train_student(config, workspace, hardware, "student_supervised", true, path, on_true_masks=True)
     methods = methods_of(config, workspace)
     negatives = [patch for patch in patches_for_classifier(workspace, "test") if patch.label == 0]
     todo = [method for method in methods if not _is_measured(workspace, method, [*known, *negatives])]

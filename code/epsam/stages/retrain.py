@@ -83,7 +83,7 @@ def _write_sheet(session: SamSession, round_: int, candidates: Sequence[Candidat
 
 
 def _record(session: SamSession, summary: RoundRow) -> None:
-    """Log the summary, put it into runs/<name>/pseudo_labels.csv and warn of drifting masks."""
+    """Log the summary but its shares, put all of it into runs/<name>/pseudo_labels.csv and warn of drifting masks."""
     path, round_, figures = session.workspace.run / "pseudo_labels.csv", summary.round, summary.model_dump()
     rows = read_rows(path, RoundRow, FIX_ROUNDS) if path.is_file() and round_ > 1 else []
     rows = [row for row in rows if row.round < round_]
@@ -91,7 +91,9 @@ def _record(session: SamSession, summary: RoundRow) -> None:
     logger.info(
         "pseudo-labels: "
         + " ".join(
-            f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}" for key, value in figures.items()
+            f"{key}={value:.4f}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in figures.items()
+            if not key.endswith("_share")
         )
     )
     warn_of_drift(before, summary.relative_size, round_)

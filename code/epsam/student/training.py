@@ -20,7 +20,7 @@ from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import Hardware
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import seed_of
-from epsam.runtime.training_loop import run
+from epsam.runtime.training_loop import dice_name, run
 from epsam.student.data import SegmentationData, targets_of
 from epsam.student.network import Student, build_student
 from epsam.workspace import Workspace
@@ -35,11 +35,19 @@ WARM_UP = 0.15
 
 
 def train_student(
-    config: Config, workspace: Workspace, hardware: Hardware, name: str, labels: dict[str, Path], path: Path
+    config: Config,
+    workspace: Workspace,
+    hardware: Hardware,
+    name: str,
+    labels: dict[str, Path],
+    path: Path,
+    *,
+    on_true_masks: bool = False,
 ) -> None:
     """Train a student on the masks of `labels` (folders of train and val) and write the one best on val to `path`.
 
-    `name` names the training state to go on from, runs/<name>/state/<name>.pth, and the curves. Raises DataError when
+    `name` names the training state to go on from, runs/<name>/state/<name>.pth, and the curves.
+    `on_true_masks`: the labels are true masks, not predicted ones. Raises DataError when
     masks are missing or all empty, EpsamError when the loss is not finite.
     """
     data = {
@@ -49,7 +57,7 @@ def train_student(
     for split, one in data.items():
         normal = sum(target.mask is None for target in one.targets)
         logger.info(f"{name}: {split} has {len(one) - normal} patches with tumour, {normal} normal ones")
-    training = StudentTraining(config, workspace, hardware, name, data)
+    training = StudentTraining(config, workspace, hardware, name, data, dice_name(on_true_masks))
     best = workspace.state / f"{name}_best.pth"
     run(
         name,
@@ -74,9 +82,16 @@ class StudentTraining:
     """One training of a student: network, data, optimiser, schedule (one cycle, Smith & Topin 2019)."""
 
     def __init__(
-        self, config: Config, workspace: Workspace, hardware: Hardware, name: str, data: dict[str, SegmentationData]
+        self,
+        config: Config,
+        workspace: Workspace,
+        hardware: Hardware,
+        name: str,
+        data: dict[str, SegmentationData],
+        score: str,
     ):
         hardware = dataclasses.replace(hardware, classifier_batch=hardware.student_batch)
+        self.score = score  # name of the Dice with the labels of the val split
         self.config, self.settings, self.hardware, self.name = config, config.student, hardware, name
         self.train, self.val = data["train"], data["val"]
         torch.manual_seed(seed_of(self.settings.seed, "student"))
@@ -137,7 +152,7 @@ class StudentTraining:
             tumour = logits > 0
             both += int((tumour & (targets > 0)).sum())
             either += int(tumour.sum() + targets.sum())
-        return {"val_loss": loss / len(self.val), "val_dice": 2 * both / either if either else 1.0}
+        return {"val_loss": loss / len(self.val), self.score: 2 * both / either if either else 1.0}
 
     @torch.no_grad()
     def _predictions(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
