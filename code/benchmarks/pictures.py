@@ -3,7 +3,7 @@
     python code/benchmarks/pictures.py [TOP] [--name demo] [--out asset]
 
 TOP is a top level whose run NAME is done; the default is this project's own. The test slide with most tumour is
-predicted by the student into TOP/runs/NAME/slides_student/ unless it lies there; what the pictures show is read back from
+predicted by the student into TOP/runs/NAME/slides/ unless it lies there; what the pictures show is read back from
 the files.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
         ),
         key=lambda row: int(row["patches_positive"] or 0),
     )
-    slide, output = slide_path(workspace, row), workspace.run / "slides_student"
+    slide, output = slide_path(workspace, row), workspace.run / "slides"
     predict(config, workspace, "student", slide, output, fresh=False)
     draw_overview(config, workspace, choose_hardware(config.profile), workspace.run / "overview.png", rows=3)
     for name, picture in (

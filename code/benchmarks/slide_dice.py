@@ -4,8 +4,8 @@
                                         [section.key=value ...]
 
 TOP is a top level whose run NAME is done up to evaluate; the default is this project's own. Predicts every slide of
-the split as ./infer.sh does, with the classifier and SAM into TOP/runs/NAME/slides/ and with the student into
-TOP/runs/NAME/slides_student/ (run again, it goes on there), and prints for each the Dice of its mask with the
+the split as ./infer.sh does, with the classifier and SAM into TOP/runs/NAME/slides_sam/ and with the student into
+TOP/runs/NAME/slides/ (run again, it goes on there), and prints for each the Dice of its mask with the
 annotation; then pooled Dice, precision and recall over all of them, and two comparisons of pooled Dice: annotated
 slides beside test patches with tumour, and all slides beside all test patches, both of which also pay for what the
 classifier takes for tumour. XML and GeoJSON are read back, with our reader and with shapely, and compared with the
@@ -55,7 +55,7 @@ def main() -> None:
         if row["split"] == arguments.split and row["status"] == "ok"
     ]
     for model in arguments.models:
-        output = workspace.run / ("slides" if model == "sam" else "slides_student")
+        output = workspace.run / ("slides_sam" if model == "sam" else "slides")
         for number, row in enumerate(slides):
             fresh = arguments.fresh and number == 0
             predict(config, workspace, model, slide_path(workspace, row), output, fresh=fresh)

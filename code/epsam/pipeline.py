@@ -163,11 +163,12 @@ EVALUATE = Stage(
     "the table on the test split",
     _evaluate,
     needs=(RETRAIN, DISTILL),
-    settings=("evaluate", "inference.classifier_probability"),
+    settings=("evaluate", "inference"),
     outputs=("runs/{name}/metrics.csv",),
     files=(
         "checkpoints/{name}_decoder_supervised.pth",
         "checkpoints/{name}_student_supervised.pth",
+        "runs/{name}/slide_metrics.csv",
         "runs/{name}/state/evaluate.results.json",
         "runs/{name}/state/predictions/*.csv",
         "runs/{name}/state/predictions/*/*.png",

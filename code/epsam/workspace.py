@@ -116,6 +116,15 @@ class Workspace:
     def metrics_csv(self) -> Path:
         return self.run / "metrics.csv"
 
+    @property
+    def test_slides(self) -> Path:
+        """Predictions of the whole test slides."""
+        return self.run / "slides"
+
+    @property
+    def slide_metrics_csv(self) -> Path:
+        return self.run / "slide_metrics.csv"
+
     def results(self, stage: str) -> Path:
         """Figures that a stage found, of which metrics.csv is made."""
         return self.state / f"{stage}.results.json"

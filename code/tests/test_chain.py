@@ -43,6 +43,13 @@ def test_train_infer_train_again(run_in, top, installed_epsam):
     for line in RESULT.finditer(log):
         assert abs(float(rows[line[1]]["dice"]) - float(line[2])) < 1e-4
 
+    assert re.search(r"evaluate: \d whole slides: pooled Dice [\d.]+, precision", log)
+    with (top / "runs/tiny/slide_metrics.csv").open() as stream:
+        assert {row["slide"] for row in csv.DictReader(stream)} == {
+            path.name.removesuffix("_mask.tif") for path in (top / "runs/tiny/slides").glob("*_mask.tif")
+        }
+    assert "Figures of each whole test slide" in (top / "runs/tiny/report.html").read_text()
+
     made = _files(top)
     for wanted in (
         "checkpoints/tiny_resnet_adl.pth",

@@ -24,7 +24,7 @@ sam: {model_type: demo, views: 2}
 finetune: {lr: 1.0e-4, batch: 8, epochs: 2}
 retrain: {rounds: 1, ids: 0.1}
 student: {epochs: 1}
-evaluate: {bootstrap: 100, supervised: true}
+evaluate: {bootstrap: 100, supervised: true, slides: true}
 """
 
 

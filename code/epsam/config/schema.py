@@ -392,6 +392,8 @@ class Evaluate(Section):
     """Resamples behind the 95 % intervals."""
     supervised: bool = False
     """Also train a decoder on the true masks of the train split: the upper bound."""
+    slides: bool = False
+    """Also predict the test slides whole, as ./infer.sh does, and compare them with their annotations."""
 
 
 class Inference(Section):

@@ -8,6 +8,7 @@ from epsam.evaluation.comparison import paired_difference, run_warnings
 from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures, upper_bound
 from epsam.evaluation.table import interval_of
 from epsam.report.slide_section import slide_section
+from epsam.report.whole_slides import whole_slides_section
 from epsam.results import HOW_TO_MEASURE_AGAIN, read_results
 from epsam.visualization.charts import points_chart
 from epsam.workspace import Workspace
@@ -115,6 +116,7 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "classifier_columns": ("Split", "AUC", "Accuracy", "Sensitivity at 90 % specificity", "Patches"),
         "classifier": [_classifier(row) for row in read_results(workspace) if row["stage"] == "train-classifier"],
         "slides": {"rows": []},
+        "whole_slides": {"rows": []},
         "charts": [],
         "warnings": [],
     }
@@ -125,6 +127,7 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
             "warnings": [f"{found.what}: {found.advice}." for found in run_warnings(config, workspace)],
             "charts": _charts(config, workspace, methods, rows),
             "slides": slide_section(config, workspace),
+            "whole_slides": whole_slides_section(config, workspace),
         }
     return section
 

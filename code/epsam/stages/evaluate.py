@@ -12,10 +12,21 @@ from epsam.errors import DataError
 from epsam.evaluation import metrics
 from epsam.evaluation.colour import choose_colour
 from epsam.evaluation.comparison import run_warnings
-from epsam.evaluation.methods import Figures, Method, figures_csv, methods_of, predictions, read_figures, write_figures
+from epsam.evaluation.methods import (
+    Figures,
+    Method,
+    figures_csv,
+    final_method,
+    methods_of,
+    predictions,
+    read_figures,
+    write_figures,
+)
+from epsam.evaluation.slides import comparable_slides, compare_slides, log_slides, slides_row, write_slide_figures
 from epsam.evaluation.table import cam_curve, log_table, map_figures, result_row
+from epsam.inference.test_slides import predict_test_slides
 from epsam.patches.patch import Patch, patches_for_classifier, patches_for_sam
-from epsam.results import record_results
+from epsam.results import Value, record_results
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.runtime.log import logger, progress
@@ -57,10 +68,25 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
         _measure(session, todo, known, negatives)
     rows = [result_row(config, method.name, read_figures(figures_csv(workspace, method.name))) for method in methods]
     next(row for row in rows if row["method"] == "cam").update(map_figures(config, cam_curve(session, known)))
-    record_results(workspace, "evaluate", rows)
+    slides = _evaluate_slides(config, workspace, hardware) if config.evaluate.slides else []
+    record_results(workspace, "evaluate", rows + slides)
     log_table(methods, rows)
+    for row in slides:
+        log_slides(row)
     for warning in run_warnings(config, workspace):
         logger.warning(f"evaluate: {warning.what}: {warning.advice}")
+
+
+def _evaluate_slides(config: Config, workspace: Workspace, hardware: Hardware) -> list[dict[str, Value]]:
+    """Predict the test slides whole; the row of the table, none where no slide is annotated."""
+    records = comparable_slides(config, workspace)
+    if not records:
+        logger.warning("evaluate: no test slide is known to be annotated in full or without tumour; none is predicted")
+        return []
+    predict_test_slides(config, workspace, hardware, [record.path for record in records.values()])
+    figures = compare_slides(config, workspace, records, workspace.test_slides)
+    write_slide_figures(workspace, figures)
+    return [slides_row(config, final_method(config), figures)] if figures else []
 
 
 def _warn_of_missing_masks(workspace: Workspace, known: Sequence[Patch]) -> None:

@@ -1,0 +1,40 @@
+"""Predicting the test slides of a run whole, as ./infer.sh does, for the evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from epsam.config.schema import Config
+from epsam.errors import DataError, StateError
+from epsam.evaluation.methods import final_method
+from epsam.inference.run import InferenceSettings, infer
+from epsam.runtime.device import Hardware
+from epsam.runtime.log import logger
+from epsam.workspace import Workspace
+
+
+def predict_test_slides(config: Config, workspace: Workspace, hardware: Hardware, slides: Sequence[Path]) -> None:
+    """Predict `slides` into runs/<name>/slides/ with the run's final model; those predicted before with it are kept.
+
+    A slide that fails is left out, with a warning. Raises CheckpointError when the run's weights are missing, StateError
+    when the folder holds what this program did not write.
+    """
+    student = final_method(config) == "student"
+    settings = InferenceSettings(
+        test_dataset_dir=slides[0],
+        others=tuple(slides[1:]),
+        resnet_checkpoint=None if student else workspace.classifier,
+        sam_checkpoint=None if student else config.sam.checkpoint,
+        sam_decoder_checkpoint=None if student else workspace.last_decoder,
+        student_checkpoint=workspace.student if student else None,
+        output_dir=workspace.test_slides,
+        config=config,
+        weights_dir=workspace.checkpoints,
+    )
+    try:
+        try:
+            infer(settings, hardware)
+        except StateError:  # predicted with other weights or settings
+            infer(replace(settings, fresh=True), hardware)
+    except DataError as error:
+        logger.warning(f"evaluate: {error}")
