@@ -6,6 +6,7 @@ patches of a run (`segment_stored`), or computed for the images at hand (`ImageS
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.views import apply_view, undo_view
 from epsam.sam.decoder import predict_masks
-from epsam.sam.embeddings import reading_threads
+from epsam.sam.embeddings import Embeddings, reading_threads
 from epsam.sam.encoder import encode, to_input
 from epsam.sam.postprocessing import keep_components, without_small_regions
 from epsam.sam.samples import Batches, Example, PredictionSamples, Sample, by_size, load_batches
@@ -85,13 +86,12 @@ def segment_stored(
     config, hardware, embeddings = session.config, session.hardware, session.embeddings(split)
     samples = PredictionSamples(examples, embeddings, config)
     batches = Batches(len(examples), hardware.decoder_batch, draw=draw)
+    size = BatchSize("SAM", hardware.decoder_batch)
     unprompted: list[str] = []
     with progress(total=len(examples), desc=f"predict {split}", unit="patch") as bar:
         for batch in load_batches(samples, batches, reading_threads(config, hardware)):
             for group in by_size(batch):
-                names = [sample.example.patch.name for sample in group]
-                inputs = (embeddings.batch(items) for items in zip(*(sample.items for sample in group), strict=True))
-                found = segment(session.sam, inputs, [sample.views for sample in group], names, config.postprocess)
+                found = size.run(partial(_segment_samples, session, embeddings, group))
                 unprompted += [sample.example.patch.name for sample in group if sample.prompts.is_empty]
                 yield from ((sample, one.mask) for sample, one in zip(group, found, strict=True))
             bar.update(len(batch))
@@ -101,6 +101,19 @@ def segment_stored(
             f"{split}: {len(unprompted)} patches have no prompt, as their CAM mask is empty, and are predicted empty: "
             f"{', '.join(unprompted[:3])}{more}"
         )
+
+
+def _segment_samples(
+    session: SamSession, embeddings: Embeddings, samples: Sequence[Sample], size: int
+) -> list[Segmentation]:
+    """Segment samples of one shape, `size` at a time."""
+    found = []
+    for start in range(0, len(samples), size):
+        some = samples[start : start + size]
+        names = [sample.example.patch.name for sample in some]
+        inputs = (embeddings.batch(items) for items in zip(*(sample.items for sample in some), strict=True))
+        found += segment(session.sam, inputs, [sample.views for sample in some], names, session.config.postprocess)
+    return found
 
 
 class ImageSegmenter:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from epsam.runtime.device import Hardware, name_of
+from epsam.runtime.device import Hardware, autocast, name_of
 from epsam.runtime.log import logger
 from epsam.runtime.memory import BatchSize
 
@@ -108,7 +108,7 @@ class TrainStep(Generic[Model]):
         parts = math.ceil(len(images) / size)
         total = 0.0
         for micro, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            with dataclasses.replace(self.hardware, precision=self.precision).autocast():
+            with autocast(self.hardware.device, self.precision):
                 logits = self.model(micro)
             loss = self.loss(logits, targets.to(logits.device)) * (len(micro) / len(images))
             loss.backward()

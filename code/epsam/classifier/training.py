@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from epsam.patches.patch import patches_for_classifier
 from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
 from epsam.runtime.log import logger, progress
+from epsam.runtime.memory import BatchSize
 from epsam.runtime.text import listed
 from epsam.workspace import Workspace
 
@@ -49,10 +51,16 @@ def predict_logits(model: Backbone, images: PatchImages, hardware: Hardware, wor
     """Logits (N,) float32 on the CPU, in the order of `images`, in evaluation mode."""
     model.eval()
     batches = split_batches(len(images), hardware.classifier_batch)
+    size = BatchSize("classifier", hardware.classifier_batch)
     with torch.inference_mode(), hardware.autocast():
         return torch.cat(
-            [model(as_float(batch, hardware.device)).float().cpu() for _, batch in images.batches(batches, workers)]
+            [size.run(partial(_logits, model, batch, hardware)) for _, batch in images.batches(batches, workers)]
         )
+
+
+def _logits(model: Backbone, images: torch.Tensor, hardware: Hardware, size: int) -> torch.Tensor:
+    """Logits of a batch, `size` images at a time, on the CPU."""
+    return torch.cat([model(as_float(part, hardware.device)).float().cpu() for part in images.split(size)])
 
 
 def figures(model: Backbone, labelled: LabelledImages, hardware: Hardware, workers: int = 0) -> dict[str, float]:

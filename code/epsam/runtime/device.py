@@ -53,14 +53,16 @@ class Hardware:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of the precision of training."""
-        return self._autocast(self.precision)
+        return autocast(self.device, self.precision)
 
     def autocast_prediction(self) -> AbstractContextManager[object]:
         """Context of the precision of predictions."""
-        return self._autocast(self.prediction_precision)
+        return autocast(self.device, self.prediction_precision)
 
-    def _autocast(self, precision: torch.dtype) -> AbstractContextManager[object]:
-        return nullcontext() if precision == torch.float32 else torch.autocast(self.device.type, precision)
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Context of a precision, float32 included."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
 def choose_hardware(profile: str = "auto") -> Hardware:

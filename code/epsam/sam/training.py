@@ -1,6 +1,7 @@
 """Training of SAM's mask decoder."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,14 +211,22 @@ class DecoderTraining:
         return losses
 
     def _validate(self) -> dict[str, float]:
-        losses, dices = [], []
+        figures: list[tuple[float, float]] = []
         for batch in load_batches(self.val, self.val_batches, self.threads):
-            for group in by_size(batch):
-                with torch.no_grad():
-                    logits = self._logits(group, self.val_embeddings)
-                    losses += [self._loss(logits, group).item()] * len(group)
-                    dices += [1 - dice_loss((logits > 0).float(), _targets(group, logits)).item()] * len(group)
+            figures += self.part.run(partial(self._figures, batch))
+        losses, dices = zip(*figures, strict=True)
         return {"val_loss": float(np.mean(losses)), self.score: float(np.mean(dices))}
+
+    @torch.no_grad()
+    def _figures(self, batch: list[LabelledSample], part: int) -> list[tuple[float, float]]:
+        """Loss and Dice of each of `batch`, `part` patches at a time: the means over those that are decoded at once."""
+        figures: list[tuple[float, float]] = []
+        for start in range(0, len(batch), part):
+            for group in by_size(batch[start : start + part]):
+                logits = self._logits(group, self.val_embeddings)
+                dice = 1 - dice_loss((logits > 0).float(), _targets(group, logits))
+                figures += [(self._loss(logits, group).item(), dice.item())] * len(group)
+        return figures
 
     def _logits(self, group: list[LabelledSample], embeddings: Embeddings) -> torch.Tensor:
         inputs = embeddings.batch([sample.item for sample in group])
