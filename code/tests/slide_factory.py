@@ -142,6 +142,16 @@ def tiles_of(image: np.ndarray, tile: int, missing: Sequence[int] = ()) -> Itera
         yield None if number in missing else np.ascontiguousarray(padded[y : y + tile, x : x + tile])
 
 
+def spoil_tag(path: Path) -> Path:
+    """Have a TIFF claim tiles of 2 billion columns: OpenSlide aborts the process that opens it."""
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].tags["TileWidth"].offset
+    with path.open("r+b") as stream:
+        stream.seek(offset + 8)  # behind the tag's code, type and count
+        stream.write(struct.pack("<I", 2**31 - 1))
+    return path
+
+
 def spoil_tile(path: Path, number: int) -> None:
     """Overwrite a level-0 tile of a TIFF with bytes that no decoder understands."""
     with tifffile.TiffFile(path) as tiff:

@@ -1,8 +1,10 @@
 """The doctor: what it finds wrong before a run, and what it says to do about it."""
 
 import json
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,9 +15,9 @@ import pytest
 import torch
 
 from epsam.config.loading import find_config, load_config
-from epsam.doctor import Check, as_json, as_lines, report
+from epsam.doctor import Check, as_json, as_lines, estimate, report, resources
 from epsam.doctor.data import check_sam, check_slides, check_split, check_weights, how_to_get
-from epsam.doctor.estimate import bytes_still_needed, flop, stage_bytes
+from epsam.doctor.estimate import bytes_still_needed, flop, open_shards, stage_bytes
 from epsam.doctor.machine import (
     check_disk,
     check_folders,
@@ -33,6 +35,7 @@ from epsam.runs.environment import commit
 from epsam.runs.lock import lock
 from epsam.runs.record import write_done
 from epsam.runtime.files import write_csv, write_text
+from epsam.sam import store
 from epsam.workspace import Workspace
 from tests.patch_factory import make_patches
 
@@ -87,6 +90,9 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
         "folders",
         "lock",
         "disk",
+        "memory",
+        "shared memory",
+        "open files",
         "weights",
         "slides",
         "split",
@@ -100,6 +106,9 @@ def test_all_checks_of_a_run_and_of_a_prediction(workspace):
         "GPU",
         "readers",
         "folders",
+        "memory",
+        "shared memory",
+        "open files",
         "weights",
     ]
     nowhere = examine_for_inference(DEMO, workspace.checkpoints, Path("/proc/self/out"), with_sam=True)
@@ -187,8 +196,9 @@ def test_a_repository_that_git_refuses_to_read_has_an_unknown_commit(tmp_path, m
 def gpu(monkeypatch):
     """Has torch report a GPU of this capability, whose kernels run or not, with so much memory."""
 
-    def report_gpu(major, minor, *, runs=True, free=11.5, total=12.0):
+    def report_gpu(major, minor, *, runs=True, free=11.5, total=12.0, cards=1):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "sm_120"])
         monkeypatch.setattr(
             torch.cuda, "get_device_properties", lambda _: Properties("a card", major, minor, int(total * 2**30))
@@ -224,12 +234,72 @@ def test_gpu_memory_is_held_against_the_profile(gpu):
     assert "profile 12gb" in check_gpu(CAMELYON).message
     gpu(8, 6, free=3)
     check = check_gpu(CAMELYON)
-    assert (check.status, "3.0 of 12.0 GiB free, profile 12gb, which needs 11 GiB" in check.message) == (
+    assert (check.status, "3.0 of 12.0 GiB free, profile 12gb; the profile needs 11 GiB" in check.message) == (
         "warning",
         True,
     )
     assert "nvidia-smi" in check.fix
     assert check_gpu(CAMELYON.model_copy(update={"profile": "24gb"})).status == "warning"
+
+
+def test_of_several_cards_it_says_which_is_taken(gpu, monkeypatch):
+    gpu(8, 6)
+    assert "is taken" not in check_gpu(CAMELYON).message
+    gpu(8, 6, cards=4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "of 4 GPUs number 0 is taken, CUDA_VISIBLE_DEVICES=NUMBER takes another" in check_gpu(CAMELYON).message
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
+    gpu(8, 6, cards=2)
+    assert "of 2 GPUs number 3 is taken" in check_gpu(CAMELYON).message
+
+
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [
+        ("0::/job_7/step_0\n", "job_7/memory.max"),
+        ("0::/../job_7\n", "memory.max"),
+        ("5:memory:/slurm/job_7\n4:cpuset:/\n", "memory/slurm/job_7/memory.limit_in_bytes"),
+    ],
+)
+def test_memory_is_that_of_the_job_not_of_the_machine(tmp_path, monkeypatch, own, file):
+    write_text(tmp_path / "own", own)
+    write_text(tmp_path / "groups" / file, f"{4 * 2**30}\n")
+    write_text(tmp_path / "groups" / "job_7" / "step_0" / "memory.max", "max\n")
+    monkeypatch.setattr(resources, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(resources, "CGROUPS", tmp_path / "groups")
+    assert resources.memory_limit() == 4 * 2**30
+    check = resources.check_memory(16)
+    assert (check.status, "4.0 GiB of memory (the limit of this job); 16 workers" in check.message) == ("warning", True)
+    assert "workers=2" in check.fix
+    assert "sbatch --mem" in check.fix
+    assert resources.check_memory(1).status == "ok"
+    check = resources.check_memory(1, embeddings=2**40)
+    assert (check.status, "do not hold the 1024.0 GiB of embeddings" in check.message) == ("warning", True)
+    assert "local SSD" in check.fix
+
+
+def test_shared_memory_and_open_files(tmp_path, monkeypatch):
+    assert resources.check_shared_memory(1).status == "ok"
+    monkeypatch.setattr(resources, "SHARED_BYTES_PER_GPU", 2**60)
+    assert "--shm-size" in resources.check_shared_memory(2).fix
+
+    def no_lock():
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Lock", no_lock)
+    check = resources.check_shared_memory(1)
+    assert (check.status, "(Permission denied)" in check.message) == ("error", True)
+    assert open_shards(CAMELYON) > 450, "more than macOS allows by default"
+    for limits, status, advice in (
+        ((1024, 4096), "ok", ""),
+        ((256, 4096), "warning", "ulimit -n 768 before"),
+        ((256, 512), "warning", "at most 512 are"),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        check = resources.check_open_files(8, 512)
+        assert check.status == status
+        assert advice in check.fix
+    assert estimate.SHARD_BYTES == store.SHARD_BYTES
 
 
 def test_without_a_gpu_it_says_how_long_the_cpu_takes(monkeypatch):

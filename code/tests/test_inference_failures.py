@@ -13,9 +13,10 @@ from epsam.errors import DataError, SlideError
 from epsam.inference import predict_patches as patches
 from epsam.inference.output import OUTPUTS
 from epsam.inference.run import infer
+from epsam.runtime.workers import DIED
 from epsam.slides.reader import open_slide
 from epsam.slides.remote import RemoteSlide
-from tests.slide_factory import draw, write_claiming, write_slide
+from tests.slide_factory import draw, spoil_tag, write_claiming, write_slide
 from tests.test_inference_run import hardware, patch_folder, rows_of, settings, trained  # noqa: F401 fixtures
 
 CRASHING = """
@@ -70,6 +71,18 @@ def test_a_single_slide_whose_reader_crashes_is_one_line(settings, hardware, cra
     shutil.copy(settings.test_dataset_dir, tmp_path / "crash.tif")
     with pytest.raises(SlideError, match=r"crash\.tif: the process that read it died"):
         infer(with_asap(settings, crashing, test_dataset_dir=tmp_path / "crash.tif"), hardware)
+
+
+def test_a_slide_that_aborts_openslide_costs_itself_alone(settings, hardware, tmp_path):  # noqa: F811
+    folder = tmp_path / "slides"
+    for name in ("a", "b", "spoilt"):
+        write_slide(folder / f"{name}.tif", draw((200, 180), tissue=(20, 20, 180, 160)), levels=1)
+    spoil_tag(folder / "spoilt.tif")
+    with pytest.raises(DataError, match=r"1 of 3 slides failed \(spoilt\)"):
+        infer(dataclasses.replace(settings, test_dataset_dir=folder), hardware)
+    rows = {row["slide"]: row for row in rows_of(settings.output_dir / "slides.csv")}
+    assert {name: row["status"] for name, row in rows.items()} == {"a": "ok", "b": "ok", "spoilt": "failed"}
+    assert f"{DIED} (exit status -6)" in rows["spoilt"]["reason"]
 
 
 def test_a_slide_read_in_another_process_is_the_same(tmp_path):

@@ -16,7 +16,7 @@ from epsam.runtime.files import atomic, remove_temporaries
 from epsam.slides.openslide import OpenSlideSlide
 from epsam.stages.preprocess import preprocess
 from epsam.workspace import Workspace
-from tests.slide_factory import box_points, draw, make_dataset, write_claiming, write_slide, write_xml
+from tests.slide_factory import box_points, draw, make_dataset, spoil_tag, write_claiming, write_slide, write_xml
 from tests.test_slides_preprocess import config, slides, table, written
 
 BOX = (128, 112, 300, 260)
@@ -111,6 +111,14 @@ def test_what_a_reader_raises_is_given_as_the_reason(ws, error, monkeypatch, cap
     assert [row["slide"] for row in slides(ws).values() if row["status"] == "failed"] == ["tumor_004"]
     shown = [record for record in caplog.records if "Traceback" in record.message]
     assert [record.levelname for record in shown] == ["DEBUG"]
+
+
+def test_a_slide_that_aborts_openslide_costs_itself_alone(ws):
+    spoil_tag(ws.slides / "tumor_004.tif")
+    preprocess(config(workers=1), ws)
+    rows = slides(ws)
+    assert [name for name, row in rows.items() if row["status"] == "failed"] == ["tumor_004"]
+    assert "the process that read it died" in rows["tumor_004"]["reason"]
 
 
 def test_windows_that_raise_are_left_out(ws, monkeypatch):

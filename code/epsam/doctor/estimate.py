@@ -11,6 +11,8 @@ PNG_BYTES_PER_PX = 3.1
 """Patches are kept without compression; their masks are small."""
 EMBEDDING_BYTES = 256 * 64 * 64 * 2
 """fp16, the same for SAM's three sizes; the demo's is a sixteenth at most."""
+SHARD_BYTES = 128 * 2**20
+"""Of a file of embeddings, see sam/store.py."""
 MILLION_WEIGHTS = {18: 11.2, 34: 21.3, 50: 23.5, "efficientnet_lite0": 3.4}
 DECODER_MILLION_WEIGHTS = 4.1
 FLOP_PER_PX = {18: 0.12e6, 34: 0.22e6, 50: 0.25e6, "efficientnet_lite0": 0.03e6}
@@ -36,6 +38,11 @@ def stage_bytes(config: Config, views: int) -> dict[str, int]:
         "embed": encoded * embedding if config.sam.embeddings == "on" else 0,
         "retrain": round(4e6 * DECODER_MILLION_WEIGHTS * 5 * (config.retrain.rounds + 1)),
     }
+
+
+def open_shards(config: Config) -> int:
+    """Files of embeddings that a training has open at once."""
+    return -(-stage_bytes(config, config.sam.views)["embed"] // SHARD_BYTES)
 
 
 def bytes_still_needed(config: Config, workspace: Workspace, views: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ import openslide
 import epsam
 from epsam.config.schema import Config
 from epsam.doctor import Check
+from epsam.doctor.resources import which_gpu
 from epsam.runs.environment import commit as commit_of_program
 from epsam.runs.lock import STALE_S, holder_of
 from epsam.runtime.text import duration_text, size_text
@@ -125,15 +126,27 @@ def check_gpu(config: Config, work: float = 0) -> Check:
         )
     free, total = (n / GIB for n in torch.cuda.mem_get_info())
     profile = profile_for(properties.total_memory) if config.profile == "auto" else config.profile
-    message = f"{properties.name} ({capability}), {free:.1f} of {total:.1f} GiB free, profile {profile}"
+    message = (
+        f"{properties.name} ({capability}), {free:.1f} of {total:.1f} GiB free, profile {profile}"
+        f"{which_gpu(gpu_count(config))}"
+    )
     if free < NEEDED_GIB[profile]:
         return Check(
             "GPU",
             "warning",
-            f"{message}, which needs {NEEDED_GIB[profile]:.0f} GiB",
+            f"{message}; the profile needs {NEEDED_GIB[profile]:.0f} GiB",
             "stop what else uses the card (nvidia-smi lists it), or set a smaller profile, e.g. profile=8gb",
         )
     return Check("GPU", "ok", message)
+
+
+def gpu_count(config: Config) -> int:
+    """GPUs that this process could use; 0 where torch cannot be imported."""
+    try:
+        import torch
+    except (ImportError, RuntimeError, OSError):  # `check_torch` says so
+        return 0
+    return 0 if config.profile == "cpu" else torch.cuda.device_count()
 
 
 def _without_gpu(config: Config, work: float) -> Check:

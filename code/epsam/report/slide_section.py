@@ -15,7 +15,7 @@ from epsam.patches.tables import read_summary
 from epsam.runtime.files import read_mask
 from epsam.runtime.records import is_plain
 from epsam.slides.overview import overview
-from epsam.slides.reader import open_slide
+from epsam.slides.remote import RemoteSlide
 from epsam.slides.slide import plausible_mpp
 from epsam.visualization.panels import as_jpeg, tint_errors
 from epsam.workspace import Workspace
@@ -105,7 +105,7 @@ def _picture(
     low, high = corners.min(0) - side // 2, corners.max(0) + side + side // 2
     downsample = max(1.0, float((high - low).max()) / PICTURE_PX)
     try:
-        with open_slide(workspace.slides / file, config.slides.reader, config.slides.asap_path) as source:
+        with RemoteSlide(workspace.slides / file, config.slides.reader, config.slides.asap_path) as source:
             low, high = np.maximum(low, 0), np.minimum(high, source.size)
             image = overview(source, downsample, window=(*low.tolist(), *(high - low).tolist()))
     except SlideError:
