@@ -9,7 +9,7 @@ from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Config
 from epsam.errors import CheckpointError, StateError
 from epsam.models.find import Model, find_model
-from epsam.options import UserPath, root_option
+from epsam.options import PathArgument, root_option
 from epsam.results import read_results
 from epsam.runs.environment import package_versions, read_environment
 from epsam.runtime.downloads import WEIGHTS
@@ -22,7 +22,7 @@ from epsam.workspace import Workspace
 
 @click.command("export-model")
 @click.argument("name")
-@click.argument("target", metavar="FILE", type=UserPath())
+@click.argument("target", metavar="FILE", type=PathArgument())
 @click.argument("overrides", nargs=-1, metavar="[sam.checkpoint=FILE]")
 @root_option
 def export_command(name: str, target: Path, overrides: tuple[str, ...], root: Path) -> None:

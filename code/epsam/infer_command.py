@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from epsam.options import UserPath, root_option
+from epsam.options import PathArgument, root_option
 from epsam.runtime.log import set_up_logging
 from epsam.slides.slide import PLAUSIBLE_MPP
 
@@ -23,7 +23,7 @@ DEFAULT_MODEL = "demo"
 )
 @click.option(
     "--output",
-    type=UserPath(),
+    type=PathArgument(),
     metavar="DIR",
     help="Folder of the predictions.  [default: one for each input, in runs/inference/MODEL]",
 )

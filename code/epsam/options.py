@@ -16,7 +16,7 @@ root_option = click.option(
 )
 
 
-class UserPath(click.Path):
+class PathArgument(click.Path):
     """A path as a user gives it to a script, see runtime/user_paths.py."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:

@@ -83,7 +83,7 @@ TRAIN_CLASSIFIER = Stage(
     "learn the patch labels",
     _train_classifier,
     needs=(PREPROCESS,),
-    settings=("classifier",),
+    settings=("classifier", "init_from"),
     outputs=("checkpoints/{name}_resnet_adl.pth",),
     files=(
         "checkpoints/{name}_resnet_adl.pth",

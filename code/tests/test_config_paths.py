@@ -59,12 +59,12 @@ def test_the_schema_has_the_paths_that_are_known():
 @pytest.mark.parametrize("nested", [False, True])
 def test_no_path_is_taken_from_settings_beside_weights(sidecar, tmp_path, caplog, key, nested):
     section, _, name = key.partition(".")
-    settings = {section: {name: "/theirs"}} if nested else {key: "/theirs"}
+    settings = {section: {name: "/theirs"}} if nested and name else {key: "/theirs"}
     files = sidecar(settings)
     assert _value(settings_of(files, None, ()), key) == _value(Config(name="x"), key)
     assert f"give {key} yourself" in caplog.text
     assert str(_value(settings_of(files, None, (f"{key}=/mine",)), key)) == "/mine"
-    (tmp_path / "mine.yaml").write_text(f"{section}: {{{name}: /mine}}\n")
+    (tmp_path / "mine.yaml").write_text(f"{section}: {{{name}: /mine}}\n" if name else f"{section}: /mine\n")
     assert str(_value(settings_of(files, str(tmp_path / "mine.yaml"), ()), key)) == "/mine"
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from epsam.config.schema import Config
+from epsam.config.schema import Config, is_name_of_run
 from epsam.runtime.sidecar import flatten
 from epsam.runtime.user_paths import from_user
 
@@ -52,7 +52,9 @@ def _is_harmless(value: Any, words: frozenset) -> bool:
 def path_from_user(key: str, value: Any) -> Any:
     """The value that a user gives to the setting `key`: a path counts from where the user stands, other values stay."""
     words = dict(path_settings()).get(key)
-    return value if words is None or not isinstance(value, str) or value in words else str(from_user(value))
+    if words is None or not isinstance(value, str) or value in words:
+        return value
+    return value if key == "init_from" and is_name_of_run(value) else str(from_user(value))
 
 
 def counted_from(config: Config, top: Path) -> Config:

@@ -30,6 +30,21 @@ def _absolute(path: Path) -> Path:
 UserPath = Annotated[Path, AfterValidator(_expanded)]
 """A path of the user's: `~` is the home folder, and a relative one counts from the project's top level (the folder of
 dataset/ and checkpoints/), wherever the settings file lies; see `counted_from`."""
+
+
+def is_name_of_run(word: str) -> bool:
+    """Whether `init_from: word` is the name of a run, and not a path."""
+    return "/" not in word and not word.startswith("~") and not word.endswith(".epsam")
+
+
+def _name_of_run(word: str) -> str:
+    if not is_name_of_run(word):
+        raise ValueError("is a path")
+    return word
+
+
+ModelName = Annotated[str, AfterValidator(_name_of_run)]
+"""The name of a run, whose model is in checkpoints/."""
 ProgramPath = Annotated[Path, AfterValidator(_expanded), AfterValidator(_absolute)]
 """A path of an installed program, absolute or from `~`."""
 
@@ -426,6 +441,10 @@ class Config(Section):
     """Batch sizes for a machine: `auto` takes the largest that its memory holds."""
     workers: Count | None = None
     """Processes that read slides, threads that read patches; null takes the number of cores."""
+    init_from: ModelName | UserPath | None = None
+    """An earlier model that training starts from: the name of a run, the path of a model file (.epsam), of a folder of
+    checkpoints, or FOLDER/NAME. The classifier starts from its classifier (instead of `classifier.init`), each round from
+    its decoder (instead of SAM's own), the student from its student, if it has one. Backbone and SAM must be the same."""
     slides: Slides = Slides()
     patches: Patches = Patches()
     classifier: Classifier = Classifier()

@@ -7,6 +7,7 @@ from pathlib import Path
 from epsam.config.schema import Config
 from epsam.doctor import Check
 from epsam.errors import CheckpointError, ConfigError, DataError
+from epsam.models.initial import initial_model
 from epsam.patches.camelyon import PUBLISHED_SPLITS, canonical_name, split_lists
 from epsam.patches.class_folders import find_class_patches, has_class_folders
 from epsam.patches.manifest import SlideRecord, read_manifest
@@ -32,6 +33,15 @@ COMMANDS = {
 }
 """What gets the slides that the published splits need, to be pasted into a terminal; dataset/README.md shows the same."""
 MORE = "  # see dataset/README.md"
+
+
+def check_initial(config: Config, workspace: Workspace) -> list[Check]:
+    """The model that training starts from is there and of the same networks; nothing where `init_from` is not set."""
+    try:
+        model = initial_model(config, workspace)
+    except (CheckpointError, ConfigError) as error:
+        return [Check("earlier model", "error", str(error), "correct init_from")]
+    return [Check("earlier model", "ok", f"training starts from {model.classifier}")] if model else []
 
 
 def check_slides(config: Config, workspace: Workspace) -> Check:

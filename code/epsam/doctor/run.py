@@ -5,7 +5,7 @@ from pathlib import Path
 from epsam.config.paths import counted_from
 from epsam.config.schema import Config
 from epsam.doctor import Check
-from epsam.doctor.data import check_sam, check_slides, check_split, check_weights
+from epsam.doctor.data import check_initial, check_sam, check_slides, check_split, check_weights
 from epsam.doctor.estimate import bytes_still_needed, flop, open_shards, stage_bytes
 from epsam.doctor.machine import (
     check_disk,
@@ -38,6 +38,7 @@ def examine(config: Config, workspace: Workspace) -> list[Check]:
         check_shared_memory(gpu_count(config) if with_torch else 0),
         check_open_files(config.worker_count, open_shards(config)),
         check_weights(counted_from(config, workspace.root), workspace.checkpoints),
+        *check_initial(config, workspace),
         check_slides(config, workspace),
         check_split(config, workspace),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from epsam.config.paths import counted_from
 from epsam.config.schema import Config
 from epsam.errors import DataError, StateError
+from epsam.models.initial import initial_hashes
 from epsam.results import restore_table
 from epsam.runs.environment import write_environment
 from epsam.runs.inventory import check_files, difference, record_files, recorded_files
@@ -155,7 +156,8 @@ class _Run:
             return signature(stage.settings, self.config, {SLIDES: self.data[SLIDES]})
         settings = [key for s in (*stage.all_needed(), stage) for key in s.settings]
         kinds = (PATCHES, MASKS) if stage.uses_true_masks else (PATCHES,)
-        return signature(settings, self.config, {kind: self.data[kind] for kind in kinds})
+        initial = initial_hashes(self.config, self.workspace) if "init_from" in settings else {}
+        return signature(settings, self.config, {kind: self.data[kind] for kind in kinds} | initial)
 
     def _hardware(self) -> Any:
         # PyTorch is imported here, so that a stage that is done already is reported without loading it.

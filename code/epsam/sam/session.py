@@ -1,10 +1,10 @@
 """What the SAM stages share: the model, and the examples and embeddings of each split."""
 
-from pathlib import Path
-
 from epsam.config.schema import Config
+from epsam.models.initial import initial_model
 from epsam.patches.patch import patches_for_sam
 from epsam.runtime.device import Hardware
+from epsam.runtime.model_file import WeightsSource
 from epsam.sam.checkpoint import decoder_weights, load_decoder, load_sam
 from epsam.sam.embeddings import Embeddings, open_embeddings
 from epsam.sam.samples import Example, examples_of
@@ -21,7 +21,12 @@ class SamSession:
         self._examples: dict[str, list[Example]] = {}
         self._embeddings: dict[str, Embeddings] = {}
 
-    def use_decoder(self, path: Path | None) -> None:
+    def use_initial_decoder(self) -> None:
+        """Put into `sam` what a training starts from: the decoder of `init_from`, or the original one."""
+        initial = initial_model(self.config, self.workspace)
+        self.use_decoder(initial.decoder if initial else None)
+
+    def use_decoder(self, path: WeightsSource | None) -> None:
         """Put the decoder of a file into `sam`; None: the original one."""
         if path is None:
             self.sam.load_state_dict(self._original, strict=False)

@@ -108,7 +108,7 @@ def train_decoder(
     *,
     supervised: bool = False,
 ) -> None:
-    """Train SAM's original decoder on `train` and write the one that is best on `val` to `path`.
+    """Train SAM's original decoder, or that of `init_from`, on `train` and write the one that is best on `val` to `path`.
 
     `name` (`round0`, ...) names the training state to go on from, runs/<name>/state/<name>.pth, and the curves.
     `supervised`: the masks of `val` are true ones, whatever finetune.select_on says.
@@ -120,7 +120,7 @@ def train_decoder(
         f"{name}: {len(train)} training patches, {len(val)} validation patches; the best epoch is chosen by "
         f"{'true' if on_true_masks else 'pseudo'} masks of the val split"
     )
-    session.use_decoder(None)
+    session.use_initial_decoder()
     trainer = DecoderTraining(session, name, train, val, dice_name(on_true_masks))
     state, best = workspace.state / f"{name}.pth", workspace.state / f"{name}_best.pth"
     run(

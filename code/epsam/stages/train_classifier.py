@@ -2,8 +2,9 @@
 
 import torch
 
+from epsam.classifier.backbone import Backbone
 from epsam.classifier.batchnorm import recalibrate_batchnorm
-from epsam.classifier.building import build_classifier
+from epsam.classifier.building import build_classifier, load_classifier
 from epsam.classifier.pretrained import initialise
 from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.classifier.training import (
@@ -18,6 +19,7 @@ from epsam.classifier.validation import map_error
 from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Config
 from epsam.evaluation.metrics import auc
+from epsam.models.initial import initial_model
 from epsam.patches.resolution import patch_mpp
 from epsam.results import record_results
 from epsam.runtime.checkpoints import load_tensors, save_weights
@@ -30,6 +32,17 @@ from epsam.visualization.charts import draw_curves
 from epsam.workspace import SPLITS, Workspace
 
 
+def _first_model(config: Config, workspace: Workspace) -> Backbone:
+    """The classifier before its first step: of `init_from`, or as `classifier.init` says."""
+    initial = initial_model(config, workspace)
+    if initial and initial.classifier:
+        logger.info(f"classifier: starts from {initial.classifier}")
+        return load_classifier(config.classifier, initial.classifier)
+    model = build_classifier(config.classifier)
+    initialise(model, config.classifier.init, workspace.checkpoints)
+    return model
+
+
 def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     """Stage: train on the labels of the train split, keep the best epoch (`select_on`), and measure it.
 
@@ -40,8 +53,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     settings = config.classifier
     train, val, test = (load_labelled(workspace, split, config.worker_count) for split in SPLITS)
     torch.manual_seed(seed_of(settings.seed, "classifier"))
-    model = build_classifier(settings)
-    initialise(model, settings.init, workspace.checkpoints)
+    model = _first_model(config, workspace)
     model.to(hardware.device).to(memory_format=hardware.memory_format)
     optimiser = torch.optim.Adam(
         parameter_groups(model, settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True

@@ -15,6 +15,7 @@ from epsam.classifier.train_step import TrainStep
 from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Config
 from epsam.errors import EpsamError
+from epsam.models.initial import initial_model
 from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import Hardware
@@ -22,7 +23,7 @@ from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import seed_of
 from epsam.runtime.training_loop import dice_name, run
 from epsam.student.data import SegmentationData, targets_of
-from epsam.student.network import Student, build_student
+from epsam.student.network import Student, build_student, load_student
 from epsam.workspace import Workspace
 
 SMOOTH = 1.0
@@ -95,7 +96,7 @@ class StudentTraining:
         self.config, self.settings, self.hardware, self.name = config, config.student, hardware, name
         self.train, self.val = data["train"], data["val"]
         torch.manual_seed(seed_of(self.settings.seed, "student"))
-        self.model = build_student(config.classifier, workspace.classifier)
+        self.model = first_student(config, workspace)
         self.model.to(hardware.device).to(memory_format=hardware.memory_format)
         rates = [self.settings.trunk_lr, self.settings.lr]
         groups = [{"params": parameters} for parameters in _parameter_groups(self.model)]
@@ -162,6 +163,15 @@ class StudentTraining:
             with self.learner.hardware.autocast():
                 logits = self.model(as_float(images, self.hardware.device))
             yield logits, masks.to(self.hardware.device).float()
+
+
+def first_student(config: Config, workspace: Workspace) -> Student:
+    """The student before its first step: that of `init_from`, or one on the trunk of the run's classifier."""
+    initial = initial_model(config, workspace)
+    if initial and initial.student:
+        logger.info(f"student: starts from {initial.student}")
+        return load_student(config.classifier, initial.student)
+    return build_student(config.classifier, workspace.classifier)
 
 
 def segmentation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
