@@ -150,7 +150,8 @@ def same_decoder(top: Path, hardware: Hardware) -> None:
 
 
 class Measurement:
-    """Seconds and peak memory (MiB; of the process so far, on the CPU)."""
+    """Seconds (of the processor, on the CPU: other work on the machine counts little) and peak memory in MiB (there of
+    the process so far)."""
 
     seconds: float
     peak: float
@@ -163,11 +164,12 @@ def measured(hardware: Hardware):
     if hardware.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+    clock = time.perf_counter if hardware.device.type == "cuda" else time.process_time
+    start = clock()
     yield result
     if hardware.device.type == "cuda":
         torch.cuda.synchronize()
-    result.seconds, result.peak = time.perf_counter() - start, peak_memory_mib(str(hardware.device))
+    result.seconds, result.peak = clock() - start, peak_memory_mib(str(hardware.device))
 
 
 def prepare(top: Path, model: str, counts: dict[str, int], size_px: int, **settings) -> tuple[Workspace, Config]:

@@ -161,6 +161,17 @@ def test_probability_is_the_map_at_every_level(source, tmp_path):
         assert np.abs(pixels[np.ix_(y, x)] - values[:-1, :-1]).mean() < 3
 
 
+def test_foci_beyond_the_limit_of_annotations_from_elsewhere_are_painted_all_the_same(
+    foci, mask, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("epsam.slides.rasterize.MAX_CROSSINGS", 1000)
+    monkeypatch.setattr("epsam.slides.rasterize.BAND_CROSSINGS", 500)
+    write_mask(tmp_path / "m.tif", foci, LEVELS, (0.25, 0.26))
+    assert (tmp_path / "m.tif").read_bytes() == mask.read_bytes()
+    tissue = np.ones((SIZE[1] // 20, SIZE[0] // 20), bool)
+    assert tissue_area(tissue, 20, foci) == pytest.approx(SIZE[0] * SIZE[1], rel=0.01)
+
+
 def test_a_wide_slide_without_levels_gets_levels(tmp_path):
     write_mask(tmp_path / "m.tif", [], [(9000, 700)], None)
     assert openslide.OpenSlide(tmp_path / "m.tif").level_dimensions == ((9000, 700), (4500, 350), (2250, 175))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from epsam.errors import AnnotationError
 from epsam.slides.annotation import load_annotation
-from epsam.slides.rasterize import rasterize
+from epsam.slides.rasterize import Rasterizer, rasterize
 from tests.slide_factory import GROUPS, box_points, write_xml
 
 XML = Path(__file__).parents[3] / "shared" / "data" / "camelyon16_xml"
@@ -109,12 +109,15 @@ decimals = st.floats(-5, 45, allow_nan=False).map(lambda value: round(value, 2))
 def test_any_polygons_agree_with_the_point_test(shapes):
     shapes = sorted(shapes, key=lambda shape: shape[0])  # tumours first, holes after
     points = [np.array(p, float) for _, p in shapes]
-    spans = rasterize([[p] for p in points], [int(hole) for hole, _ in shapes], [True, False])
+    polygons, layers = [[p] for p in points], [int(hole) for hole, _ in shapes]
+    spans = rasterize(polygons, layers, [True, False])
     x, y = np.meshgrid(np.arange(40.0), np.arange(40.0))
     expected = np.zeros((40, 40), bool)
     for (hole, _), polygon in zip(shapes, points, strict=True):
         expected[inside(polygon, x, y)] = not hole
     np.testing.assert_array_equal(spans.mask(0, 0, 40, 40), expected)
+    some_rows = Rasterizer(polygons, layers, [True, False]).spans(np.arange(0, 40, 3))
+    np.testing.assert_array_equal(some_rows.mask(0, 0, 14, 14, 3), expected[::3, ::3])
     at = np.array([0, 7, 20])
     np.testing.assert_array_equal(spans.area(at, at, 15, 11), [expected[k : k + 11, k : k + 15].sum() for k in at])
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from epsam.inference.outlines import Focus
-from epsam.inference.pyramid import spans_of
+from epsam.inference.pyramid import PaintedFoci
 
 
 def tissue_area(tissue: np.ndarray, downsample: float, foci: list[Focus]) -> float:
@@ -15,5 +15,5 @@ def tissue_area(tissue: np.ndarray, downsample: float, foci: list[Focus]) -> flo
     """
     height, width = tissue.shape
     middle = int(downsample / 2)
-    beside = tissue & ~spans_of(foci).mask(middle, middle, width, height, downsample) if foci else tissue
+    beside = tissue & ~PaintedFoci(foci).mask(middle, middle, width, height, downsample) if foci else tissue
     return sum(focus.polygon.area for focus in foci) + float(beside.sum()) * downsample**2

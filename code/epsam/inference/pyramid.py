@@ -1,19 +1,18 @@
 """Mask and probability as pyramidal TIFF that OpenSlide, ASAP and QuPath open, written tile by tile."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
-import shapely
 import tifffile
-from shapely.geometry import box
 
 from epsam.inference.export import exclusions
 from epsam.inference.outlines import Focus
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
-from epsam.slides.rasterize import Spans, rasterize
+from epsam.slides.rasterize import Rasterizer, Spans
 
 TILE = 512
 MAX_COARSEST_PX = 4096
@@ -27,27 +26,37 @@ def write_mask(
     path: Path, foci: list[Focus], levels: Sequence[tuple[int, int]], mpp: tuple[float, float] | None
 ) -> None:
     """Write the outlines as 0/255, painted as our reader and ASAP paint the XML of the same outlines."""
-    region = shapely.MultiPolygon([focus.polygon for focus in foci])
-    shapely.prepare(region)
-    spans = spans_of(foci)
+    painted = PaintedFoci(foci)
+    write_pyramid(path, painted.tile, levels, mpp)
 
-    def draw(x: float, y: float, side: int, downsample: float) -> np.ndarray | int:
-        window = box(x, y, x + side * downsample, y + side * downsample)
-        if not region.intersects(window):
-            return 0
-        if region.contains_properly(window):
-            return 255
+
+class PaintedFoci:
+    """The foci as pixels, painted as the XML of the same outlines is, some rows at a time."""
+
+    def __init__(self, foci: list[Focus]):
+        outer, holes = [f.polygon.exterior for f in foci], list(exclusions(foci))
+        rings = [np.asarray(ring.coords)[:-1] for ring in outer + holes]
+        self._rasterizer = Rasterizer([[ring] for ring in rings], [0] * len(outer) + [1] * len(holes), [True, False])
+        self._spans = lru_cache(1)(self._spans_of_rows)  # windows beside each other share them
+
+    def mask(self, x: int, y: int, width: int, height: int, downsample: float) -> np.ndarray:
+        """As `Spans.mask`."""
+        return self._spans(y, height, downsample).mask(x, y, width, height, downsample)
+
+    def tile(self, x: float, y: float, side: int, downsample: float) -> np.ndarray | int:
+        """What `write_pyramid` draws."""
         middle = (downsample - 1) / 2  # of the level-0 pixels under one of this level
-        return spans.mask(round(x + middle), round(y + middle), side, side, downsample).astype(np.uint8) * 255
+        left, top = round(x + middle), round(y + middle)
+        right = left + int((side - 1) * downsample) + 1
+        spans = self._spans(top, side, downsample)
+        if not ((spans.start < right) & (spans.end > left)).any():
+            return 0
+        if np.count_nonzero((spans.start <= left) & (spans.end >= right)) == side:  # runs of a row do not overlap
+            return 255
+        return spans.mask(left, top, side, side, downsample).astype(np.uint8) * 255
 
-    write_pyramid(path, draw, levels, mpp)
-
-
-def spans_of(foci: list[Focus]) -> Spans:
-    """The foci as runs of level-0 pixels, painted as the XML of the same outlines is."""
-    outer, holes = [f.polygon.exterior for f in foci], list(exclusions(foci))
-    rings = [np.asarray(ring.coords)[:-1] for ring in outer + holes]
-    return rasterize([[ring] for ring in rings], [0] * len(outer) + [1] * len(holes), [True, False])
+    def _spans_of_rows(self, y: int, height: int, downsample: float) -> Spans:
+        return self._rasterizer.spans(y + np.floor(np.arange(height) * downsample).astype(np.int64))
 
 
 def write_probability(

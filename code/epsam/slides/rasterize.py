@@ -99,14 +99,40 @@ def rasterize(polygons: Sequence[Sequence[np.ndarray]], layer: Sequence[int], pa
     earlier ones. Memory is bounded whatever the outlines: raises AnnotationError when they cross more pixel rows than
     the outlines of a slide do.
     """
-    edges = _Edges.of(polygons)
-    bands = [
-        _merge(_cut_out_holes(edges.fill(first, last), edges.polygon, edges.is_hole), layer, painted)
-        for first, last in edges.bands()
-    ]
-    none = np.zeros(0, np.int32)
-    rows, starts, ends = zip(*(bands or [(none, none, none)]), strict=True)
-    return Spans(np.concatenate(rows), np.concatenate(starts), np.concatenate(ends))
+    rasterizer = Rasterizer(polygons, layer, painted)
+    if rasterizer.crossings > MAX_CROSSINGS:
+        raise AnnotationError(
+            f"outlines cross {rasterizer.crossings} pixel rows, too many for a slide; check the coordinates"
+        )
+    return rasterizer.spans(rasterizer.rows())
+
+
+class Rasterizer:
+    """Fills polygons as `rasterize` does, the rows that are asked for at a time: any number of outlines, little memory."""
+
+    def __init__(self, polygons: Sequence[Sequence[np.ndarray]], layer: Sequence[int], painted: Sequence[bool]):
+        self._edges, self._layer, self._painted = _Edges.of(polygons), layer, painted
+
+    @property
+    def crossings(self) -> int:
+        """How many pixel rows all outlines cross."""
+        return int((self._edges.high - self._edges.low).sum())
+
+    def rows(self) -> np.ndarray:
+        """All rows from the first to the last that an outline crosses, int64."""
+        edges = self._edges
+        return np.arange(edges.low.min(), edges.high.max()) if len(edges.low) else np.zeros(0, np.int64)
+
+    def spans(self, rows: np.ndarray) -> Spans:
+        """The runs in `rows`, (n,) int64 in ascending order, at scale 1."""
+        edges = self._edges
+        bands = [
+            _merge(_cut_out_holes(edges.fill(band), edges.polygon, edges.is_hole), self._layer, self._painted)
+            for band in edges.bands(rows)
+        ]
+        none = np.zeros(0, np.int32)
+        row, start, end = zip(*(bands or [(none, none, none)]), strict=True)
+        return Spans(np.concatenate(row), np.concatenate(start), np.concatenate(end))
 
 
 @dataclass(frozen=True)
@@ -141,8 +167,6 @@ class _Edges:
         owner = np.repeat(np.arange(len(rings)), [len(ring) for ring, *_ in rings]).astype(np.int64)
         low = np.ceil(np.minimum(a[:, 1], b[:, 1])).astype(np.int64)
         high = np.ceil(np.maximum(a[:, 1], b[:, 1])).astype(np.int64)
-        if (total := int((high - low).sum())) > MAX_CROSSINGS:
-            raise AnnotationError(f"outlines cross {total} pixel rows, too many for a slide; check the coordinates")
         seen = low < high
         corners = np.array([(ring.min(axis=0), ring.max(axis=0)) for ring, *_ in rings]).reshape(-1, 2, 2)
         return cls(
@@ -156,22 +180,34 @@ class _Edges:
             np.array([hole for *_, hole in rings], bool),
         )
 
-    def bands(self) -> Iterator[tuple[int, int]]:
-        """First row, and first row after, of bands that hold about BAND_CROSSINGS each."""
-        if not len(self.low):
+    def bands(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Parts of `rows` that hold about BAND_CROSSINGS each; none where nothing is crossed."""
+        _, low, high = self._crossed(rows)
+        if not len(low):
             return
-        top, rows = int(self.low.min()), int(self.high.max() - self.low.min())
-        change = np.bincount(self.low - top, minlength=rows + 1) - np.bincount(self.high - top, minlength=rows + 1)
-        total = np.cumsum(np.cumsum(change[:rows]))
+        total = np.bincount(low, minlength=len(rows) + 1)
+        total -= np.bincount(high, minlength=len(rows) + 1)
+        total = total[: len(rows)]
+        for _ in range(2):  # crossings of each row, then of all rows up to it
+            np.cumsum(total, out=total)
         steps = np.arange(BAND_CROSSINGS, total[-1] + BAND_CROSSINGS, BAND_CROSSINGS)
-        last = np.unique(np.minimum(np.searchsorted(total, steps) + 1, rows))
-        yield from zip([top, *(last[:-1] + top).tolist()], (last + top).tolist(), strict=True)
+        last = np.unique(np.minimum(np.searchsorted(total, steps) + 1, len(rows)))
+        yield from np.split(rows[: last[-1]], last[:-1])
 
-    def fill(self, first: int, last: int) -> Runs:
-        """Runs of each ring by itself in rows first <= y < last, sorted by ring, row and start."""
-        here = np.flatnonzero((self.low < last) & (self.high > first))
-        low, high = np.maximum(self.low[here], first), np.minimum(self.high[here], last)
-        index, row = _ranges(low, high - low)
+    def _crossed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Edges that cross some of `rows`: their numbers, and the first row and the first row after, as places in `rows`."""
+        if not len(rows):
+            return (np.zeros(0, np.int64),) * 3
+        here = np.flatnonzero((self.low <= rows[-1]) & (self.high > rows[0]))
+        low, high = np.searchsorted(rows, self.low[here]), np.searchsorted(rows, self.high[here])
+        seen = low < high  # the others lie between two of the rows
+        return here[seen], low[seen], high[seen]
+
+    def fill(self, rows: np.ndarray) -> Runs:
+        """Runs of each ring by itself in `rows`, sorted by ring, row and start."""
+        here, low, high = self._crossed(rows)
+        index, place = _ranges(low, high - low)
+        row = rows[place]
         edge = here[index]
         (ax, ay), (bx, by) = self.a[edge].T, self.b[edge].T
         crossing = _first_right_of(ax, ay, bx, by, row)
