@@ -229,8 +229,10 @@ class DecoderTraining:
         return figures
 
     def _logits(self, group: list[LabelledSample], embeddings: Embeddings) -> torch.Tensor:
+        """Logits (N, H, W) float32 of patches of one size, by the decoder in the device's best precision."""
         inputs = embeddings.batch([sample.item for sample in group])
-        return predict_masks(self.sam, inputs, [sample.prompts for sample in group], group[0].size)
+        with self.hardware.autocast():
+            return predict_masks(self.sam, inputs, [sample.prompts for sample in group], group[0].size)
 
     def _loss(self, logits: torch.Tensor, group: list[LabelledSample]) -> torch.Tensor:
         probability, target, smooth = logits.sigmoid(), _targets(group, logits), self.settings.smooth
