@@ -75,7 +75,7 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "rows": [rows[slide] for slide in slides],
         "pictures": pictures,
         "explanation": (
-            f"Test patches in their places, as {final.title.lower()} predicts them, and how many of the normal ones it marks "
+            f"Test patches in their places, as predicted ({final.title.lower()}), and how many of the normal ones it marks "
             "in part as tumour. Dice is the mean over the patches with tumour. "
             "What is pale was not predicted here; ./infer.sh predicts whole slides."
         ),
