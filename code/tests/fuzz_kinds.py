@@ -20,7 +20,14 @@ from epsam.evaluation.methods import Figures, read_figures, write_figures
 from epsam.inference.output import OutputFolder
 from epsam.inference.patch_folder import check_masks, find_patches
 from epsam.inference.patch_rows import PatchRows
-from epsam.inference.predict_slides import COLUMNS, SlideFile, SlideRow, SlideState
+from epsam.inference.slide_records import (
+    NotPredicted,
+    SlideFile,
+    SlideRow,
+    SlideState,
+    read_slide_record,
+    recorded_files,
+)
 from epsam.patches.candidates import CandidatesTask, find_candidates
 from epsam.patches.labels import read_labels
 from epsam.patches.manifest import SLIDE_COLUMNS, SlideRecord
@@ -39,7 +46,7 @@ from epsam.runs.record import check_signature, read_state, write_done
 from epsam.runtime.checkpoints import load_weights, save_weights
 from epsam.runtime.files import read_csv, read_image, read_json, read_mask, write_csv, write_png
 from epsam.runtime.hashes import hashes_of
-from epsam.runtime.records import read_record, write_record
+from epsam.runtime.records import write_record
 from epsam.runtime.sidecar import read_metadata, sidecar_path
 from epsam.sam.checkpoint import decoder_weights, load_decoder
 from epsam.sam.store import EmbeddingStore, Layout
@@ -242,7 +249,6 @@ def inference_record(folder: Path) -> Kind:
 
     def read() -> None:
         with OutputFolder(folder, signed, fresh=False) as opened:
-            opened.claim_slide("a")
             opened.claim(["p_1.png"], "mask", "overlay")
 
     read()
@@ -270,16 +276,11 @@ def slide_record(folder: Path) -> Kind:
         tumour_px2=24.0,
         largest_focus_px=4.0,
     )
-    write_record(path, SlideState(of=SlideFile(path="a.tif", stamp="100 5 f0"), mpp=None, row=row))
-    return written(path, mutations.json_file, lambda: read_record(path, SlideState, "delete it"))
-
-
-@kind
-def predictions_csv(folder: Path) -> Kind:
-    """slides.csv of an output folder: rows of earlier calls are kept."""
-    path = folder / "slides.csv"
-    write_csv(path, [{"slide": "a", "status": "ok", "path": "a.tif"}, {"slide": "b", "status": "ok"}], COLUMNS)
-    return written(path, mutations.csv_file, lambda: read_csv(path, COLUMNS))
+    why = NotPredicted(path="a.tif", status="failed", reason="cut off")
+    files = {"": {"a.xml": "f0", "a.geojson": None}, "pages": {"a.html": "f0"}}
+    of = SlideFile(path="a.tif", stamp="100 5 f0")
+    write_record(path, SlideState(slide="a", of=of, mpp=None, row=row, not_predicted=why, files=files))
+    return written(path, mutations.json_file, lambda: list(recorded_files(read_slide_record(path))))
 
 
 @kind

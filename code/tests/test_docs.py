@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -82,6 +83,19 @@ def test_names_after_a_colon_are_in_their_files():
     for file, name in re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE):
         found = next(folder / file for folder in (CODE, CODE / "epsam") if (folder / file).is_file())
         assert name.split(".")[0] in found.read_text(encoding="utf-8"), f"{file}:{name}"
+
+
+def test_scripts_for_a_cluster_are_valid_and_give_options_that_there_are():
+    page = (CODE / "docs" / "cluster.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    assert scripts
+    usage = "".join((CODE.parent / name).read_text(encoding="utf-8") for name in ("train.sh", "infer.sh"))
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        for words in re.findall(r"^#SBATCH (.+)", script, re.MULTILINE):
+            assert all(re.fullmatch(r"--[a-z-]+(=\S+)?", word) for word in words.split())
+        for words in re.findall(r"^\./(?:train|infer)\.sh (.+)", script, re.MULTILINE):
+            assert not [word for word in re.findall(r"--[a-z]+", words) if word not in usage]
 
 
 def test_hooks_run_what_ci_runs_and_need_no_other_host():

@@ -210,6 +210,8 @@ def test_a_damaged_record_of_a_slide_is_named(place, content):
         place.run("slides")
     assert "of two.tif" in (place.out / "two.xml").read_text()
     (place.out / "state" / "slides" / "one.json").unlink()
+    for path in (*place.out.glob("one*"), *place.out.glob("pages/one*")):
+        path.unlink()
     place.run("slides")
 
 

@@ -1,6 +1,7 @@
 """The folder that predictions are written to: whose it is, what is kept, what may be replaced.
 
-`state/inference.json` records every file that this program writes there, by plain names; only these are deleted.
+`state/inference.json` records the files of patches and the tables that this program writes there, by plain names,
+`state/slides/` those of slides (slide_records.py); only these are deleted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from epsam.errors import DataError, StateError
-from epsam.runtime.files import remove_temporaries, sha256
+from epsam.runtime.files import sha256
 from epsam.runtime.log import logger
 from epsam.runtime.records import PlainName, Record, as_plain_values, read_record, write_record
 
@@ -31,6 +32,7 @@ LINKS_REFUSED = (
     "state",
     "state/slides",
     "state/work",
+    "state/claims",
     "state/inference.json",
     "state/patches.jsonl",
 )
@@ -44,8 +46,6 @@ class OutputRecord(Record):
     """What the predictions depend on."""
     files: dict[Place, dict[PlainName, str | None]]
     """Files by folder, with their SHA-256 once a call has ended; a folder of this list was made by this program."""
-    slides: list[PlainName]
-    """Slides that were begun: they have state/slides/<name>.json and perhaps state/work/<name>/."""
     inputs: list[str]
     """Full paths of the slides and folders that the first call was given."""
 
@@ -97,8 +97,7 @@ class OutputFolder:
     def __init__(self, folder: Path, signature: Mapping[str, Any], *, fresh: bool, inputs: Sequence[str] = ()):
         """Go on with what an earlier call made under the same signature.
 
-        Nothing is written yet, so that an error between here and `with` costs nothing; entering records the folder and,
-        with `fresh`, deletes what earlier calls made.
+        Nothing is written yet, so that an error between here and `begin`, which `with` calls, costs nothing.
 
         Raises StateError for a folder of another signature, and for one in which somebody else's files lie where this
         program would write; DataError when the record is damaged. Nothing is deleted then.
@@ -108,7 +107,7 @@ class OutputFolder:
         if self._file.is_file():
             self._record = read_output_record(folder)
         else:
-            self._record = OutputRecord(signature=dict(signature), files={}, slides=[], inputs=list(inputs))
+            self._record = OutputRecord(signature=dict(signature), files={}, inputs=list(inputs))
         self._check_folders()
         self._signature, self._fresh, self._inputs = signature, fresh, list(inputs)
         if fresh:
@@ -122,58 +121,38 @@ class OutputFolder:
                 "another OUTPUT_DIR, or replace them with --fresh"
             )
 
+    @property
+    def inputs(self) -> list[str]:
+        """Full paths that the first call was given."""
+        return self._record.inputs
+
     def check_free(self, names: Iterable[str], place: Place = "") -> None:
         """Raise StateError when a file of these names is there that this program did not write."""
         known, folder = self._record.files.get(place, {}), self.path / place
-        foreign = next((name for name in names if name not in known and _exists(folder / name)), None)
-        if foreign is not None:
-            raise StateError(f"{folder / foreign} is there but was not made by ./infer.sh; {ADVICE}")
+        for name in names:
+            if name not in known:
+                check_free(folder / name)
 
-    def __enter__(self) -> "OutputFolder":
+    def begin(self) -> None:
+        """Record the folder; with `fresh`, delete what earlier calls made."""
         if self._fresh:
             self._delete_recorded()
             self._record = OutputRecord(
                 signature=dict(self._signature),
                 files={place: {} for place in self._record.files},
-                slides=[],
                 inputs=self._inputs,
             )
         if any(self._record.files.values()):
             logger.info(f"{self.path}: continuing with what is there; --fresh would replace it")
         self._save()
+
+    def __enter__(self) -> "OutputFolder":
+        self.begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, Exception):  # Ctrl-C does not wait for hashes; the next call makes them
             self._close()
-
-    def claim_slide(self, slide: str) -> None:
-        """Record a slide and its outputs before it is predicted; StateError as `claim`."""
-        self.claim([slide + suffix for suffix in OUTPUTS], "")
-        self.claim([slide + suffix for suffix in (*PAGE_FILES, *TILES)], "pages")
-        if slide not in self._record.slides:
-            self.clear_work(slide)  # of another call, so perhaps of another slide
-            self._record.slides.append(slide)
-            self._save()
-
-    def record_slide(self, slide: str) -> None:
-        """Record the hashes of a slide's outputs as soon as they are written."""
-        files, pages = self._record.files, [slide + suffix for suffix in PAGE_FILES]
-        for name in (slide + suffix for suffix in TILES):
-            if (self.path / "pages" / name).is_file():
-                pages.append(name)
-            else:
-                files["pages"].pop(name, None)  # a tile that the picture does not have
-        files[""] |= {slide + suffix: sha256(self.path / (slide + suffix)) for suffix in OUTPUTS}
-        files["pages"] |= {name: sha256(self.path / "pages" / name) for name in pages}
-        self._save()
-
-    def holds_slide(self, slide: str) -> bool:
-        """Whether all that was written for a slide is still there."""
-        known = self._record.files.get("pages", {})
-        tiles = [slide + suffix for suffix in TILES if slide + suffix in known]
-        pages = [self.path / "pages" / name for name in (*(slide + suffix for suffix in PAGE_FILES), *tiles)]
-        return all(path.is_file() for path in (*pages, *(self.path / (slide + suffix) for suffix in OUTPUTS)))
 
     def claim(self, names: Iterable[str], *places: Place) -> None:
         """Record files before they are written; StateError when one is there and is not as this program left it."""
@@ -197,17 +176,6 @@ class OutputFolder:
                     files[name] = sha256(path)
         self._save()
 
-    def clear_work(self, slide: str) -> None:
-        """Delete what a slide under way had in state/work/<slide>/."""
-        folder = self.path / "state" / "work" / slide
-        if not folder.is_dir() or folder.is_symlink():
-            return
-        remove_temporaries(folder)
-        for name in WORK_FILES:
-            (folder / name).unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
     def _save(self) -> None:
         write_record(self._file, self._record)
 
@@ -222,9 +190,7 @@ class OutputFolder:
                 raise StateError(f"{path} is there but was not made by ./infer.sh; {ADVICE}")
 
     def _check_unchanged(self, place: Place, name: str) -> None:
-        path, digest = self.path / place / name, self._record.files.get(place, {}).get(name)
-        if digest is not None and path.is_file() and sha256(path) != digest:
-            raise StateError(f"{path} was changed since ./infer.sh wrote it; {ADVICE}")
+        check_unchanged(self.path / place / name, self._record.files.get(place, {}).get(name))
 
     def _recorded(self) -> list[tuple[Place, str]]:
         return [(place, name) for place, files in self._record.files.items() for name in files]
@@ -234,13 +200,18 @@ class OutputFolder:
         for place, name in self._recorded():
             self._check_unchanged(place, name)
         (self.path / "state" / "patches.jsonl").unlink(missing_ok=True)
-        for slide in self._record.slides:
-            (self.path / "state" / "slides" / f"{slide}.json").unlink(missing_ok=True)
-            self.clear_work(slide)
         for place, name in self._recorded():
             if (path := self.path / place / name).is_symlink() or path.is_file():
                 path.unlink()
 
 
-def _exists(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
+def check_unchanged(path: Path, digest: str | None) -> None:
+    """Raise StateError when a file is there and has not the recorded content; without one, it was not complete."""
+    if digest is not None and path.is_file() and sha256(path) != digest:
+        raise StateError(f"{path} was changed since ./infer.sh wrote it; {ADVICE}")
+
+
+def check_free(path: Path) -> None:
+    """Raise StateError when there is a file that this program did not write."""
+    if path.exists() or path.is_symlink():
+        raise StateError(f"{path} is there but was not made by ./infer.sh; {ADVICE}")

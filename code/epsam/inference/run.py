@@ -1,13 +1,14 @@
 """What ./infer.sh does: patches or slides, found and predicted, each once."""
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epsam.config.schema import Config
-from epsam.errors import CheckpointError, DataError
+from epsam.errors import CheckpointError, DataError, StateError
 from epsam.inference.models import load_models, load_student_alone
-from epsam.inference.output import OUTPUTS, PAGE_FILES, TILES, OutputFolder, check_place
+from epsam.inference.output import OutputFolder, check_place
 from epsam.inference.output_choice import choose_output
 from epsam.inference.patch_folder import Patch, check_masks, find_patches
 from epsam.inference.predict_patches import predict_patches
@@ -16,7 +17,9 @@ from epsam.inference.predict_slides import predict_slides
 from epsam.inference.resolution import model_mpp
 from epsam.inference.segmenter import Segmenter
 from epsam.inference.slide_folder import slides_to_predict
-from epsam.runs.lock import lock
+from epsam.inference.slide_outputs import begin_slides, check_slide_free, check_slides_unchanged, delete_slides
+from epsam.runs.claims import Claims
+from epsam.runs.lock import STALE_S
 from epsam.runtime.checkpoints import content_hash
 from epsam.runtime.device import Hardware
 from epsam.runtime.failures import has_usable_name
@@ -90,15 +93,57 @@ def infer(settings: InferenceSettings, hardware: Hardware, models: Segmenter | N
     for data in settings.inputs:
         check_place(data, output)
     logger.info(f"predictions are written to {output}")
-    with lock(output / "state"):
-        folder = OutputFolder(output, signature, fresh=settings.fresh, inputs=inputs)
-        _check_free(folder, [patch.name for patch in patches], slides)
+    with Claims(output / "state" / "claims") as claims:
+        alone = settings.fresh or bool(patches)
+        with claims.hold("open", output):
+            _join(claims, output, "job-alone" if alone else "job-slides", settings)
+            _open(settings, output, signature, inputs, patches, slides)  # before models are loaded for nothing
         models = models or load_segmenter(settings, hardware)
-        with folder:
-            if patches:
+        with claims.hold("open", output):
+            folder = _open(settings, output, signature, inputs, patches, slides)
+            if settings.fresh:
+                delete_slides(output)
+            if slides:
+                begin_slides(folder)
+        if patches:
+            with folder:
                 predict_patches(settings.test_dataset_dir, patches, folder, models)
-            else:
-                predict_slides(slides, folder, models, trained_at)
+        else:
+            if alone:  # all is deleted: other jobs may join now
+                claims.take(f"job-slides-{secrets.token_hex(4)}")
+                claims.release(claims.mine("job-alone"))
+            predict_slides(slides, output, claims, models, trained_at)
+
+
+def _join(claims: Claims, output: Path, kind: str, settings: InferenceSettings) -> None:
+    """Claim a place among the jobs that write to `output`; StateError when they cannot work side by side."""
+    others = claims.others("job-")
+    in_the_way = others if kind == "job-alone" else [name for name in others if name.startswith("job-alone")]
+    if in_the_way:
+        advice = " Give --fresh to one job, before the others start." if settings.fresh else ""
+        raise StateError(
+            f"{output} is in use by {claims.describe(in_the_way[0])}. Wait for it or stop it; if it is gone (its machine "
+            f"was restarted, say), run again in {STALE_S:.0f} s.{advice}"
+        )
+    claims.take(f"{kind}-{secrets.token_hex(4)}")
+
+
+def _open(
+    settings: InferenceSettings,
+    output: Path,
+    signature: dict[str, Any],
+    inputs: list[str],
+    patches: list[Patch],
+    slides: list[SlideToPredict],
+) -> OutputFolder:
+    """OUTPUT_DIR, looked at and not written to; StateError where it holds what must not be replaced."""
+    folder = OutputFolder(output, signature, fresh=settings.fresh, inputs=inputs)
+    if settings.fresh:
+        check_slides_unchanged(output)
+    elif settings.is_default_output and folder.inputs != inputs:
+        raise StateError(f"{output} was taken by another call in this moment; run the same command again")
+    _check_free(folder, [patch.name for patch in patches], slides)
+    return folder
 
 
 def _find(settings: InferenceSettings) -> tuple[list[Patch], list[SlideToPredict]]:
@@ -135,9 +180,10 @@ def load_segmenter(settings: InferenceSettings, hardware: Hardware) -> Segmenter
 def _check_free(folder: OutputFolder, patches: list[str], slides: list[SlideToPredict]) -> None:
     """Refuse, before models are loaded, an OUTPUT_DIR with files of others where outputs would go."""
     if slides:
-        names = [slide.name for slide in slides if has_usable_name(slide.path)]
-        folder.check_free(["slides.csv", "index.html", *(name + suffix for name in names for suffix in OUTPUTS)])
-        folder.check_free([name + suffix for name in names for suffix in (*PAGE_FILES, *TILES)], "pages")
+        folder.check_free(["slides.csv", "index.html"])
+        for slide in slides:
+            if has_usable_name(slide.path):
+                check_slide_free(folder.path, slide.name)
     else:
         folder.check_free(["predictions.csv", "index.html"])
         for place in ("mask", "overlay"):

@@ -9,10 +9,10 @@ import numpy as np
 
 from epsam.errors import DataError, SlideError
 from epsam.inference.checkpoints import Choice, choose_parts
-from epsam.inference.predict_slides import SlideState
 from epsam.inference.resolution import model_mpp
 from epsam.inference.run import InferenceSettings, infer, load_segmenter
 from epsam.inference.slide_folder import slides_to_predict
+from epsam.inference.slide_records import SlideState
 from epsam.inference.tile_prediction import predict_picture
 from epsam.models.find import find_model
 from epsam.runtime.device import choose_hardware

@@ -64,7 +64,7 @@ def lock(run: Path) -> Iterator[None]:
     is shared by the stages it starts one after the other, and stays until `release` or until the owner is gone.
     """
     path = run / "lock"
-    mine = _record_of(int(os.environ.get(OWNER, os.getpid())), os.getpid())
+    mine = record_of(int(os.environ.get(OWNER, os.getpid())), os.getpid())
     guard = _take(path, mine)
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, mine, stop), daemon=True)
@@ -105,14 +105,15 @@ def release(run: Path) -> None:
             _try_flock(guard)
             and holder is not None
             and owner in holder.processes
-            and not _others(holder, _record_of(int(owner), os.getpid()))
+            and not living_others(holder, record_of(int(owner), os.getpid()))
         ):
             path.unlink()
     finally:
         _close_guard(guard)
 
 
-def _record_of(*pids: int) -> LockRecord:
+def record_of(*pids: int) -> LockRecord:
+    """These processes of this machine."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return LockRecord(
         host=socket.gethostname(),
@@ -131,7 +132,7 @@ def _take(path: Path, mine: LockRecord) -> int:
         _wait_for_guard(guard, path, mine)
         holder = _holder(path)
         if holder is not None and (who := _living(holder, mine, path)):
-            raise _in_use(path, who, None if holder.shares_processes_with(mine) else _age(path))
+            raise _in_use(path, who, None if holder.shares_processes_with(mine) else seconds_since_touch(path))
         write_record(path, mine)
         on_error.pop_all()
     return guard
@@ -169,10 +170,10 @@ def _wait_for_guard(guard: int, path: Path, mine: LockRecord) -> None:
     until = time.monotonic() + PATIENCE_S
     while not _try_flock(guard):
         holder = _holder(path)
-        if holder is not None and holder.shares_processes_with(mine) and (others := _others(holder, mine)):
+        if holder is not None and holder.shares_processes_with(mine) and (others := living_others(holder, mine)):
             raise _in_use(path, f"process {others[-1]} on {holder.host}")
-        if holder is not None and not holder.shares_processes_with(mine) and abs(_age(path)) < STALE_S:
-            raise _in_use(path, _elsewhere(holder), _age(path))
+        if holder is not None and not holder.shares_processes_with(mine) and abs(seconds_since_touch(path)) < STALE_S:
+            raise _in_use(path, elsewhere(holder), seconds_since_touch(path))
         if time.monotonic() > until:
             raise _in_use(path, f"another process on {holder.host if holder else 'this machine'}")
         time.sleep(0.1)
@@ -192,32 +193,33 @@ def _in_use(path: Path, who: str, age: float | None = None) -> StateError:
 def holder_of(run: Path) -> str:
     """Who holds the lock of `run`, not counting the owner of this process; empty when nobody does. Changes nothing."""
     path = run / "lock"
-    mine = _record_of(int(os.environ.get(OWNER, os.getpid())), os.getpid())
+    mine = record_of(int(os.environ.get(OWNER, os.getpid())), os.getpid())
     if (holder := _holder(path)) is None:
         return ""
     if holder.shares_processes_with(mine):
-        others = _others(holder, mine)
+        others = living_others(holder, mine)
         return f"process {others[-1]} on {holder.host}" if others else ""
-    return _elsewhere(holder) if abs(_age(path)) < STALE_S else ""
+    return elsewhere(holder) if abs(seconds_since_touch(path)) < STALE_S else ""
 
 
 def _living(holder: LockRecord, mine: LockRecord, path: Path) -> str:
     """Who holds the lock, empty when nobody does any more."""
     if holder.shares_processes_with(mine):
-        others = _others(holder, mine)
+        others = living_others(holder, mine)
         return f"process {others[-1]} on {holder.host}" if others else ""
-    who = _elsewhere(holder)
+    who = elsewhere(holder)
     if _has_heartbeat(path):
         return f"{who}, whose last heartbeat was less than {STALE_S:.0f} s ago"
     logger.warning(f"{path}: {who} gave no heartbeat for {STALE_S:.0f} s and is taken for gone; this run takes over")
     return ""
 
 
-def _elsewhere(holder: LockRecord) -> str:
+def elsewhere(holder: LockRecord) -> str:
+    """A holder whose processes cannot be seen from here, for messages."""
     return f"process {max(map(int, holder.processes), default=0)} on {holder.host} (another machine or container)"
 
 
-def _others(holder: LockRecord, mine: LockRecord) -> list[int]:
+def living_others(holder: LockRecord, mine: LockRecord) -> list[int]:
     """Processes of a lock of this machine that live and are not ours."""
     return sorted(
         int(pid)
@@ -231,7 +233,7 @@ def _has_heartbeat(path: Path) -> bool:
 
     That clock may have been set since: what looks stale is watched for two beats before it counts as such.
     """
-    age = _age(path)
+    age = seconds_since_touch(path)
     if abs(age) < STALE_S:
         return True
     logger.info(f"{path}: its last heartbeat is {abs(age):.0f} s off; watching it for {2 * BEAT_S:.0f} s")
@@ -240,7 +242,7 @@ def _has_heartbeat(path: Path) -> bool:
     return not path.is_file() or path.stat().st_mtime_ns != before
 
 
-def _age(path: Path) -> float:
+def seconds_since_touch(path: Path) -> float:
     """Seconds since the lock was touched, by the clock of the file system that holds it; 0 when it is gone."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".lock.", suffix=".epsam-tmp") as probe:
         return os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime if path.is_file() else 0.0

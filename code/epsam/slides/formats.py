@@ -73,6 +73,15 @@ def slide_stamp(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {digest.hexdigest()}"
 
 
+def slide_bytes(path: Path) -> int:
+    """Bytes of a slide with the files of its data folder; 0 where it cannot be reached."""
+    try:
+        parts = path.with_suffix("").glob("*") if path.suffix.lower() in DATA_FOLDERS else ()
+        return path.stat().st_size + sum(part.stat().st_size for part in parts)
+    except OSError:
+        return 0
+
+
 def _places(size: int) -> list[tuple[int, int]]:
     """Where in a file of `size` bytes `slide_stamp` reads, and how many bytes."""
     if size <= 2 * END_BYTES + SAMPLES * SAMPLE_BYTES:
