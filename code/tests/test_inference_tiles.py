@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 from epsam.inference.probability import ProbabilityMap
+from epsam.inference.slide_tiles import read_chunks, read_tiles
 from epsam.inference.tiles import CHUNK, TileStore, blend, lay_grid
 from epsam.runtime.seeds import generator
+from epsam.slides.reader import open_slide
+from epsam.slides.remote import RemoteSlide
+from epsam.slides.slide import read_window
+from tests.slide_factory import draw, write_slide
 
 SIDE = 16
 
@@ -113,3 +118,25 @@ def test_a_killed_run_goes_on_after_its_last_whole_chunk(tmp_path, extra_tiles, 
         blend(grid, store, chunks, store.tiles.parent / "map.u8")
     for name in ("tiles.u8", "classified.f32", "map.u8"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_tiles_read_at_once_by_several_processes_are_those_read_one_by_one(tmp_path):
+    path = write_slide(tmp_path / "a.tif", draw((700, 300), tissue=(20, 20, 600, 250)), levels=2)
+    steps = range(0, 640, 48)
+    chunks = [[(x, y) for x in steps if x != 192] for y in (0, 100, 236)] + [[(650, 250), (0, 0), (64, 0)]]
+    with RemoteSlide(path) as slide:
+        for read_px in (64, 128):  # as they are, and scaled
+            expected = [[read_window(slide, x, y, read_px, 64) for x, y in chunk] for chunk in chunks]
+            for threads in (1, 3) if read_px == 64 else (1,):
+                found = list(read_chunks(slide, chunks, read_px, 64, threads))
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(one, np.stack(other))
+
+
+def test_tiles_that_overlap_are_one_window_of_the_slide(tmp_path, monkeypatch):
+    path = write_slide(tmp_path / "a.tif", draw((700, 300), tissue=(20, 20, 600, 250)), levels=1)
+    with open_slide(path) as slide:
+        asked, read = [], slide.read
+        monkeypatch.setattr(slide, "read", lambda *window: asked.append(window) or read(*window))
+        read_tiles(slide, [(0, 0), (48, 0), (96, 0), (400, 0), (0, 48), (48, 48)], 64, 64)
+    assert asked == [(0, 0, 160, 64), (400, 0, 64, 64), (0, 48, 112, 64)]

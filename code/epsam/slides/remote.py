@@ -50,6 +50,10 @@ class RemoteSlide(Slide):
         self.origin = about.origin
         """Level-0 position of the scanned region, see `bounds_origin`."""
 
+    def opened_again(self) -> "RemoteSlide":
+        """The same file in another process, for another thread."""
+        return RemoteSlide(self.path, *self._how)
+
     def _open(self) -> tuple[BaseProcess, Connection, _About]:
         context = multiprocessing.get_context("spawn")  # readers do not survive a fork
         ours, theirs = context.Pipe()
