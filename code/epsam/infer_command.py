@@ -54,7 +54,7 @@ def infer_command(
     from epsam.doctor import report
     from epsam.doctor.run import examine_for_inference
     from epsam.inference.arguments import split_arguments
-    from epsam.inference.checkpoints import check_model_type, choose_parts
+    from epsam.inference.checkpoints import check_model_type, choose_parts, warn_of_unused_sam
     from epsam.inference.output_choice import default_label
     from epsam.inference.run import InferenceSettings, infer
     from epsam.inference.variables import read_variables
@@ -69,6 +69,7 @@ def infer_command(
     model = model_of_files(*parts) if any(parts) else find_model(model_name or DEFAULT_MODEL, checkpoints)
     chosen = choose_parts(model, config_name, overrides)
     check_model_type(said.sam_model_type, chosen)
+    warn_of_unused_sam(said.sam_checkpoint, chosen)
     config, named_output = chosen.config, output or said.output_dir
     if said.sam_checkpoint:
         config = config.model_copy(update={"sam": config.sam.model_copy(update={"checkpoint": said.sam_checkpoint})})

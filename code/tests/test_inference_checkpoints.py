@@ -5,7 +5,7 @@ import torch
 
 from epsam.config.schema import Config
 from epsam.errors import CheckpointError, ConfigError
-from epsam.inference.checkpoints import check_model_type, choose_parts
+from epsam.inference.checkpoints import check_model_type, choose_parts, warn_of_unused_sam
 from epsam.models.find import find_model, model_names, model_of_files
 from epsam.runtime.checkpoints import save_weights
 
@@ -56,6 +56,16 @@ def test_what_cannot_be_meant_is_refused(folder):
         _choose(folder, "none.pth")
     with pytest.raises(ConfigError, match=r"SAM_MODEL_TYPE=vit_h, but .*a_student\.pth was trained with .* vit_b"):
         check_model_type("vit_h", choose_parts(find_model("a", folder), None, ()))
+
+
+def test_a_sam_that_the_student_does_not_use_is_named(folder, caplog):
+    student, with_sam = (choose_parts(find_model("a", folder), None, words) for words in ((), ("inference.model=sam",)))
+    caplog.clear()
+    warn_of_unused_sam(folder / "sam.pth", with_sam)
+    warn_of_unused_sam(None, student)
+    assert not caplog.text
+    warn_of_unused_sam(folder / "sam.pth", student)
+    assert "sam.pth is not used: the student predicts, without SAM" in caplog.text
 
 
 def test_a_model_by_the_name_of_its_run(folder):

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from epsam.config.loading import load_config
 from epsam.errors import DataError, StateError
@@ -88,6 +89,9 @@ def test_pages_link_to_all_files_and_say_what_failed_whatever_slides_are_called(
         assert "<img src=x" not in html.read_text(encoding="utf-8")
         assert "http" not in html.read_text(encoding="utf-8").replace("http-equiv", "")
         assert not [link for link in links_of(html) if not (html.parent / link).is_file()]
+        assert str(tmp_path) not in html.read_text(encoding="utf-8"), "pages are given to others"
+        assert "um/px" not in html.read_text(encoding="utf-8")
+    assert f"<dd>{escape(HOSTILE)}.tif</dd>" in page.read_text(encoding="utf-8")
     data = data_of(page)
     assert len(data["foci"]) == 2
     assert data["foci"][0]["text"].startswith("Focus 1: 0.00")

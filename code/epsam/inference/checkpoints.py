@@ -56,6 +56,15 @@ def check_model_type(said: str, choice: Choice) -> None:
         )
 
 
+def warn_of_unused_sam(checkpoint: Path | None, choice: Choice) -> None:
+    """Log a warning when SAM_CHECKPOINT, `checkpoint`, names a SAM and the student, which needs none, predicts."""
+    if checkpoint and choice.student:
+        logger.warning(
+            f"SAM_CHECKPOINT={checkpoint} is not used: the student predicts, without SAM; inference.model=sam or "
+            "SAM_DECODER_CHECKPOINT predicts with it"
+        )
+
+
 def settings_of(checkpoints: Sequence[WeightsSource], config_name: str | None, overrides: tuple[str, ...]) -> Config:
     """Settings that checkpoints were trained with: `config_name`, or what lies beside them, without its paths.
 

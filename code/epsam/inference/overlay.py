@@ -17,12 +17,10 @@ from epsam.runtime.files import atomic
 from epsam.runtime.text import length_text, round_length
 from epsam.slides.overview import overview
 from epsam.slides.slide import Slide
-from epsam.visualization.palette import MAP, PREDICTION, css, edge_of, map_colours
+from epsam.visualization.palette import MAP, PREDICTION, css, edge_of, map_colours, map_opacity
 
 LONG_SIDE = 1800
 """Pixels of the longer side of the slide in the picture."""
-OPACITY = 0.5
-"""Of the colour where the probability is 1."""
 DPI = 100
 PNG_COMPRESSION = 1
 """Of 9: Pillow's default of 6 takes several times as long for a picture a tenth smaller."""
@@ -53,7 +51,7 @@ def write_overlay(
 def _tint(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """`image` RGB uint8 with the colours of `probability` (uint8, 255 for 1) over it, the more opaque the higher."""
     values = np.arange(256, dtype=np.float32) / 255
-    opacity = OPACITY * np.clip(values * 1.5, 0, 1)[:, None]
+    opacity = map_opacity(values)[:, None]
     colours = (map_colours(values) * opacity).astype(np.float32)
     return (image * (1 - opacity)[probability] + colours[probability]).astype(np.uint8)
 

@@ -12,6 +12,7 @@ from epsam.inference.area import tissue_area
 from epsam.inference.export import write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus, find_foci
 from epsam.inference.overlay import write_overlay
+from epsam.inference.pages.records import area_text, side_text
 from epsam.inference.pages.slide_page import write_slide_page
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
@@ -143,8 +144,12 @@ def caption(row: dict[str, Any]) -> str:
     foci = f"{row['foci']} {'focus' if row['foci'] == 1 else 'foci'}"
     share = f"{row['tumour_fraction']:.1%} of the tissue"
     if row["mpp_x"] is None:
-        return f"tumour: {share}, {foci}, the largest {row['largest_focus_px']:,.0f} px long (resolution unknown)"
-    return f"tumour: {row['tumour_mm2']:.3g} mm², {share}, {foci}, the largest {row['largest_focus_mm']:.2f} mm long"
+        return (
+            f"tumour: {share}, {foci}, the largest {side_text(row['largest_focus_px'], None)} long (resolution unknown)"
+        )
+    mpp = row["mpp_x"], row["mpp_y"]
+    area, side = area_text(row["tumour_px2"], mpp), side_text(row["largest_focus_px"], mpp)
+    return f"tumour: {area}, {share}, {foci}, the largest {side} long"
 
 
 def _predict_tiles(

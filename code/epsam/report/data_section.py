@@ -28,7 +28,7 @@ def data_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "split_columns": ("Split", "Slides", "With tumour, for SAM", "With tumour, classifier only", "Normal"),
         "splits": [_split(workspace, split, slides) for split in SPLITS],
         "failed": [(slide.slide, slide.reason) for slide in slides if slide.status == "failed"],
-        "slide_columns": ("Slide", "Split", "Status", "Read by", "Size at level 0", "um/px", "With tumour", "Normal"),
+        "slide_columns": ("Slide", "Split", "Status", "Read by", "Size at level 0", "µm/px", "With tumour", "Normal"),
         "slides": [_slide(slide) for slide in slides],
         "pictures": [_thumbnail(path) for path in thumbnails[:THUMBNAILS]],
         "more_pictures": f"{more} more lie in runs/{config.name}/qa/." if more > 0 else "",
@@ -46,7 +46,7 @@ def _explanation(config: Config, slides: list[SlideRow]) -> str:
         for status, name in (("ok", "used"), ("failed", "failed"), ("excluded", "excluded"))
         if counts[status]
     )
-    at = f"at {cut.target_mpp} um/px" if cut.target_mpp else "at level 0"
+    at = f"at {cut.target_mpp} µm/px" if cut.target_mpp else "at level 0"
     return (
         f"{len(slides)} slides ({tally}). Patches of {cut.size_px} px {at}; SAM works on patches whose tumour "
         f"share lies between {low:.0%} and {high:.0%}. Split of the slides: {config.slides.split}."

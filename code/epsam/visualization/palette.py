@@ -36,12 +36,21 @@ NORMAL_PATCH = (86, 180, 233)
 
 MAP = "viridis"
 """Matplotlib's name of the colours of class activation maps and probabilities."""
+OPACITY = 0.5
+"""Of the colours of high probabilities over a slide."""
+FAINT = 0.1
+"""Probability up to which a slide is shown as it is: a faint tint of all tissue looks like a finding."""
 _MAP_RGB = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_VIRIDIS).reshape(-1, 3)[:, ::-1]
 
 
 def map_colours(values: np.ndarray) -> np.ndarray:
     """Colours of a map (H, W), float in [0, 1], as RGB uint8 (H, W, 3)."""
     return _MAP_RGB[np.round(values.clip(0, 1) * 255).astype(np.uint8)]
+
+
+def map_opacity(values: np.ndarray) -> np.ndarray:
+    """How much of the colour of a probability, float in [0, 1], is laid over a slide: none of what is next to nothing."""
+    return OPACITY * np.clip((values - FAINT) * 1.7, 0, 1)
 
 
 def edge_of(colour: Colour) -> Colour:

@@ -76,7 +76,7 @@ def _write(output: Path, template: str, rows: Sequence[Row], key: str, **values:
     names = {"ok": "predicted", "failed": "failed", "excluded": "excluded"}
     tally = ", ".join(f"{counts[status]} {name}" for status, name in names.items() if counts[status])
     failed = [
-        {"name": printable(row[key]), "status": row["status"], "reason": printable(row["reason"])}
+        {"name": printable(row[key]), "status": row["status"], "reason": _reason(row)}
         for row in sorted(
             rows, key=lambda row: STATUS_ORDER.index(row["status"]) if row["status"] in STATUS_ORDER else 0
         )
@@ -91,6 +91,12 @@ def _write(output: Path, template: str, rows: Sequence[Row], key: str, **values:
         **values,
     )
     write_text(output / "index.html", page)
+
+
+def _reason(row: Row) -> str:
+    """Why a slide or patch failed, without the folders of this machine: pages are given to others."""
+    folder = Path(row.get("path") or "").parent
+    return printable(str(row["reason"]).replace(f"{folder}/", "") if row.get("path") else row["reason"])
 
 
 class _Slide:

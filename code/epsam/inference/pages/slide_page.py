@@ -21,7 +21,7 @@ from epsam.runtime.records import write_record
 from epsam.slides.slide import Slide
 from epsam.visualization.drawing import draw_lines, write_jpeg
 from epsam.visualization.page import render
-from epsam.visualization.palette import PREDICTION, map_colours
+from epsam.visualization.palette import PREDICTION, map_colours, map_opacity
 
 FOLDER = Path(__file__).parent
 THUMBNAIL_PX = 640
@@ -31,8 +31,6 @@ MAX_VERTICES = 200_000
 """Of all outlines on a page; where there are more they are simplified further."""
 MAX_LISTED = 500
 """Foci of the table of a page, the largest; the others are in the picture alone."""
-OPACITY = 0.5
-"""Of the colour where the probability is 1, as in the overlay."""
 FILES = {
     ".geojson": "GeoJSON",
     ".xml": "XML",
@@ -83,6 +81,7 @@ def write_slide_page(
         name=name,
         caption=caption,
         row=row,
+        file=Path(row["path"]).name,
         warnings=warnings,
         files=files_of(name, "../"),
         data=data,
@@ -132,7 +131,7 @@ def _write_probability(path: Path, source: ProbabilityMap, picture: Picture) -> 
     values = np.arange(256, dtype=np.float32) / 255
     image = Image.fromarray(source.sample(0, 0, columns, rows, picture.step))
     image.putpalette(map_colours(values).tobytes(), "RGB")
-    opacity = np.rint(255 * OPACITY * np.clip(values * 1.5, 0, 1)).astype(np.uint8)
+    opacity = np.rint(255 * map_opacity(values)).astype(np.uint8)
     with atomic(path) as temporary:
         image.save(temporary, format="PNG", transparency=opacity.tobytes())
 
