@@ -1,7 +1,10 @@
 """`import epsam` in a script or notebook."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from epsam.demo.slides import make_demo
 from epsam.errors import DataError
 from epsam.runtime.checkpoints import save_weights
 from epsam.student.network import build_student
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "python.ipynb"
 
 
 def test_everything_that_is_offered_is_there_and_documented():
@@ -43,3 +48,18 @@ def test_a_model_segments_pictures_and_slides(tmp_path):
     assert (tmp_path / "out" / "tumor_001.geojson").is_file()
     with pytest.raises(DataError, match="expected RGB, uint8"):
         model.segment(np.zeros((150, 200)))
+
+
+def test_the_notebook_runs_from_slides_to_figures(tmp_path, monkeypatch):
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not [cell for cell in notebook["cells"] if cell.get("outputs")], "outputs stay out of the repository"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(cells, 1):
+        exec(compile(cell, f"{NOTEBOOK.name}, cell {number}", "exec"), names)
+    assert names["run"].report.is_file()
+    assert names["figures"]["slide"] == "tumor_001"
+    assert names["probability"].shape == names["truth"].shape == (256, 256)
+    assert names["truth"].any()
+    assert 0 <= names["dice"] <= 1
