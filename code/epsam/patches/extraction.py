@@ -16,10 +16,11 @@ from epsam.patches.candidates import SlideCandidates
 from epsam.patches.manifest import SlideRecord, usable
 from epsam.patches.placement import AnnotationSource
 from epsam.patches.tables import patch_names
+from epsam.runtime.dask_tasks import run_shared_tasks
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.files import atomic, write_png
 from epsam.runtime.log import logger, progress
-from epsam.runtime.workers import READER_BYTES, affordable, run_tasks
+from epsam.runtime.workers import READER_BYTES, affordable
 from epsam.slides.annotation import Annotation
 from epsam.slides.reader import open_slide
 from epsam.slides.slide import Slide, read_window
@@ -79,7 +80,8 @@ def extract(
     _check_room(total, config, workspace)
     failed: dict[str, dict[str, EpsamError]] = {}
     with progress(total=total, desc="patches", unit="patch") as bar:
-        for task, result in run_tasks(extract_windows, tasks, affordable(config.worker_count, READER_BYTES)):
+        workers = affordable(config.worker_count, READER_BYTES)
+        for task, result in run_shared_tasks(extract_windows, tasks, workers, workspace.state):
             bar.update(len(task.windows))
             if isinstance(result, EpsamError):
                 result = dict.fromkeys((window.name for window in task.windows), result)

@@ -14,10 +14,11 @@ from epsam.patches.selection import Candidates, may_be_positive, select
 from epsam.patches.splits import apply_published, assign_random, warn_shared_patients
 from epsam.patches.tables import remove_stale, write_patches, write_summary
 from epsam.report.qa_index import write_index
+from epsam.runtime.dask_tasks import run_shared_tasks
 from epsam.runtime.failures import OF_THE_ITEM, guard, log_failure
 from epsam.runtime.log import logger, progress
 from epsam.runtime.text import listed
-from epsam.runtime.workers import READER_BYTES, affordable, run_tasks
+from epsam.runtime.workers import READER_BYTES, affordable
 from epsam.visualization.slide_sheet import write_slide_sheet
 from epsam.workspace import SPLITS, Workspace
 
@@ -115,7 +116,8 @@ def find_all_candidates(records: list[SlideRecord], config: Config, workspace: W
     tasks = [CandidatesTask(record, config, workspace) for record in by_name.values()]
     candidates = {}
     with progress(total=len(tasks), desc="slides", unit="slide") as bar:
-        for task, result in run_tasks(find_candidates, tasks, affordable(config.worker_count, READER_BYTES)):
+        workers = affordable(config.worker_count, READER_BYTES)
+        for task, result in run_shared_tasks(find_candidates, tasks, workers, workspace.state):
             record = by_name[task.record.slide]
             bar.update()
             if isinstance(result, EpsamError):
