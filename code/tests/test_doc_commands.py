@@ -19,6 +19,7 @@ from epsam.inference.variables import NAMES
 from epsam.patches.patch import list_patches
 from epsam.pipeline import PREPROCESS, STAGES
 from epsam.runs.runner import run_stage
+from epsam.runtime import dask_tasks
 from epsam.runtime.checkpoints import save_weights
 from epsam.student.network import build_student
 from epsam.workspace import SPLITS, Workspace
@@ -37,7 +38,7 @@ PAGES = {
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BASH = [(page, block) for page, text in PAGES.items() for kind, block in BLOCK.findall(text) if kind == "bash"]
 YAML = [(page, block) for page, text in PAGES.items() for kind, block in BLOCK.findall(text) if kind == "yaml"]
-VARIABLES = {*NAMES, "VENV", "PYTHON", "CONSTRAINTS", "EXTRA", "WORKERS", "DATASET_TYPE"}
+VARIABLES = {*NAMES, dask_tasks.VARIABLE, "VENV", "PYTHON", "CONSTRAINTS", "EXTRA", "WORKERS", "DATASET_TYPE"}
 
 
 def _lines() -> list[tuple[str, str]]:
