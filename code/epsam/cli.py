@@ -23,6 +23,7 @@ from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger, set_up_logging
+from epsam.runtime.ranks import ALONE, Ranks, join
 from epsam.workspace import Workspace
 
 INTERRUPTED = 130
@@ -49,11 +50,13 @@ def cli() -> None:
     """EP-SAM: tumour segmentation of H&E slides from patch labels. ./train.sh runs the stages in order."""
 
 
-def _open_run(config_name: str, overrides: tuple[str, ...], root: Path) -> tuple[Config, Workspace]:
-    set_up_logging()
+def _open_run(
+    config_name: str, overrides: tuple[str, ...], root: Path, ranks: Ranks = ALONE
+) -> tuple[Config, Workspace]:
+    set_up_logging(errors_only=not ranks.is_first)
     config = load_config(find_config(config_name), overrides)
     workspace = Workspace(root, config.name)
-    set_up_logging(workspace.log)
+    set_up_logging(workspace.log, errors_only=not ranks.is_first)
     return config, workspace
 
 
@@ -62,7 +65,8 @@ def _stage_command(stage: Stage) -> click.Command:
     @root_option
     @overrides_argument
     def command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
-        run_stage(STAGES, stage, *_open_run(config_name, overrides, root))
+        with join() as ranks:
+            run_stage(STAGES, stage, *_open_run(config_name, overrides, root, ranks), ranks)
 
     return click.command(stage.name, help=f"{stage.does[0].upper()}{stage.does[1:]}.")(command)
 

@@ -61,10 +61,11 @@ def ids_score(cam: np.ndarray, sam: np.ndarray) -> float:
 def make_pseudo_labels(session: SamSession, split: str, folder: Path) -> list[Candidate]:
     """Predict every patch of a split with the session's decoder and write the masks that pass the filter.
 
-    `folder` then holds <name>.png of the kept masks, and of the patches no others.
+    `folder` then holds <name>.png of the kept masks, and of the patches no others. Several processes share the patches, and
+    each gives the candidates of all.
     """
-    candidates = []
-    for sample, mask in segment_stored(session, split, session.examples(split)):
+    candidates, ranks = [], session.hardware.ranks
+    for sample, mask in segment_stored(session, split, session.examples(split), ranks=ranks):
         cam, path = sample.prompted.cam_mask, folder / f"{sample.example.patch.name}.png"
         ids = ids_score(cam, mask)
         kept = bool(mask.any()) and ids >= session.config.retrain.ids
@@ -73,7 +74,7 @@ def make_pseudo_labels(session: SamSession, split: str, folder: Path) -> list[Ca
         else:
             path.unlink(missing_ok=True)  # of an earlier attempt at this round
         candidates.append(Candidate(sample.example, ids, kept, float(cam.mean()), float(mask.mean())))
-    return candidates
+    return sorted(ranks.gather_list(candidates), key=lambda candidate: candidate.example.position)
 
 
 def summarise(round_: int, candidates: Sequence[Candidate], sensitivity: float) -> RoundRow:

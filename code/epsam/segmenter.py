@@ -22,6 +22,7 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
+from epsam.runtime.ranks import ALONE, Ranks
 from epsam.runtime.views import apply_view, undo_view
 from epsam.sam.decoder import predict_masks
 from epsam.sam.embeddings import Embeddings, reading_threads
@@ -76,14 +77,16 @@ def segment(
 
 
 def segment_stored(
-    session: SamSession, split: str, examples: Sequence[Example], draw: int = 0
+    session: SamSession, split: str, examples: Sequence[Example], draw: int = 0, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Sample, np.ndarray]]:
     """Each example of a split as a sample, with the mask (H, W) bool that the session's decoder predicts for it.
 
     `draw` numbers the draw of prompts. Samples come in order unless patch sizes differ within a batch. Patches without
-    prompts, whose masks are empty, are warned of.
+    prompts, whose masks are empty, are warned of. Given `ranks`, several processes call this with the same examples, and
+    each predicts a share of them.
     """
     config, hardware, embeddings = session.config, session.hardware, session.embeddings(split)
+    examples = ranks.part_of_batches(examples, hardware.decoder_batch)
     samples = PredictionSamples(examples, embeddings, config)
     batches = Batches(len(examples), hardware.decoder_batch, draw=draw)
     size = BatchSize("SAM", hardware.decoder_batch)
@@ -95,6 +98,7 @@ def segment_stored(
                 unprompted += [sample.example.patch.name for sample in group if sample.prompts.is_empty]
                 yield from ((sample, one.mask) for sample, one in zip(group, found, strict=True))
             bar.update(len(batch))
+    unprompted = ranks.gather_list(unprompted)
     if unprompted and draw == 0:
         more = " ..." if len(unprompted) > 3 else ""
         logger.warning(

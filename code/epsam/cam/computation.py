@@ -44,18 +44,24 @@ def find_cams(
 def compute_split(
     model: Backbone, patches: Sequence[Patch], config: Config, hardware: Hardware, what: str = ""
 ) -> Iterator[tuple[str, ActivationMap]]:
-    """Names and maps of `patches`, in batches that fit the device, with a progress bar. Raises as `find_cams` does."""
+    """Names and maps of `patches`, in batches that fit the device, with a progress bar. Raises as `find_cams` does.
+
+    Several processes share the batches, and give the maps of all.
+    """
     if not patches:
         return
     images = PatchImages(patches, config.worker_count)
     batches = split_batches(len(patches), hardware.cam_batch)
     size = BatchSize("maps", hardware.cam_batch)
-    with progress(total=len(patches), desc=f"maps {what}".strip(), unit="patch") as bar:
-        for indices, batch in images.batches(batches, config.worker_count):
+    mine, found = hardware.ranks.part(batches), []
+    with progress(total=sum(map(len, mine)), desc=f"maps {what}".strip(), unit="patch") as bar:
+        for indices, batch in images.batches(mine, config.worker_count):
             names = [patches[index].name for index in indices]
             cams = size.run(partial(_in_parts, model, batch, names, config.cam, hardware))
-            yield from zip(names, cams, strict=True)
+            found.append(list(zip(names, cams, strict=True)))
             bar.update(len(indices))
+    for part in hardware.ranks.interleave(found):
+        yield from part
 
 
 def _in_parts(

@@ -21,21 +21,24 @@ def recalibrate_batchnorm(
     epoch: int,
     threads: int,
     count: int,
+    batch: int,
 ) -> None:
-    """Replace the running averages of batch normalisation by the means over `count` augmented batches.
+    """Replace the running averages of batch normalisation by the means over `count` augmented batches of `batch` patches.
 
     The running averages of training lag behind the weights, and they are of features that ADL had dimmed or
-    hidden; in evaluation ADL does neither. With a `count` of 0 they stay as they are. Otherwise the model is left in
-    evaluation mode.
+    hidden; in evaluation ADL does neither. Several processes share each batch. With a `count` of 0 they stay as they
+    are. Otherwise the model is left in evaluation mode.
     """
     seed = (settings.seed, "bn_recalibration", epoch)
-    batches = shuffled_batches(len(images), hardware.classifier_batch, *seed)[:count]
+    batches = shuffled_batches(len(images), batch, *seed)[:count]
+    mine = [hardware.ranks.part(whole) for whole in batches]
 
     def inputs() -> Iterator[torch.Tensor]:
         # In float32, outside of autocast: in bfloat16 the places that a rotation reads from jump by up to a pixel.
-        for indices, batch in images.batches(batches, threads):
+        for indices, part in images.batches(mine, threads):
             names = [images.names[index] for index in indices]
-            yield augment(as_float(batch, hardware.device), names, settings.augment, *seed)
+            inputs = as_float(part, hardware.device)
+            yield augment(inputs, names, settings.augment, *seed) if names else inputs
 
     if batches:
         update_bn(inputs(), _AsUsed(model, hardware).eval())

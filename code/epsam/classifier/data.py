@@ -44,6 +44,8 @@ class PatchImages:
         )
 
     def _batch(self, indices: list[int]) -> torch.Tensor:
+        if not indices:  # of a process whose share is empty
+            return torch.empty(0, 3, *self.shape[:2], dtype=torch.uint8)
         if self.kept is not None:
             return self.kept[indices]
         return torch.from_numpy(np.stack([self._decode(index) for index in indices]))

@@ -11,6 +11,8 @@ def high_frequency(images: torch.Tensor, block_px: int = 2) -> torch.Tensor:
     transformed back and the absolute value of its real part taken. The published block of 2 removes the
     frequencies 0 and -1; 0 removes nothing. Computed in float32.
     """
+    if not len(images):  # of a process whose share of a micro-batch is empty; MKL refuses them
+        return torch.zeros_like(images)
     spectrum = torch.fft.fftshift(torch.fft.fft2(images.float(), norm="forward"), dim=(-2, -1))
     rows, columns = (_central(length, block_px) for length in images.shape[-2:])
     spectrum[..., rows, columns] = 0

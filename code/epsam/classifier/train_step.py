@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from epsam.errors import EpsamError
 from epsam.runtime.device import Hardware, autocast, name_of
+from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger
 from epsam.runtime.memory import BatchSize
 
@@ -39,9 +41,12 @@ class TrainStep(Generic[Model]):
     """As given, but that a step or a state may change micro-batch and precision: what else an epoch computes takes these."""
     name: str = "classifier"
     """Of the network, for messages."""
+    batch: int = 0
+    """Patches of a step, which several processes may fit at once where one could not."""
 
     def __post_init__(self) -> None:
-        self.micro_batch = BatchSize(self.name, self.hardware.classifier_batch)
+        own, count = self.hardware.classifier_batch, self.hardware.ranks.count
+        self.micro_batch = BatchSize(self.name, own if count == 1 else min(own * count, max(own, self.batch)))
 
     @property
     def precision(self) -> torch.dtype:
@@ -52,14 +57,33 @@ class TrainStep(Generic[Model]):
         depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.model.modules())
         return torch.float32 if depthwise and self.hardware.device.type == "cpu" else self.hardware.precision
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+    def share(self, batch: Sequence[int]) -> "Share":
+        """What of `batch`, indices of patches, is for this process: a part of each micro-batch."""
+        ranks, start = self.hardware.ranks, 0
+        mine: list[int] = []
+        sizes: list[int] = []
+        for size in _sizes(len(batch), self.micro_batch.size):
+            parts = [size // ranks.count + (index < size % ranks.count) for index in range(ranks.count)]
+            first = start + sum(parts[: ranks.index])
+            mine += batch[first : first + parts[ranks.index]]
+            sizes.append(parts[ranks.index])
+            start += size
+        return Share(mine, sizes, len(batch))
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor, share: "Share | None" = None) -> float:
         """Learn from images (N, 3, H, W) and targets (N, ...); returns the mean loss of the batch.
 
-        Gradients add up to those of the whole batch; batch normalisation and ADL see one micro-batch at a time.
-        Nothing is learned from a batch whose loss is not finite.
+        Of several processes each calls this with the images of its `share` of the batch. Gradients add up to those of the
+        whole batch; batch normalisation and ADL see one micro-batch at a time, that of all processes. Nothing is learned
+        from a batch whose loss is not finite. Raises EpsamError when the micro-batch does not fit and is shared.
         """
-        total = self.micro_batch.run(lambda size: self._gradients(images, labels, size))
-        if self.micro_batch.size < self.hardware.classifier_batch:
+        if share is not None and self.hardware.ranks.count > 1:
+            total = self._shared_gradients(images, labels, share)
+        else:
+            total = self.micro_batch.run(
+                lambda size: self._gradients(images, labels, _sizes(len(images), size), len(images))
+            )
+        if self.micro_batch.size < self.hardware.classifier_batch and self.hardware.ranks.count == 1:
             self.hardware = dataclasses.replace(self.hardware, classifier_batch=self.micro_batch.size)
             logger.warning(
                 f"{self.name}: batch normalisation and ADL see smaller micro-batches from here on, so results differ from "
@@ -93,7 +117,8 @@ class TrainStep(Generic[Model]):
                 f"stop; this device would take {self.micro_batch.size} in {name_of(own)}"
             )
         self.micro_batch.size = state.micro_batch
-        self.hardware = dataclasses.replace(self.hardware, classifier_batch=state.micro_batch)
+        if self.hardware.ranks.count == 1:
+            self.hardware = dataclasses.replace(self.hardware, classifier_batch=state.micro_batch)
         if precision != own:
             self.hardware = dataclasses.replace(self.hardware, precision=precision)
 
@@ -101,19 +126,56 @@ class TrainStep(Generic[Model]):
         """Say how steps of `batch` patches are computed."""
         size, precision = self.micro_batch.size, name_of(self.precision)
         parts = f"micro-batches of {size}" if size < batch else "one piece"
-        logger.info(f"{self.name}: batches of {batch} in {parts}, {precision}")
+        count = self.hardware.ranks.count
+        shared = f", shared by {count} processes" if count > 1 else ""
+        logger.info(f"{self.name}: batches of {batch} in {parts}, {precision}{shared}")
 
-    def _gradients(self, images: torch.Tensor, labels: torch.Tensor, size: int) -> float:
+    def _shared_gradients(self, images: torch.Tensor, labels: torch.Tensor, share: "Share") -> float:
+        ranks = self.hardware.ranks
+        try:
+            loss = self._gradients(images, labels, share.sizes, share.whole)
+        except RuntimeError as error:
+            if not is_out_of_gpu_memory(error):
+                raise
+            # The others are inside the same micro-batch, and wait for this process in batch normalisation.
+            raise EpsamError(
+                f"{self.name}: the GPU of process {ranks.index} of {ranks.count} does not hold {max(share.sizes)} patches, "
+                "and micro-batches that processes share are not halved on the way; set a smaller profile (profile=8gb), "
+                "or start more processes, each with a GPU of its own"
+            ) from None
+        return ranks.sum_gradients(self.model.parameters(), loss)[0]
+
+    def _gradients(self, images: torch.Tensor, labels: torch.Tensor, sizes: Sequence[int], whole: int) -> float:
+        """Gradients of the images' part in the mean loss of `whole` patches, in micro-batches of `sizes`; gives that part."""
         self.optimiser.zero_grad(set_to_none=True)
-        parts = math.ceil(len(images) / size)
         total = 0.0
-        for micro, targets in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        for micro, targets in zip(images.split(list(sizes)), labels.split(list(sizes)), strict=True):
             with autocast(self.hardware.device, self.precision):
                 logits = self.model(micro)
-            loss = self.loss(logits, targets.to(logits.device)) * (len(micro) / len(images))
+            if len(micro):
+                loss = self.loss(logits, targets.to(logits.device)) * (len(micro) / whole)
+            else:  # it has to take part in batch normalisation nevertheless
+                loss = logits.sum() * 0
             loss.backward()
             total += loss.item()
         return total
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of a batch one process learns from."""
+
+    indices: list[int]
+    sizes: list[int]
+    """How many of them are of each micro-batch; 0 where that has fewer patches than there are processes."""
+    whole: int
+    """Patches of the batch."""
+
+
+def _sizes(count: int, most: int) -> list[int]:
+    """`count` in as few parts of at most `most` as there can be, as equal as they can be."""
+    parts = math.ceil(count / most)
+    return [count // parts + (index < count % parts) for index in range(parts)]
 
 
 @dataclass(frozen=True)

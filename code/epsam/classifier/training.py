@@ -54,7 +54,10 @@ def predict_logits(model: Backbone, images: PatchImages, hardware: Hardware, wor
     size = BatchSize("classifier", hardware.classifier_batch)
     with torch.inference_mode(), hardware.autocast():
         return torch.cat(
-            [size.run(partial(_logits, model, batch, hardware)) for _, batch in images.batches(batches, workers)]
+            hardware.ranks.interleave(
+                size.run(partial(_logits, model, batch, hardware))
+                for _, batch in images.batches(hardware.ranks.part(batches), workers)
+            )
         )
 
 
@@ -83,25 +86,27 @@ def train_epoch(learner: TrainStep[Backbone], train: LabelledImages, config: Con
     learner.model.train()
     names = train.images.names
     batches = shuffled_batches(len(names), settings.batch, settings.seed, "order", epoch)
+    shares = [learner.share(batch) for batch in batches]
     total = 0.0
     bar = progress(
-        train.images.batches(batches, config.worker_count),
+        train.images.batches([share.indices for share in shares], config.worker_count),
         total=len(batches),
         desc=f"classifier, epoch {epoch}",
         unit="batch",
     )
-    for indices, images in bar:
-        batch_names = [names[index] for index in indices]
+    for batch, share, (indices, images) in zip(batches, shares, bar, strict=True):
+        own_names = [names[index] for index in indices]
         inputs = as_float(images, learner.hardware.device)
-        inputs = augment(inputs, batch_names, settings.augment, settings.seed, epoch)
-        loss = learner.step(inputs, train.labels[indices])
+        if own_names:
+            inputs = augment(inputs, own_names, settings.augment, settings.seed, epoch)
+        loss = learner.step(inputs, train.labels[indices], share)
         if not math.isfinite(loss):
             raise EpsamError(
-                f"classifier, epoch {epoch}: the loss is {loss} on the batch {listed(batch_names)}; the "
+                f"classifier, epoch {epoch}: the loss is {loss} on the batch {listed([names[index] for index in batch])}; the "
                 "state of the last complete epoch is kept. Look at these patches, or lower classifier.lr "
                 "with --from train-classifier"
             )
-        total += loss * len(indices)
+        total += loss * len(batch)
     return total / len(names)
 
 

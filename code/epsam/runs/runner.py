@@ -20,27 +20,44 @@ from epsam.runs.stage import Stage, depending_on
 from epsam.runtime.files import remove, remove_temporaries, write_text
 from epsam.runtime.log import logger
 from epsam.runtime.old_weights import keep_old_weights
+from epsam.runtime.ranks import ALONE, Ranks
 from epsam.workspace import SPLITS, Workspace
 
 
-def run_stage(stages: Sequence[Stage], stage: Stage, config: Config, workspace: Workspace) -> None:
+def run_stage(
+    stages: Sequence[Stage], stage: Stage, config: Config, workspace: Workspace, ranks: Ranks = ALONE
+) -> None:
     """Run a stage of the pipeline `stages`, continue it, or log that it is done.
 
     When it ends with other files than it had before, the stages that depend on it run again. Raises StateError when a
-    stage that it needs is not done, or when settings, data or files of it or of those that it needs have changed.
+    stage that it needs is not done, or when settings, data or files of it or of those that it needs have changed. Of
+    several processes the first does all this; the others do their share of the stage's work.
     """
+    if not ranks.is_first:
+        _take_part(stage, config, workspace, ranks)
+        return
     with lock(workspace.run):
         run = _Run(stages, config, workspace, data_of(workspace, *_kinds_of_data(stage)))
         run.check_needed(stage)
         if run.is_done(stage):
             logger.info(f"{stage.name}: done already")
+            ranks.decide(lambda: False)
             return
         before = recorded_files(workspace, stage)
-        run.execute(stage)
+        run.execute(stage, ranks)
         if before and before != recorded_files(workspace, stage):
             run.forget_depending(stage)
         for pattern in stage.temporary:
             remove(workspace.run.glob(pattern))
+
+
+def _take_part(stage: Stage, config: Config, workspace: Workspace, ranks: Ranks) -> None:
+    """What a process other than the first does of a stage, as soon as the first has found that there is work to do."""
+    if ranks.decide(lambda: False) and stage.needs_device:
+        from epsam.runtime.device import choose_hardware
+
+        stage.run(counted_from(config, workspace.root), workspace, choose_hardware(config.profile, ranks))
+        ranks.wait()
 
 
 def finished_stages(stages: Sequence[Stage], config: Config, workspace: Workspace) -> list[Stage]:
@@ -121,7 +138,7 @@ class _Run:
             return False
         return True
 
-    def execute(self, stage: Stage) -> None:
+    def execute(self, stage: Stage, ranks: Ranks = ALONE) -> None:
         """Run a stage and record that it is done."""
         workspace, signed = self.workspace, self.signature_of(stage)
         logger.info(f"--- {stage.name}: {stage.does} ({workspace.name})")
@@ -132,8 +149,11 @@ class _Run:
         write_text(workspace.run / "config.yaml", config_as_yaml(self.config))
         write_started(workspace.state, stage.name, signed)
         watch = Stopwatch()
-        hardware = self._hardware() if stage.needs_device else None
+        ranks.decide(lambda: True)
+        hardware = self._hardware(ranks) if stage.needs_device else None
         stage.run(counted_from(self.config, workspace.root), workspace, hardware)
+        if stage.needs_device:
+            ranks.wait()
         device = str(hardware.device) if hardware else "cpu"
         seconds, peak = watch.seconds, round(_peak_memory_mib(device))
         record_files(workspace, stage)
@@ -159,11 +179,11 @@ class _Run:
         initial = initial_hashes(self.config, self.workspace) if "init_from" in settings else {}
         return signature(settings, self.config, {kind: self.data[kind] for kind in kinds} | initial)
 
-    def _hardware(self) -> Any:
+    def _hardware(self, ranks: Ranks) -> Any:
         # PyTorch is imported here, so that a stage that is done already is reported without loading it.
         from epsam.runtime.device import choose_hardware
 
-        hardware = choose_hardware(self.config.profile)
+        hardware = choose_hardware(self.config.profile, ranks)
         write_environment(self.workspace.run / "environment.json", hardware)
         return hardware
 

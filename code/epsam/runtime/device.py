@@ -1,5 +1,6 @@
 """The device at hand and the settings that follow from it."""
 
+import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from epsam.errors import EpsamError
 from epsam.runtime.log import logger
+from epsam.runtime.ranks import ALONE, Ranks
 
 PROFILES = {
     # profile: CAM batch (images, each in 4 rotations), encoder batch, decoder micro-batch
@@ -46,6 +49,8 @@ class Hardware:
     """Of training, see `precisions_of_gpu`: float32 or bfloat16, whose range needs no scaling of the loss."""
     prediction_precision: torch.dtype
     """Of embeddings, maps and predictions, where nothing is learned: float16 too."""
+    ranks: Ranks = ALONE
+    """The processes that share the work; each has a device of its own, and batch sizes are those of one device."""
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -65,10 +70,13 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
-def choose_hardware(profile: str = "auto") -> Hardware:
-    """Settings for `profile`; `auto` takes the GPU's memory, or the CPU where there is no GPU."""
+def choose_hardware(profile: str = "auto", ranks: Ranks = ALONE) -> Hardware:
+    """Settings for `profile`; `auto` takes the GPU's memory, or the CPU where there is no GPU.
+
+    Raises EpsamError when a machine has fewer GPUs than processes.
+    """
     if profile != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda")
+        device = _gpu_of(ranks)
         properties = torch.cuda.get_device_properties(device)
         if profile == "auto":
             profile = profile_for(properties.total_memory)
@@ -83,7 +91,22 @@ def choose_hardware(profile: str = "auto") -> Hardware:
     predicted = f", predictions {name_of(for_predictions)}" if for_predictions != precision else ""
     logger.info(f"device: {name}; profile {profile}, {name_of(precision)}{predicted}")
     micro_batches = MICRO_BATCHES[profile][precision == torch.bfloat16]
-    return Hardware(device, profile, *micro_batches, *PROFILES[profile], precision, for_predictions)
+    return Hardware(device, profile, *micro_batches, *PROFILES[profile], precision, for_predictions, ranks)
+
+
+def _gpu_of(ranks: Ranks) -> torch.device:
+    """The GPU of this process: with several on a machine, that of its number, or the only one that srun lets it see."""
+    if ranks.count == 1:
+        return torch.device("cuda")
+    here, found = ranks.on_this_machine, torch.cuda.device_count()
+    if here >= found and not (found == 1 and "SLURM_GPUS_ON_NODE" in os.environ and "LOCAL_RANK" not in os.environ):
+        raise EpsamError(
+            f"more processes than GPUs: there are {found} GPUs on this machine and at least {here + 1} processes; start "
+            "as many processes as there are GPUs (./train.sh --gpus N)"
+        )
+    device = torch.device("cuda", min(here, found - 1))
+    torch.cuda.set_device(device)
+    return device
 
 
 def precisions_of_gpu(major: int, name: str) -> tuple[torch.dtype, torch.dtype]:

@@ -46,8 +46,11 @@ class LogFile(logging.FileHandler):
             )
 
 
-def set_up_logging(file: Path | None = None) -> None:
-    """Send the package's log to stdout and, appended, to `file`; warnings of libraries go there too."""
+def set_up_logging(file: Path | None = None, *, errors_only: bool = False) -> None:
+    """Send the package's log to stdout and, appended, to `file`; warnings of libraries go there too.
+
+    With `errors_only`, that of a process that helps another, there are no progress bars either.
+    """
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -58,13 +61,13 @@ def set_up_logging(file: Path | None = None) -> None:
     handlers[0].setLevel(logging.INFO)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = LogFile(file, encoding="utf-8", errors="backslashreplace")
+        to_file = LogFile(file, encoding="utf-8", errors="backslashreplace", delay=errors_only)
         to_file.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
         handlers.append(to_file)
     for handler in handlers:
         root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    logger.setLevel(logging.DEBUG)  # for the file: tracebacks of what failed alone
+    root.setLevel(logging.ERROR if errors_only else logging.WARNING)
+    logger.setLevel(logging.ERROR if errors_only else logging.DEBUG)  # for the file: tracebacks of what failed alone
     logging.captureWarnings(True)
 
 
@@ -80,5 +83,5 @@ def progress(iterable=None, *, total: int | None = None, desc: str, unit: str = 
         dynamic_ncols=True,
         smoothing=0.05,
         mininterval=0.5,
-        disable=None,
+        disable=None if logger.isEnabledFor(logging.WARNING) else True,
     )

@@ -12,6 +12,7 @@ from epsam.errors import CheckpointError, EpsamError
 from epsam.runtime.checkpoints import load_tensors, save_tensors
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
+from epsam.runtime.ranks import ALONE, Ranks
 from epsam.runtime.records import explain
 
 
@@ -57,6 +58,7 @@ def run(
     best: Path,
     curves: Path,
     score: str = "val_loss",
+    ranks: Ranks = ALONE,
 ) -> TrainingHistory:
     """Run epochs 1..`epochs`, stopping when `score` (lower is better) has not improved for `early_stop` epochs.
 
@@ -65,21 +67,26 @@ def run(
     `parts` are the objects with state_dict() that make up the training (model, optimiser, schedule).
     After each epoch `best` (if improved), `curves` (CSV) and `state` are written, in this order; `state` is
     what a later call resumes from. Raises EpsamError when a figure is not finite: the last good state stays.
+    Of several processes the first one's figures decide for all of them, and it alone writes.
     """
     done = _resume(what, parts, state)
     for epoch in range(len(done.history) + 1, epochs + 1):
         if done.best_epoch and epoch - 1 - done.best_epoch >= early_stop:
             logger.info(f"{what}: early stop, no better {score} for {early_stop} epochs")
             break
-        figures = {"epoch": epoch, **run_epoch(epoch)}
+        figures = {"epoch": epoch, **ranks.gather(run_epoch(epoch))[0]}
         if not math.isfinite(figures[score]):
             raise EpsamError(
                 f"{what}, epoch {epoch}: {score} is {figures[score]}; the state of epoch {epoch - 1} is "
                 "kept. Lower classifier.lr (with --from train-classifier) or finetune.lr (with --from finetune)"
             )
         done.history.append(figures)
-        if figures[score] < done.best_score:
+        is_better = figures[score] < done.best_score
+        if is_better:
             done.best_epoch, done.best_score = epoch, figures[score]
+        if not ranks.is_first:
+            continue
+        if is_better:
             save_tensors(best, best_weights())
         write_csv(curves, done.history, list(done.history[0]))
         save_tensors(
@@ -98,6 +105,7 @@ def run(
         )
         mark = " *" if done.best_epoch == epoch else ""
         logger.info(f"{what}: epoch {epoch}/{epochs} {shown}{mark}")
+    ranks.wait()
     logger.info(f"{what}: best epoch {done.best_epoch}, {score} {done.best_score:.4f}")
     return done
 

@@ -78,7 +78,7 @@ def open_embeddings(config: Config, workspace: Workspace, hardware: Hardware, sa
     if config.sam.embeddings == "off":
         return RecomputedEmbeddings(sam, patches, views_of(config, split), hardware)
     store = EmbeddingStore.open(workspace.embeddings(split), store_signature(config, workspace, sam, split, patches))
-    store.check()
+    hardware.ranks.decide(store.check)
     return StoredEmbeddings(store, hardware)
 
 

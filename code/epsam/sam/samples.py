@@ -1,6 +1,6 @@
 """Patches with their prompts, loaded for the decoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -196,7 +196,9 @@ class Batches:
             yield [(index, self.draw) for index in part.tolist()]
 
 
-def load_batches(samples: "_ByIndex[AnySample]", batches: Batches, threads: int) -> Iterator[list[AnySample]]:
+def load_batches(
+    samples: "_ByIndex[AnySample]", batches: Iterable[list[tuple[int, int]]], threads: int
+) -> Iterator[list[AnySample]]:
     """Lists of samples, batch by batch, read ahead by `threads`."""
     return read_ahead(lambda indices: [samples[index] for index in indices], batches, threads)
 

@@ -18,6 +18,7 @@ from epsam.errors import DataError, StateError
 from epsam.runtime.files import atomic, remove, sha256
 from epsam.runtime.hashes import Sha256
 from epsam.runtime.log import logger, progress
+from epsam.runtime.ranks import ALONE, Ranks
 from epsam.runtime.records import Record, read_record, write_record
 from epsam.runtime.text import listed
 
@@ -140,13 +141,23 @@ class EmbeddingStore:
                 f"{len(self.layout.shards)} shards); run the stage embed again, it replaces that shard"
             )
 
-    def write(self, shard: int, embeddings: np.ndarray) -> None:
-        """Write one shard, (n, views, C, h, w) float16, and then its hash; without that it counts as missing."""
+    def write(self, shard: int, embeddings: np.ndarray, ranks: Ranks = ALONE) -> None:
+        """Write one shard, (n, views, C, h, w) float16, and then its hash; without that it counts as missing.
+
+        Of several processes each writes a shard of its own, or calls `share_hashes` where there is none left for it.
+        """
         path = self._path(shard)
         with atomic(path) as temporary:
             np.save(temporary, embeddings)
             self._hashes[path.name] = sha256(temporary)
-        self._write_record()
+        self.share_hashes(ranks)
+
+    def share_hashes(self, ranks: Ranks) -> None:
+        """Record the hashes of what all processes have written."""
+        for hashes in ranks.gather(self._hashes):
+            self._hashes |= hashes
+        if ranks.is_first:
+            self._write_record()
 
     def read(self, position: int, view: int) -> np.ndarray:
         """Embedding (C, h, w) float16 of a patch (position in the signature's patches) in a view, memory-mapped."""

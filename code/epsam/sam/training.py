@@ -133,10 +133,12 @@ def train_decoder(
         state=state,
         best=best,
         curves=workspace.run / f"{name}_curves.csv",
+        ranks=session.hardware.ranks,
     )
     session.sam.mask_decoder.requires_grad_(False)
-    save_weights(
-        path, load_tensors(best), settings_for_weights(config), encoder_hash(session.sam), patch_mpp(workspace)
+    settings_of_weights, encoder = settings_for_weights(config), encoder_hash(session.sam)
+    session.hardware.ranks.decide(
+        lambda: save_weights(path, load_tensors(best), settings_of_weights, encoder, patch_mpp(workspace))
     )
 
 
@@ -152,7 +154,7 @@ class DecoderTraining:
         score: str,
     ):
         self.score = score  # name of the Dice with the masks of `val`
-        config = session.config
+        config, self.ranks = session.config, session.hardware.ranks
         self.sam, self.hardware, self.settings, self.name = session.sam, session.hardware, config.finetune, name
         parameters = list(self.sam.mask_decoder.requires_grad_(True).parameters())
         self.optimizer = torch.optim.AdamW(
@@ -179,42 +181,56 @@ class DecoderTraining:
         """One step per batch of all training patches, at the schedule's present rate; the mean loss."""
         self.batches.draw = epoch
         bar = progress(
-            load_batches(self.train, self.batches, self.threads),
+            load_batches(self.train, map(self.ranks.part, self.batches), self.threads),
             total=len(self.batches),
             desc=f"{self.name} epoch {epoch}",
             unit="batch",
         )
-        losses = [
+        losses = self.ranks.gather_list(
             loss for batch in bar for loss in self._step([sample for sample in batch if not sample.prompts.is_empty])
-        ]
+        )
         if not losses:
             raise DataError(f"{self.name}: no training patch gives a prompt; see prompts.kind and prompts.min_box_px")
         return float(np.mean(losses))
 
     def _step(self, batch: list[LabelledSample]) -> list[float]:
-        """One step of the optimiser; the losses of its patches."""
+        """One step of the optimiser on the `batch` of all processes; the losses of this one's patches."""
+        if self.ranks.count > 1:
+            return self._shared_step(batch)
         if not batch:
             return []
-        losses = self.part.run(lambda part: self._accumulate(batch, part))
+        losses = self.part.run(lambda part: self._accumulate(batch, part, len(batch)))
         self.optimizer.step()
         return losses
 
-    def _accumulate(self, batch: list[LabelledSample], part: int) -> list[float]:
-        """Gradients of the mean loss of `batch`, `part` patches at a time."""
+    def _shared_step(self, batch: list[LabelledSample]) -> list[float]:
+        most = self.settings.batch
+        losses = self.part.run(lambda part: self._accumulate(batch, part, most))
+        parameters = list(self.sam.mask_decoder.parameters())
+        (whole,) = self.ranks.sum_gradients(parameters, len(batch))
+        if whole:  # fewer than `most` in the last batch, and where patches have no prompts
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= most / whole
+            self.optimizer.step()
+        return losses
+
+    def _accumulate(self, batch: list[LabelledSample], part: int, whole: int) -> list[float]:
+        """Gradients of the sum of the losses of `batch` over `whole`, `part` patches at a time."""
         losses = []
         self.optimizer.zero_grad(set_to_none=True)
         for start in range(0, len(batch), part):
             for group in by_size(batch[start : start + part]):
                 loss = self._loss(self._logits(group, self.embeddings), group)
-                (loss * len(group) / len(batch)).backward()
+                (loss * len(group) / whole).backward()
                 losses += [loss.item()] * len(group)
         return losses
 
     def _validate(self) -> dict[str, float]:
-        figures: list[tuple[float, float]] = []
-        for batch in load_batches(self.val, self.val_batches, self.threads):
-            figures += self.part.run(partial(self._figures, batch))
-        losses, dices = zip(*figures, strict=True)
+        own: list[tuple[float, float]] = []
+        for batch in load_batches(self.val, self.ranks.part(list(self.val_batches)), self.threads):
+            own += self.part.run(partial(self._figures, batch))
+        losses, dices = zip(*self.ranks.gather_list(own), strict=True)
         return {"val_loss": float(np.mean(losses)), self.score: float(np.mean(dices))}
 
     @torch.no_grad()

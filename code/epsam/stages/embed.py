@@ -36,7 +36,7 @@ def embed(config: Config, workspace: Workspace, hardware: Hardware) -> None:
         return
     sam = load_sam(config.sam.model_type, config.sam.checkpoint, workspace.checkpoints, hardware.device)
     patches = {split: patches_for_sam(workspace, split) for split in SPLITS}
-    stores = _create_stores(config, workspace, sam, patches)
+    stores = hardware.ranks.decide(lambda: _create_stores(config, workspace, sam, patches))
     for split, store in stores.items():
         _fill(store, config, hardware, sam, split, patches[split])
 
@@ -83,23 +83,28 @@ def views_that_fit(wanted: int, need: Callable[[int], int], folder: Path) -> int
 def _fill(
     store: EmbeddingStore, config: Config, hardware: Hardware, sam: Sam, split: str, patches: Sequence[Patch]
 ) -> None:
-    layout, missing = store.layout, store.missing()
-    todo = [patches[position] for shard in missing for position in layout.shards[shard]]
-    logger.info(f"embed: {split}: {len(patches)} patches, {layout.views} view(s) each; {len(todo)} patches to do")
-    inputs = [(patch, view) for patch in todo for view in range(layout.views)]
-    batches = [
-        inputs[start : start + hardware.encoder_batch] for start in range(0, len(inputs), hardware.encoder_batch)
-    ]
+    layout, missing, ranks = store.layout, hardware.ranks.decide(store.missing), hardware.ranks
+    todo = sum(len(layout.shards[shard]) for shard in missing)
+    logger.info(f"embed: {split}: {len(patches)} patches, {layout.views} view(s) each; {todo} patches to do")
+    mine, batches = ranks.part(missing), []
+    for shard in mine:  # by themselves, so that an embedding does not depend on which shards are missing
+        inputs = [(patches[position], view) for position in layout.shards[shard] for view in range(layout.views)]
+        batches += [
+            inputs[start : start + hardware.encoder_batch] for start in range(0, len(inputs), hardware.encoder_batch)
+        ]
     size = BatchSize("embed", hardware.encoder_batch)
     ready: list[np.ndarray] = []
-    with progress(total=len(inputs), desc=f"embed {split}", unit="view") as bar:
+    with progress(total=sum(map(len, batches)), desc=f"embed {split}", unit="view") as bar:
         for images in read_ahead(
             partial(_load_inputs, sam.image_encoder.img_size), batches, reading_threads(config, hardware)
         ):
             encoded = size.run(partial(_encode_in_parts, sam, images, hardware))
             for embedding in encoded.cpu().numpy():
                 ready.append(embedding)
-                if len(ready) == len(layout.shards[missing[0]]) * layout.views:
-                    store.write(missing.pop(0), np.stack(ready).reshape(-1, layout.views, *layout.shape))
+                if len(ready) == len(layout.shards[mine[0]]) * layout.views:
+                    store.write(mine.pop(0), np.stack(ready).reshape(-1, layout.views, *layout.shape), ranks)
                     ready = []
             bar.update(len(images))
+    if len(missing) % ranks.count > ranks.index or not len(missing) % ranks.count:
+        return
+    store.share_hashes(ranks)  # the others have written a shard more

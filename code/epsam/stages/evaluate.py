@@ -52,7 +52,7 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     known = [patch for patch in patches_for_sam(workspace, "test") if patch.has_mask]
     _warn_of_missing_masks(workspace, known)
     if not known:
-        record_results(workspace, "evaluate", [])
+        hardware.ranks.decide(lambda: record_results(workspace, "evaluate", []))
         return
     session = SamSession(config, workspace, hardware)
     if config.evaluate.supervised:
@@ -63,9 +63,17 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
             train_student(config, workspace, hardware, "student_supervised", true, path, on_true_masks=True)
     methods = methods_of(config, workspace)
     negatives = [patch for patch in patches_for_classifier(workspace, "test") if patch.label == 0]
-    todo = [method for method in methods if not _is_measured(workspace, method, [*known, *negatives])]
+    patches = [*known, *negatives]
+    todo = hardware.ranks.decide(lambda: [m for m in methods if not _is_measured(workspace, m, patches)])
     if todo:
         _measure(session, todo, known, negatives)
+    if hardware.ranks.is_first:
+        _record(session, methods, known)
+
+
+def _record(session: SamSession, methods: Sequence[Method], known: Sequence[Patch]) -> None:
+    """Record and log the table."""
+    config, workspace = session.config, session.workspace
     rows = [result_row(config, method.name, read_figures(figures_csv(workspace, method.name))) for method in methods]
     next(row for row in rows if row["method"] == "cam").update(map_figures(config, cam_curve(session, known)))
     slides = _evaluate_slides(config, workspace, hardware) if config.evaluate.slides else []
@@ -110,8 +118,8 @@ def _is_measured(workspace: Workspace, method: Method, patches: Sequence[Patch])
 def _measure(
     session: SamSession, methods: Sequence[Method], known: Sequence[Patch], negatives: Sequence[Patch]
 ) -> None:
-    """Predict the patches with each method and keep masks and figures."""
-    config, workspace, hardware = session.config, session.workspace, session.hardware
+    """Predict the patches with each method and keep masks and figures; several processes share the patches."""
+    config, workspace, hardware, ranks = session.config, session.workspace, session.hardware, session.hardware.ranks
     classifier = load_classifier(config.classifier, workspace.classifier, hardware.device)
     segmenter = ImageSegmenter(classifier, session.sam, config, hardware)
     patches = [*known, *negatives]
@@ -125,28 +133,30 @@ def _measure(
     simple = _simple_methods(workspace, methods)
     areas = [math.prod(patch_size(patch)) for patch in patches]
     for method in methods:
-        overlaps = {patch.name: (0, 0, 0) for patch in negatives}
+        overlaps, found = {patch.name: (0, 0, 0) for patch in negatives}, {}
         if method.name in simple:
-            masks = _simple_masks(simple[method.name], [*known, *false_positives])
+            masks = _simple_masks(simple[method.name], ranks.part([*known, *false_positives]))
         elif method.student:
             network = load_student(config.classifier, method.student, hardware.device)
             student = StudentSegmenter(network, config, hardware)
-            masks = _segmented(student.masks, patches, hardware.classifier_batch, method.name)
+            share = ranks.part_of_batches(patches, hardware.classifier_batch)
+            masks = _segmented(student.masks, share, hardware.classifier_batch, method.name)
         else:
             masks = _masks(session, segmenter, method, known, false_positives)
         for patch, mask in masks:
             write_png(predictions(workspace, method.name) / f"{patch.name}.png", mask)
-            overlaps[patch.name] = _overlap(patch, mask)
-        write_figures(
-            figures_csv(workspace, method.name),
-            Figures(
-                names=[patch.name for patch in patches],
-                labels=np.array([patch.label for patch in patches]),
-                probabilities=np.array([1.0 if method.student else probabilities[patch.name] for patch in patches]),
-                areas=np.array(areas),
-                overlaps=np.array([overlaps[patch.name] for patch in patches]),
-            ),
+            found[patch.name] = _overlap(patch, mask)
+        for share_of_overlaps in ranks.gather(found):
+            overlaps |= share_of_overlaps
+        figures = Figures(
+            names=[patch.name for patch in patches],
+            labels=np.array([patch.label for patch in patches]),
+            probabilities=np.array([1.0 if method.student else probabilities[patch.name] for patch in patches]),
+            areas=np.array(areas),
+            overlaps=np.array([overlaps[patch.name] for patch in patches]),
         )
+        if ranks.is_first:
+            write_figures(figures_csv(workspace, method.name), figures)
 
 
 def _simple_methods(workspace: Workspace, methods: Sequence[Method]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -168,8 +178,9 @@ def _simple_masks(
 
 def _classify(segmenter: ImageSegmenter, patches: Sequence[Patch]) -> dict[str, float]:
     """Probability of tumour of each patch, by name."""
-    step = segmenter.hardware.classifier_batch
+    step, ranks = segmenter.hardware.classifier_batch, segmenter.hardware.ranks
     probabilities: dict[str, float] = {}
+    patches = ranks.part_of_batches(patches, step)
     with progress(total=len(patches), desc="classify test", unit="patch") as bar:
         for start in range(0, len(patches), step):
             batch = patches[start : start + step]
@@ -177,7 +188,7 @@ def _classify(segmenter: ImageSegmenter, patches: Sequence[Patch]) -> dict[str, 
             names = [patch.name for patch in batch]
             probabilities |= dict(zip(names, segmenter.classify(images, names).tolist(), strict=True))
             bar.update(len(batch))
-    return probabilities
+    return {name: probability for part in ranks.gather(probabilities) for name, probability in part.items()}
 
 
 def _masks(
@@ -191,15 +202,16 @@ def _masks(
     session.use_decoder(method.decoder)
     names = {patch.name for patch in known}
     examples = [example for example in session.examples("test") if example.patch.name in names]
+    step, ranks = session.hardware.decoder_batch, session.hardware.ranks
     if method.name == "cam":
-        for example in examples:
+        for example in ranks.part(examples):
             yield example.patch, cam_mask(example.cam, session.config.cam, patch_size(example.patch))
     else:
-        for sample, mask in segment_stored(session, "test", examples):
+        for sample, mask in segment_stored(session, "test", examples, ranks=ranks):
             yield sample.example.patch, mask
     predict = segmenter.cam_masks if method.name == "cam" else segmenter.masks
-    step = session.hardware.decoder_batch
-    yield from _segmented(predict, false_positives, step, f"{method.name}: false positives")
+    share = ranks.part_of_batches(false_positives, step)
+    yield from _segmented(predict, share, step, f"{method.name}: false positives")
 
 
 def _segmented(

@@ -17,15 +17,17 @@ def finetune(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     Raises DataError when initial masks are missing or all empty.
     """
     session = SamSession(config, workspace, hardware)
-    folder = labels_folder(workspace, "val", 0)
-    for example in session.examples("val"):
+    folder, ranks = labels_folder(workspace, "val", 0), hardware.ranks
+    for example in ranks.part(session.examples("val")):
         write_png(folder / f"{example.patch.name}.png", cam_mask(example.cam, config.cam, patch_size(example.patch)))
     train = with_labels(session.examples("train"), labels_folder(workspace, "train", 0))
+    ranks.wait()
     shown = evenly_spaced(train)
     samples = LabelledSamples(shown, session.embeddings("train"), config, "predict")
     rows = [
         Row(s.example.patch, s.example.cam, s.prompts, s.target, "initial mask")
         for s in (samples[index, 0] for index in range(len(shown)))
     ]
-    write_sheet(sheet_path(workspace, 0), rows)
+    if ranks.is_first:
+        write_sheet(sheet_path(workspace, 0), rows)
     train_decoder(session, "round0", train, validation_examples(session, 0), workspace.decoder(0))

@@ -1,5 +1,7 @@
 """Stage initial-masks: the classifier's maps, their thresholds, and the masks that round 0 learns from."""
 
+from functools import partial
+
 import numpy as np
 
 from epsam.cam.computation import compute_split
@@ -11,6 +13,7 @@ from epsam.patches.patch import patches_for_sam
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_png
 from epsam.runtime.log import logger, progress
+from epsam.runtime.ranks import Ranks
 from epsam.sam.samples import patch_size
 from epsam.visualization.contact_sheet import draw_cam_sheet
 from epsam.workspace import SPLITS, Workspace
@@ -26,18 +29,22 @@ def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware)
         patches = patches_for_sam(workspace, split)
         path = workspace.cams(split)
         if not (path.is_file() and list(load_cams(path)) == [patch.name for patch in patches]):
-            save_cams(path, dict(compute_split(model, patches, config, hardware, split)))
-    _write_masks(config, workspace)
+            cams = dict(compute_split(model, patches, config, hardware, split))
+            hardware.ranks.decide(partial(save_cams, path, cams))
+    _write_masks(config, workspace, hardware.ranks)
 
 
-def _write_masks(config: Config, workspace: Workspace) -> None:
+def _write_masks(config: Config, workspace: Workspace, ranks: Ranks) -> None:
     patches, folder = patches_for_sam(workspace, "train"), workspace.pseudo_labels(0)
     cams = load_cams(workspace.cams("train"))
     shares = []
-    for patch in progress(patches, desc="initial masks", unit="patch"):
+    for patch in progress(ranks.part(patches), desc="initial masks", unit="patch"):
         mask = cam_mask(cams[patch.name], config.cam, patch_size(patch))
         write_png(folder / f"{patch.name}.png", mask)
         shares.append(mask.mean())
+    shares = ranks.interleave(shares)
+    if not ranks.is_first:
+        return
     for stale in [path for path in folder.glob("*.png") if path.stem not in cams]:
         stale.unlink()
     draw_cam_sheet(workspace.run / "cams" / "sheet.png", patches, cams, folder)

@@ -25,12 +25,12 @@ def retrain(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     The last one is copied to workspace.last_decoder. Raises DataError when a round keeps no pseudo-label.
     """
     rounds = range(1, config.retrain.rounds + 1)
-    first = next((n for n in rounds if not workspace.decoder(n).is_file()), None)
+    first = hardware.ranks.decide(lambda: next((n for n in rounds if not workspace.decoder(n).is_file()), None))
     if first is not None:
         session = SamSession(config, workspace, hardware)
         for round_ in rounds[first - 1 :]:
             _run_round(session, round_)
-    copy_weights(workspace.decoder(config.retrain.rounds), workspace.last_decoder)
+    hardware.ranks.decide(lambda: copy_weights(workspace.decoder(config.retrain.rounds), workspace.last_decoder))
 
 
 def _run_round(session: SamSession, round_: int) -> None:
@@ -39,8 +39,7 @@ def _run_round(session: SamSession, round_: int) -> None:
     folders = {split: labels_folder(workspace, split, round_) for split in ("train", "val")}
     candidates = make_pseudo_labels(session, "train", folders["train"])
     make_pseudo_labels(session, "val", folders["val"])
-    _write_sheet(session, round_, candidates)
-    _record(session, summarise(round_, candidates, prompt_sensitivity(session, "train")))
+    session.hardware.ranks.decide(lambda: _describe(session, round_, candidates))
     kept = [candidate.example for candidate in candidates if candidate.kept]
     if not kept:
         best = max(candidates, key=lambda candidate: candidate.ids)
@@ -58,6 +57,12 @@ def _run_round(session: SamSession, round_: int) -> None:
         validation_examples(session, round_),
         workspace.decoder(round_),
     )
+
+
+def _describe(session: SamSession, round_: int, candidates: Sequence[Candidate]) -> None:
+    """Write what people look at."""
+    _write_sheet(session, round_, candidates)
+    _record(session, summarise(round_, candidates, prompt_sensitivity(session, "train")))
 
 
 def _how_to_keep(best: Candidate) -> str:

@@ -6,6 +6,7 @@ from epsam.classifier.backbone import Backbone
 from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.building import build_classifier, load_classifier
 from epsam.classifier.pretrained import initialise
+from epsam.classifier.shared_batchnorm import share_batchnorm
 from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.classifier.training import (
     figures,
@@ -50,11 +51,12 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     the last complete epoch after a stop, to the same result (on a GPU but for its rounding). Raises DataError
     for a split of one class or patches of unequal size, EpsamError when the loss is not finite.
     """
-    settings = config.classifier
+    settings, ranks = config.classifier, hardware.ranks
     train, val, test = (load_labelled(workspace, split, config.worker_count) for split in SPLITS)
     torch.manual_seed(seed_of(settings.seed, "classifier"))
     model = _first_model(config, workspace)
     model.to(hardware.device).to(memory_format=hardware.memory_format)
+    model = share_batchnorm(model, hardware.ranks, hardware.device)
     optimiser = torch.optim.Adam(
         parameter_groups(model, settings), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
     )
@@ -64,7 +66,7 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
         f"classifier: the best epoch is chosen on the {'true masks' if on_masks else 'labels'} of the val split"
     )
     label_loss = LabelLoss(positive_weight(train, settings))
-    learner = TrainStep(model, optimiser, label_loss, hardware)
+    learner = TrainStep(model, optimiser, label_loss, hardware, batch=settings.batch)
     learner.log(settings.batch)
 
     def run_epoch(epoch: int) -> dict[str, float]:
@@ -78,11 +80,14 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
             epoch,
             config.worker_count,
             settings.bn_recalibration_batches,
+            learner.micro_batch.size,
         )
         logits = predict_logits(model, val.images, learner.hardware, config.worker_count)
         val_loss = label_loss(logits, val.labels).item()
         figures = {"train_loss": loss, "val_loss": val_loss, "val_auc": auc(val.labels.numpy(), logits.numpy())}
-        return figures | ({"val_map_error": map_error(model, config, workspace, learner.hardware)} if on_masks else {})
+        if on_masks:
+            figures["val_map_error"] = ranks.decide(lambda: map_error(model, config, workspace, learner.hardware))
+        return figures
 
     best, curves = workspace.state / "classifier_best.pth", workspace.run / "classifier_curves.csv"
     done = run(
@@ -96,16 +101,15 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
         best=best,
         curves=curves,
         score="val_map_error" if on_masks else "val_loss",
+        ranks=ranks,
     )
-    draw_curves(curves.with_suffix(".png"), done)
-    model.load_state_dict(load_tensors(best))
-    save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config), mpp=patch_mpp(workspace))
+    model.load_state_dict(ranks.decide(lambda: load_tensors(best)))
     logger.info(f"classifier: peak memory {peak_memory_mib(str(hardware.device)):.0f} MiB")
-    record_results(
-        workspace,
-        "train-classifier",
-        [
-            {"split": split, "method": "classifier"} | figures(model, labelled, hardware, config.worker_count)
-            for split, labelled in (("val", val), ("test", test))
-        ],
-    )
+    rows = [
+        {"split": split, "method": "classifier"} | figures(model, labelled, hardware, config.worker_count)
+        for split, labelled in (("val", val), ("test", test))
+    ]
+    if ranks.is_first:
+        draw_curves(curves.with_suffix(".png"), done)
+        save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config), mpp=patch_mpp(workspace))
+        record_results(workspace, "train-classifier", rows)

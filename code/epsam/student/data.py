@@ -76,6 +76,8 @@ class SegmentationData:
             yield indices, images, batch
 
     def _masks(self, indices: list[int]) -> torch.Tensor:
+        if not indices:  # of a process whose share is empty
+            return torch.empty(0, *self.images.shape[:2], dtype=torch.uint8)
         if self.kept is not None:
             return self.kept[indices]
         return torch.from_numpy(np.stack([self._read(index) for index in indices]))

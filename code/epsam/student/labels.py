@@ -28,9 +28,10 @@ def write_labels(config: Config, workspace: Workspace, hardware: Hardware) -> No
         folder = labels_folder(workspace, split)
         candidates = make_pseudo_labels(session, split, folder)
         dropped = [candidate.example for candidate in candidates if not candidate.kept]
-        for example in dropped:
+        for example in hardware.ranks.part(dropped):
             mask = cam_mask(example.cam, config.cam, patch_size(example.patch))
             write_png(folder / f"{example.patch.name}.png", mask)
+        hardware.ranks.wait()
         logger.info(
             f"student: labels of {split}: {len(candidates) - len(dropped)} predicted by round "
             f"{config.retrain.rounds}, {len(dropped)} CAM masks where the filter dropped the prediction"

@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from epsam.classifier.augmentation import augment_with_masks
 from epsam.classifier.batchnorm import recalibrate_batchnorm
 from epsam.classifier.data import as_float, shuffled_batches, split_batches
+from epsam.classifier.shared_batchnorm import share_batchnorm
 from epsam.classifier.train_step import TrainStep
 from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Config
@@ -75,8 +76,11 @@ def train_student(
         state=workspace.state / f"{name}.pth",
         best=best,
         curves=workspace.run / f"{name}_curves.csv",
+        ranks=hardware.ranks,
     )
-    save_weights(path, load_tensors(best), settings_for_weights(config), mpp=patch_mpp(workspace))
+    hardware.ranks.decide(
+        lambda: save_weights(path, load_tensors(best), settings_for_weights(config), mpp=patch_mpp(workspace))
+    )
 
 
 class StudentTraining:
@@ -98,12 +102,13 @@ class StudentTraining:
         torch.manual_seed(seed_of(self.settings.seed, "student"))
         self.model = first_student(config, workspace)
         self.model.to(hardware.device).to(memory_format=hardware.memory_format)
+        self.model = share_batchnorm(self.model, hardware.ranks, hardware.device)
         rates = [self.settings.trunk_lr, self.settings.lr]
         groups = [{"params": parameters} for parameters in _parameter_groups(self.model)]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
         steps = self.settings.epochs * len(self._shuffled(1))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rates, steps, pct_start=WARM_UP)
-        self.learner = TrainStep(self.model, self.optimiser, segmentation_loss, hardware, name)
+        self.learner = TrainStep(self.model, self.optimiser, segmentation_loss, hardware, name, self.settings.batch)
         self.learner.log(self.settings.batch)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
@@ -111,7 +116,14 @@ class StudentTraining:
         loss = self._train_epoch(epoch)
         threads, settings = self.config.worker_count, self.config.classifier
         recalibrate_batchnorm(
-            self.model, self.train.images, settings, self.learner.hardware, epoch, threads, RECALIBRATION_BATCHES
+            self.model,
+            self.train.images,
+            settings,
+            self.learner.hardware,
+            epoch,
+            threads,
+            RECALIBRATION_BATCHES,
+            self.learner.micro_batch.size,
         )
         return {"train_loss": loss, **self._validate(), "lr": float(self.schedule.get_last_lr()[1])}
 
@@ -122,26 +134,28 @@ class StudentTraining:
         """One pass over the patches; the mean loss."""
         self.model.train()
         batches, total = self._shuffled(epoch), 0.0
+        shares = [self.learner.share(batch) for batch in batches]
         bar = progress(
-            self.train.batches(batches, self.config.worker_count),
+            self.train.batches([share.indices for share in shares], self.config.worker_count),
             total=len(batches),
             desc=f"{self.name}, epoch {epoch}",
             unit="batch",
         )
-        for indices, images, masks in bar:
+        for batch, share, (indices, images, masks) in zip(batches, shares, bar, strict=True):
             names = [self.train.names[index] for index in indices]
             inputs = as_float(images, self.hardware.device)
             targets = masks.to(self.hardware.device).float()
             seed = (self.settings.seed, "student", epoch)
-            inputs, targets = augment_with_masks(inputs, targets, names, self.config.classifier.augment, *seed)
-            loss = self.learner.step(inputs, targets)
+            if names:
+                inputs, targets = augment_with_masks(inputs, targets, names, self.config.classifier.augment, *seed)
+            loss = self.learner.step(inputs, targets, share)
             if not math.isfinite(loss):
                 raise EpsamError(
-                    f"{self.name}, epoch {epoch}: the loss is {loss} on the batch of {names[0]}; the state of the "
-                    "last complete epoch is kept. Lower student.lr with --from distill"
+                    f"{self.name}, epoch {epoch}: the loss is {loss} on the batch of {self.train.names[batch[0]]}; "
+                    "the state of the last complete epoch is kept. Lower student.lr with --from distill"
                 )
             self.schedule.step()
-            total += loss * len(indices)
+            total += loss * len(batch)
         return total / len(self.train)
 
     def _validate(self) -> dict[str, float]:
@@ -153,13 +167,16 @@ class StudentTraining:
             tumour = logits > 0
             both += int((tumour & (targets > 0)).sum())
             either += int(tumour.sum() + targets.sum())
+        loss, both, either = (
+            sum(parts) for parts in zip(*self.hardware.ranks.gather((loss, both, either)), strict=True)
+        )
         return {"val_loss": loss / len(self.val), self.score: 2 * both / either if either else 1.0}
 
     @torch.no_grad()
     def _predictions(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits and targets (N, H, W) of the val patches."""
-        batches = split_batches(len(self.val), self.learner.micro_batch.size)
-        for _, images, masks in self.val.batches(batches, self.config.worker_count):
+        batches = split_batches(len(self.val), self.learner.hardware.classifier_batch)
+        for _, images, masks in self.val.batches(self.hardware.ranks.part(batches), self.config.worker_count):
             with self.learner.hardware.autocast():
                 logits = self.model(as_float(images, self.hardware.device))
             yield logits, masks.to(self.hardware.device).float()
