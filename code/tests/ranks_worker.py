@@ -1,50 +1,80 @@
-"""What each process of test_ranks.py does; started by torchrun, and in one process for the comparison.
+"""What the processes of test_ranks.py do, started by torchrun or alone: `python ranks_worker.py WHAT FOLDER ...`.
 
-`python ranks_worker.py FOLDER`: train a small classifier in float64 for 8 steps and write what came of it.
+`share FOLDER STAGE...`: 8 steps of a classifier in float64, into FOLDER/steps.pth, then stages of the run FOLDER/small.yaml.
+`fail FOLDER NUMBER`: process NUMBER has an error while the others wait for it.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
+import click
 import torch
 
 from epsam.classifier.building import build_classifier
 from epsam.classifier.shared_batchnorm import share_batchnorm
 from epsam.classifier.train_step import LabelLoss, TrainStep
+from epsam.cli import cli, main
+from epsam.config.loading import load_config
 from epsam.config.schema import Classifier
+from epsam.errors import EpsamError
+from epsam.pipeline import STAGES
+from epsam.runs.runner import run_stage
+from epsam.runs.stage import find_stage
+from epsam.runtime import device
 from epsam.runtime.checkpoints import save_tensors
-from epsam.runtime.device import choose_hardware
-from epsam.runtime.ranks import join
+from epsam.runtime.log import set_up_logging
+from epsam.runtime.ranks import Ranks, join
+from epsam.workspace import Workspace
 
 BATCHES = (5, 5, 5, 3, 5, 5, 5, 1)
-"""Patches of each step; micro-batches are of 4."""
+"""Patches of each step; micro-batches are of 4, so those of 5 are a part of 3 and one of 2."""
 
 
-def main(folder: Path) -> None:
+def train_steps(folder: Path, ranks: Ranks) -> None:
+    hardware = dataclasses.replace(device.choose_hardware("cpu", ranks), classifier_batch=4 if ranks.count == 1 else 2)
+    torch.manual_seed(0)
+    model = build_classifier(Classifier(depth=18)).double()
+    model = share_batchnorm(model, ranks, hardware.device).train()
+    model.seed_adl("ranks")
+    loss = LabelLoss(torch.tensor(3.0, dtype=torch.float64))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    learner = TrainStep(model, optimiser, lambda logits, labels: loss(logits.double(), labels), hardware)
+    learner.micro_batch.size = 4
+    images = torch.rand(sum(BATCHES), 3, 32, 32, dtype=torch.float64)
+    labels = (torch.arange(len(images)) % 2).double()
+    losses, start = [], 0
+    for count in BATCHES:
+        share = learner.share(list(range(start, start + count)))
+        losses.append(learner.step(images[share.indices], labels[share.indices], share))
+        start += count
+    if ranks.is_first:
+        save_tensors(folder / "steps.pth", {"losses": torch.tensor(losses, dtype=torch.float64), **model.state_dict()})
+
+
+@cli.command("share")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("stages", nargs=-1)
+def share_stages(folder: Path, stages: tuple[str, ...]) -> None:
+    config, workspace = load_config(folder / "small.yaml"), Workspace(folder, "small")
     with join() as ranks:
-        hardware = dataclasses.replace(
-            choose_hardware("cpu", ranks), precision=torch.float32, classifier_batch=4 if ranks.count == 1 else 2
-        )
-        torch.manual_seed(0)
-        model = build_classifier(Classifier(depth=18, layer3_stride=1)).double()
-        model = share_batchnorm(model, ranks, hardware.device).train()
-        model.seed_adl("ranks")
-        loss = LabelLoss(torch.tensor(3.0, dtype=torch.float64))
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-        learner = TrainStep(model, optimiser, lambda logits, labels: loss(logits.double(), labels), hardware, batch=5)
-        learner.micro_batch.size = 4
-        images = torch.rand(sum(BATCHES), 3, 32, 32, dtype=torch.float64)
-        labels = (torch.arange(len(images)) % 2).double()
-        losses, start = [], 0
-        for count in BATCHES:
-            share = learner.share(list(range(start, start + count)))
-            losses.append(learner.step(images[share.indices], labels[share.indices], share))
-            start += count
-        if ranks.is_first:
-            state = {"losses": torch.tensor(losses, dtype=torch.float64), **model.state_dict()}
-            save_tensors(folder / f"{ranks.count}.pth", state)
+        set_up_logging(folder / "log.txt", errors_only=not ranks.is_first)
+        train_steps(folder, ranks)
+        for name in stages:
+            run_stage(STAGES, find_stage(STAGES, name), config, workspace, ranks)
+
+
+@cli.command("fail")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("number", type=int)
+def fail(folder: Path, number: int) -> None:
+    with join() as ranks:
+        set_up_logging(folder / "log.txt", errors_only=not ranks.is_first)
+        ranks.wait()
+        if ranks.index == number:
+            raise EpsamError("the disk is on fire; put it out")
+        ranks.wait()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    device._cpu_computes_bfloat16 = lambda: False  # the same figures on every machine
+    main()

@@ -32,7 +32,7 @@ def test_help_everywhere(run_in):
 
 def test_train_runs_the_stages_in_the_order_of_the_method(top):
     lines = (top / "train.sh").read_text().splitlines()
-    called = [line.split()[1] for line in lines if line.startswith("stage ")]
+    called = [line.split()[1] for line in lines if line.startswith(("stage ", "shared_stage "))]
     assert called == ["doctor", *(s.name for s in STAGES)]
 
 
@@ -51,6 +51,8 @@ def test_a_wrong_argument_is_refused(run_in, argument):
         "./train.sh --config=camelyon16",
         "./train.sh --root=.",
         "./train.sh --from=embed",
+        "./train.sh --gpus camelyon17",
+        "./train.sh --gpus 0",
         "./train.sh -x=1",
         "./train.sh demo --fresh=1",
         "./infer.sh --output-dir=x",

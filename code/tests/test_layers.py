@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("infer_command", "export_command"),
     ("api",),
     ("cli",),
-    ("__main__",),
+    ("__main__", "torchrun"),
 )
 """From the lowest to the highest. A module belongs to the longest of these names that is its own or its package's."""
 SAME_LAYER = {("inference", "evaluation"), ("classifier.training", "classifier.validation")}

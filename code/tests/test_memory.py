@@ -1,5 +1,6 @@
 """Out of GPU memory: the batch is halved and the work goes on."""
 
+import dataclasses
 import runpy
 from argparse import Namespace
 from functools import partial
@@ -8,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.errors import EpsamError, SlideError
+from epsam.runtime.device import choose_hardware
 from epsam.runtime.failures import guard
 from epsam.runtime.memory import BatchSize
+from epsam.runtime.ranks import Ranks
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory"),
@@ -35,6 +39,22 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(caplog, error):
     assert batch.run(_step(5, error)) == 4
     assert batch.run(_step(100)) == 4
     assert "encoder: out of GPU memory; continuing with 8 at a time" in caplog.text
+
+
+def test_a_shared_micro_batch_that_does_not_fit_is_our_error():
+    """The other processes wait inside the same micro-batch: it cannot be done again in smaller parts."""
+
+    class Full(torch.nn.Linear):
+        def forward(self, images):
+            raise FULL[0]
+
+    hardware = dataclasses.replace(choose_hardware("cpu"), ranks=Ranks(1, 2))
+    model = Full(3, 1)
+    learner = TrainStep(model, torch.optim.SGD(model.parameters()), LabelLoss(None), hardware, batch=6)
+    share = learner.share(range(6))
+    assert share.indices == [3, 4, 5]
+    with pytest.raises(EpsamError, match=r"the GPU of process 1 of 2 does not hold 3 patches.*profile=8gb"):
+        learner.step(torch.zeros(3, 3), torch.zeros(3), share)
 
 
 def test_a_single_patch_that_does_not_fit_is_our_error():

@@ -21,6 +21,7 @@ from epsam.runtime import downloads as weights
 from epsam.runtime.checkpoints import load_tensors, load_weights, save_weights
 from epsam.runtime.device import choose_hardware, precisions_of_gpu
 from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, remove_temporaries, write_png
+from epsam.runtime.ranks import Ranks
 from epsam.runtime.seeds import generator, seed_of
 from epsam.runtime.training_loop import run
 
@@ -184,6 +185,13 @@ def test_a_profile_for_a_gpu_that_is_not_there_goes_on_with_the_cpu(monkeypatch,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_hardware("12gb").device.type == "cpu"
     assert "profile 12gb: no GPU that torch can use was found; continuing with the CPU" in caplog.text
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(EpsamError, match=r"there are 2 GPUs on this machine and at least 3 processes"):
+        choose_hardware("auto", Ranks(2, 4, 2))
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,12 @@ def join() -> Iterator[Ranks]:
         yield ranks
         ranks.wait()
     except BaseException as error:
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.SIGALRM,
+        ):  # torchrun stops the others, and this one with them
+            signal.signal(number, signal.SIG_IGN)
         watch.stop()
         if not watch.claim():
             os._exit(1)

@@ -1,5 +1,6 @@
 """Stage evaluate: all methods side by side on the test split."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -30,6 +31,7 @@ from epsam.results import Value, record_results
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.runtime.log import logger, progress
+from epsam.runtime.ranks import ALONE
 from epsam.sam.samples import patch_size
 from epsam.sam.session import SamSession
 from epsam.sam.training import train_supervised
@@ -74,6 +76,7 @@ def evaluate(config: Config, workspace: Workspace, hardware: Hardware) -> None:
 def _record(session: SamSession, methods: Sequence[Method], known: Sequence[Patch]) -> None:
     """Record and log the table."""
     config, workspace = session.config, session.workspace
+    hardware = dataclasses.replace(session.hardware, ranks=ALONE)  # of several processes the first alone does this
     rows = [result_row(config, method.name, read_figures(figures_csv(workspace, method.name))) for method in methods]
     next(row for row in rows if row["method"] == "cam").update(map_figures(config, cam_curve(session, known)))
     slides = _evaluate_slides(config, workspace, hardware) if config.evaluate.slides else []
