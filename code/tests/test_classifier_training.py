@@ -165,7 +165,7 @@ def test_recalibrated_statistics_are_those_of_the_network_in_use(workspace):
     images = training.load_labelled(workspace, "train", 0).images
     torch.manual_seed(0)
     model = build_classifier(settings)
-    recalibrate_batchnorm(model, images, settings, CPU, 1, 0, 4)
+    recalibrate_batchnorm(model, images, settings, CPU, 1, 0, 4, CPU.classifier_batch)
     seen = []
     model.layer4[2].bn1.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     with torch.inference_mode():
@@ -182,7 +182,7 @@ def test_recalibration_augments_in_float32_whatever_the_precision(workspace):
     for precision in (torch.float32, torch.bfloat16):
         model = build_classifier(settings)
         model.register_forward_pre_hook(lambda module, inputs, key=precision: seen.update({key: inputs[0]}))
-        recalibrate_batchnorm(model, images, settings, dataclasses.replace(CPU, precision=precision), 1, 0, 1)
+        recalibrate_batchnorm(model, images, settings, dataclasses.replace(CPU, precision=precision), 1, 0, 1, 16)
     torch.testing.assert_close(seen[torch.bfloat16], seen[torch.float32], atol=0, rtol=0)
 
 
