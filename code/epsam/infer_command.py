@@ -60,6 +60,7 @@ def infer_command(
     from epsam.inference.variables import read_variables
     from epsam.models.find import find_model, model_names, model_of_files
     from epsam.runtime.device import choose_hardware
+    from epsam.self_test import difference_from_cpu
 
     checkpoints = root / "checkpoints"
     given, overrides = split_arguments(words, model_names(checkpoints))
@@ -89,4 +90,4 @@ def infer_command(
         others=tuple(inputs[1:]),
         is_default_output=named_output is None,
     )
-    infer(settings, choose_hardware(config.profile))
+    infer(settings, choose_hardware(config.profile, self_test=difference_from_cpu))

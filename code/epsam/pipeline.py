@@ -69,6 +69,12 @@ def _report(config: Config, workspace: Workspace, _: Any) -> None:
     report(config, workspace, [(stage.name, stage.does) for stage in STAGES])
 
 
+def _difference_from_cpu(hardware: Any) -> float:
+    from epsam.self_test import difference_from_cpu
+
+    return difference_from_cpu(hardware)
+
+
 PREPROCESS = Stage(
     "preprocess",
     "cut patches from the slides",
@@ -101,6 +107,7 @@ EMBED = Stage(
     outputs=("runs/{name}/embeddings/{split}/store.json",),
     files=("runs/{name}/embeddings/*/shard_*.npy",),
     repairs_files=True,
+    self_test=_difference_from_cpu,
     skipped_when=("sam.embeddings", "off"),
 )
 INITIAL_MASKS = Stage(
@@ -112,6 +119,7 @@ INITIAL_MASKS = Stage(
     outputs=("runs/{name}/cams/{split}.npz", "dataset/{name}/train/initial_mask"),
     files=("runs/{name}/cams/*.npz", "dataset/{name}/train/initial_mask/*.png"),
     resumes_from=("cams/*",),
+    self_test=_difference_from_cpu,
 )
 FINETUNE = Stage(
     "finetune",

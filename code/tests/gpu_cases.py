@@ -1,9 +1,11 @@
 """What is tried on the pretended GPU beside whole stages; each runs in the process of on_pretended_gpu.py."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,17 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder
 
 from epsam.classifier.backbone import Backbone
 from epsam.config.schema import Classifier, Config
+from epsam.pipeline import STAGES
+from epsam.runtime import device
 from epsam.runtime.checkpoints import load_tensors
 from epsam.runtime.device import Hardware
 from epsam.runtime.log import logger
+from epsam.self_test import difference_from_cpu
 from epsam.stages.embed import embed
 from epsam.stages.finetune import finetune
 from epsam.stages.train_classifier import train_classifier
 from epsam.workspace import Workspace
-from tests import patch_factory, sam_factory
+from tests import patch_factory, pretended_gpu, sam_factory
 from tests.pretended_gpu import TYPE
 
 CASES: dict[str, Callable[[Path], None]] = {}
@@ -123,3 +128,49 @@ def a_full_gpu_halves_the_batches_of_encoder_and_decoder(folder: Path) -> None:
     with messages() as said, memory_for(1, MaskDecoder, full):
         finetune(config, workspace, hardware("A100"))
     assert "round0, decoder: out of GPU memory; continuing with 1 at a time" in said
+
+
+@contextmanager
+def in_place_of_mps() -> Iterator[list[str]]:
+    """Have the pretended GPU stand in for Apple's MPS, and no CUDA; gives what is logged."""
+    with pytest.MonkeyPatch.context() as patch, messages() as said:
+        patch.setattr(device, "_find_mps", lambda: torch.device(TYPE, 0))
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield said
+
+
+@case
+def apples_mps_that_computes_as_the_cpu_is_chosen_for_predictions_alone(_: Path) -> None:
+    with in_place_of_mps() as said:
+        assert device.choose_hardware("auto", self_test=difference_from_cpu).device.type == TYPE
+        assert device.choose_hardware("auto").device.type == "cpu"
+        assert device.choose_hardware("cpu", self_test=difference_from_cpu).device.type == "cpu"
+        assert [stage.name for stage in STAGES if stage.self_test] == ["embed", "initial-masks"]
+    assert said[0].startswith("device: Apple's MPS, within ")
+
+
+@case
+def apples_mps_that_errs_leaves_the_cpu(_: Path) -> None:
+    right = pretended_gpu._run
+
+    def wrong(func: Any, args: tuple, kwargs: dict) -> Any:
+        result = right(func, args, kwargs)
+        if func is torch.ops.aten.convolution.default:
+            result.held[0] += 1
+        return result
+
+    def lacking(func: Any, args: tuple, kwargs: dict) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            raise NotImplementedError(
+                "The operator 'aten::convolution' is not currently implemented for the MPS device."
+            )
+        return right(func, args, kwargs)
+
+    reasons = []
+    for broken in (wrong, lacking):
+        with in_place_of_mps() as said, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pretended_gpu, "_run", broken)
+            assert device.choose_hardware("auto", self_test=difference_from_cpu).device.type == "cpu"
+        reasons.append(said[0])
+    assert re.match(r"Apple's MPS is not used, .* \(it differs by \S+ from the CPU, more than 1e-03\)", reasons[0])
+    assert "(The operator 'aten::convolution' is not" in reasons[1]

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("segmenter",),
     ("pseudo_labels",),
     ("student",),
+    ("self_test",),
     ("visualization",),
     ("evaluation", "inference"),
     ("report",),

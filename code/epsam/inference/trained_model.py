@@ -17,6 +17,7 @@ from epsam.inference.tile_prediction import predict_picture
 from epsam.models.find import find_model
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.records import read_record
+from epsam.self_test import difference_from_cpu
 
 
 class TrainedModel:
@@ -36,7 +37,7 @@ class TrainedModel:
             config=config,
             weights_dir=weights_dir,
         )
-        self._hardware = choose_hardware(config.profile)
+        self._hardware = choose_hardware(config.profile, self_test=difference_from_cpu)
         self._segmenter = load_segmenter(self._settings, self._hardware)
         self.mpp = model_mpp(config.patches, *self._settings.checkpoints)
         """um/px of the patches of the training; None where it is not known."""

@@ -150,7 +150,7 @@ class _Run:
         write_started(workspace.state, stage.name, signed)
         watch = Stopwatch()
         ranks.decide(lambda: True)
-        hardware = self._hardware(ranks) if stage.needs_device else None
+        hardware = self._hardware(stage, ranks) if stage.needs_device else None
         stage.run(counted_from(self.config, workspace.root), workspace, hardware)
         if stage.needs_device:
             ranks.wait()
@@ -179,11 +179,11 @@ class _Run:
         initial = initial_hashes(self.config, self.workspace) if "init_from" in settings else {}
         return signature(settings, self.config, {kind: self.data[kind] for kind in kinds} | initial)
 
-    def _hardware(self, ranks: Ranks) -> Any:
+    def _hardware(self, stage: Stage, ranks: Ranks) -> Any:
         # PyTorch is imported here, so that a stage that is done already is reported without loading it.
         from epsam.runtime.device import choose_hardware
 
-        hardware = choose_hardware(self.config.profile, ranks)
+        hardware = choose_hardware(self.config.profile, ranks, stage.self_test)
         write_environment(self.workspace.run / "environment.json", hardware)
         return hardware
 

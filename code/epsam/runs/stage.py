@@ -41,6 +41,8 @@ class Stage:
     """Whether its result depends on the true masks."""
     needs_device: bool = True
     """Whether it computes with PyTorch."""
+    self_test: Callable[[Any], float] | None = None
+    """Of a stage that learns nothing: what a device must pass that is trusted with predictions alone (Apple's MPS)."""
     skipped_when: tuple[str, str | bool] | None = None
     """Setting and value with which there is nothing to do."""
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ micro-batch at a time: the classifier and the student learn a little differently
 
 WITHOUT_TENSOR_CORES = re.compile(r"GTX 16|MX[45]50|\bT\d{3,4}\b")
 """Names of Turing cards: GeForce GTX 16xx and MX, T400 to T2000 (not the Tesla T4)."""
+
+MPS_TOLERANCE = 1e-3
+"""Most that Apple's MPS may differ from the CPU, in standard deviations of results (`self_test.py`). Another order of additions
+in float32 differs by 1e-5 there, float16 by 1e-2, bfloat16 by 1e-1."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,19 @@ class Hardware:
         return autocast(self.device, self.prediction_precision)
 
 
+SelfTest = Callable[[Hardware], float]
+"""How much a device's results differ from the CPU's."""
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
     """Context of a precision, float32 included."""
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
-def choose_hardware(profile: str = "auto", ranks: Ranks = ALONE) -> Hardware:
+def choose_hardware(profile: str = "auto", ranks: Ranks = ALONE, self_test: SelfTest | None = None) -> Hardware:
     """Settings for `profile`; `auto` takes the GPU's memory, or the CPU where there is no GPU.
 
+    Who only predicts gives a `self_test`, and gets Apple's MPS where there is one that passes it.
     Raises EpsamError when a machine has fewer GPUs than processes.
     """
     if profile != "cpu" and torch.cuda.is_available():
@@ -82,6 +92,8 @@ def choose_hardware(profile: str = "auto", ranks: Ranks = ALONE) -> Hardware:
             profile = profile_for(properties.total_memory)
         precision, for_predictions = precisions_of_gpu(properties.major, properties.name)
         name = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+    elif profile != "cpu" and self_test and ranks.count == 1 and (hardware := _choose_mps(profile, self_test)):
+        return hardware
     else:
         if profile not in ("auto", "cpu"):
             logger.warning(f"profile {profile}: no GPU that torch can use was found; continuing with the CPU")
@@ -107,6 +119,31 @@ def _gpu_of(ranks: Ranks) -> torch.device:
     device = torch.device("cuda", min(here, found - 1))
     torch.cuda.set_device(device)
     return device
+
+
+def _choose_mps(profile: str, self_test: SelfTest) -> Hardware | None:
+    """Settings for Apple's MPS, in float32; None, with one line, where there is none that computes as the CPU does."""
+    device = _find_mps()
+    if device is None:
+        return None
+    profile = "8gb" if profile == "auto" else profile  # it shares the memory of all programs
+    micro_batches = MICRO_BATCHES[profile][0]
+    hardware = Hardware(device, profile, *micro_batches, *PROFILES[profile], torch.float32, torch.float32)
+    try:
+        difference = self_test(hardware)
+    except (RuntimeError, TypeError) as error:  # what MPS cannot compute, and float64
+        reason = " ".join(str(error).split())[:120]
+    else:
+        if difference <= MPS_TOLERANCE:
+            logger.info(f"device: Apple's MPS, within {difference:.0e} of the CPU; profile {profile}, float32")
+            return hardware
+        reason = f"it differs by {difference:.0e} from the CPU, more than {MPS_TOLERANCE:.0e}"
+    logger.warning(f"Apple's MPS is not used, since it failed its self-test ({reason}); continuing with the CPU")
+    return None
+
+
+def _find_mps() -> torch.device | None:
+    return torch.device("mps") if torch.backends.mps.is_available() else None
 
 
 def precisions_of_gpu(major: int, name: str) -> tuple[torch.dtype, torch.dtype]:
