@@ -171,6 +171,11 @@ def test_its_labels_are_the_last_rounds_predictions_and_cam_masks_where_the_filt
     assert 0 < sum(score >= threshold for score in scores.values()) < len(scores)
     assert len(list(labels_folder(workspace, "val").glob("*.png"))) == 3
 
+    config = config.model_copy(update={"student": StudentSettings(labels="cam")})
+    write_labels(config, workspace, CPU)
+    for name, mask in in_cam.items():
+        np.testing.assert_array_equal(read_mask(labels_folder(workspace, "train") / f"{name}.png"), mask)
+
 
 def test_empty_masks_of_positives_are_left_out_and_missing_ones_are_named(workspace, caplog):
     folder = workspace.split("val") / "mask"

@@ -386,6 +386,8 @@ class Student(Section):
 
     enabled: bool = True
     """Whether a student is trained."""
+    labels: Literal["rounds", "cam"] = "rounds"
+    """What it learns from: what the last round predicts, or the CAM masks: on real tissue a small SAM adds nothing to them."""
     lr: Rate = 1e-3
     """Highest learning rate of the decoder, which starts at random; the rate rises and falls once in the training."""
     trunk_lr: Rate = 1e-4
