@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
+from epsam.config.paths import settings_for_weights
+from epsam.config.schema import Classifier, Config
 from epsam.errors import DataError
 from epsam.evaluation.slides import (
     comparable_slides,
@@ -12,12 +15,17 @@ from epsam.evaluation.slides import (
     write_slide_figures,
 )
 from epsam.inference.pyramid import write_pyramid
+from epsam.inference.test_slides import predict_test_slides
+from epsam.runtime.checkpoints import save_weights
+from epsam.runtime.device import choose_hardware
 from epsam.stages.preprocess import preprocess
+from epsam.student.network import build_student
 from epsam.workspace import Workspace
 from tests.slide_factory import GROUPS, box_points, draw, make_dataset, write_slide, write_xml
 from tests.test_slides_preprocess import config
 
 SIZE = (768, 640)
+CLASSIFIER = Classifier(depth=18, high_frequency=False, adl=False)
 BOX = (128, 192, 384, 448)
 REGION = (100, 100, 400, 320)
 
@@ -104,3 +112,15 @@ def test_a_mask_of_another_size_is_refused(ws):
     predict(ws, "tumor_001", BOX, size=(760, 640))
     with pytest.raises(DataError, match="760 x 640 px, its slide has 768 x 640"):
         compare_slides(settings, ws, comparable_slides(settings, ws), ws.test_slides)
+
+
+def test_a_single_slide_that_cannot_be_read_is_a_warning(ws, caplog):
+    broken = ws.slides / "tumor_001.tif"
+    broken.write_bytes(b"II*\0" + bytes(60))
+    settings = Config(name="mine", workers=0, classifier=CLASSIFIER)
+    torch.manual_seed(0)
+    student = build_student(settings.classifier)
+    save_weights(ws.student, student.state_dict(), settings_for_weights(settings), mpp=0.25)
+    predict_test_slides(settings, ws, choose_hardware("cpu"), [broken])
+    assert "tumor_001.tif" in caplog.text
+    assert not list(ws.test_slides.glob("*_mask.tif"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from epsam.config.schema import Config
-from epsam.errors import DataError, StateError
+from epsam.errors import DataError, SlideError, StateError
 from epsam.evaluation.methods import final_method
 from epsam.inference.run import InferenceSettings, infer
 from epsam.runtime.device import Hardware
@@ -36,5 +36,5 @@ def predict_test_slides(config: Config, workspace: Workspace, hardware: Hardware
             infer(settings, hardware)
         except StateError:  # predicted with other weights or settings
             infer(replace(settings, fresh=True), hardware)
-    except DataError as error:
+    except (DataError, SlideError) as error:  # of a single slide, and of several
         logger.warning(f"evaluate: {error}")
