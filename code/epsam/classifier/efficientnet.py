@@ -131,7 +131,14 @@ class ConvNorm(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(N, C, h, w) to (N, channels, h / stride, w / stride)."""
-        return self.activation(self.norm(self.conv(self.pad(features))))
+        return self.activation(self.norm(self._convolve(self.pad(features))))
+
+    def _convolve(self, features: torch.Tensor) -> torch.Tensor:
+        """The convolution; in float32 where it is depthwise and on a CPU, which has no fast backward pass in bfloat16."""
+        if self.conv.groups == 1 or features.device.type != "cpu":
+            return self.conv(features)
+        with torch.autocast("cpu", enabled=False):
+            return self.conv(features.to(self.conv.weight.dtype))
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from epsam.errors import EpsamError
-from epsam.runtime.device import Hardware, autocast, name_of
+from epsam.runtime.device import Hardware, name_of
 from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger
 from epsam.runtime.memory import BatchSize
@@ -47,15 +47,6 @@ class TrainStep(Generic[Model]):
     def __post_init__(self) -> None:
         own, count = self.hardware.classifier_batch, self.hardware.ranks.count
         self.micro_batch = BatchSize(self.name, own if count == 1 else min(own * count, max(own, self.batch)))
-
-    @property
-    def precision(self) -> torch.dtype:
-        """Of the steps: the device's best; float32 for depthwise convolutions on a CPU.
-
-        Their backward pass takes longer in bfloat16 there: EfficientNet-Lite0 at 128 px 53 ms a patch, in float32 36 ms.
-        """
-        depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in self.model.modules())
-        return torch.float32 if depthwise and self.hardware.device.type == "cpu" else self.hardware.precision
 
     def share(self, batch: Sequence[int]) -> "Share":
         """What of `batch`, indices of patches, is for this process: a part of each micro-batch."""
@@ -95,7 +86,7 @@ class TrainStep(Generic[Model]):
 
     def state_dict(self) -> dict[str, Any]:
         """Micro-batch and precision, for the state of the training."""
-        return {"micro_batch": self.micro_batch.size, "precision": name_of(self.precision)}
+        return {"micro_batch": self.micro_batch.size, "precision": name_of(self.hardware.precision)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on with the micro-batch and precision of a state, so that another device ends as the first would have.
@@ -104,7 +95,7 @@ class TrainStep(Generic[Model]):
         may compute slowly or not at all: then its own is taken, with a warning. Raises ValueError for another state.
         """
         state = TrainStepState.model_validate(saved)
-        own, precision = self.precision, getattr(torch, state.precision)
+        own, precision = self.hardware.precision, getattr(torch, state.precision)
         if precision not in (torch.float32, own):
             logger.warning(
                 f"{self.name}: was trained in {state.precision} so far and goes on in {name_of(own)}, which is this "
@@ -124,7 +115,7 @@ class TrainStep(Generic[Model]):
 
     def log(self, batch: int) -> None:
         """Say how steps of `batch` patches are computed."""
-        size, precision = self.micro_batch.size, name_of(self.precision)
+        size, precision = self.micro_batch.size, name_of(self.hardware.precision)
         parts = f"micro-batches of {size}" if size < batch else "one piece"
         count = self.hardware.ranks.count
         shared = f", shared by {count} processes" if count > 1 else ""
@@ -150,7 +141,7 @@ class TrainStep(Generic[Model]):
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for micro, targets in zip(images.split(list(sizes)), labels.split(list(sizes)), strict=True):
-            with autocast(self.hardware.device, self.precision):
+            with self.hardware.autocast():
                 logits = self.model(micro)
             if len(micro):
                 loss = self.loss(logits, targets.to(logits.device)) * (len(micro) / whole)
