@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from epsam.cam.activation_map import around_half, resize_map
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams
 from epsam.classifier.augmentation import augment, augment_with_masks
@@ -22,7 +23,7 @@ from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv, read_image, read_mask, sha256, write_png
 from epsam.stages.finetune import finetune
 from epsam.student.data import targets_of
-from epsam.student.labels import labels_folder, write_labels
+from epsam.student.labels import LEFT_OUT, LEFT_OUT_GREY, labels_folder, read_label, write_labels
 from epsam.student.network import build_student, load_student
 from epsam.student.segmenter import StudentSegmenter
 from epsam.student.training import segmentation_loss, train_student
@@ -140,6 +141,15 @@ def test_normal_patches_are_learnt_from_by_cross_entropy_alone():
     assert both == pytest.approx(segmentation_loss(unsure, empty).item() / 2, rel=1e-3)
 
 
+def test_pixels_that_are_left_out_change_no_loss():
+    logits = torch.linspace(-3, 3, 64).reshape(1, 8, 8)
+    targets = (logits > 1).float()
+    expected = segmentation_loss(logits[:, :6], targets[:, :6])
+    targets[:, 6:] = LEFT_OUT
+    logits[:, 6:] = -50
+    assert segmentation_loss(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_mask_moves_with_its_image():
     settings = Augment(rotation_degrees=360, jitter=0, grey=0)
     masks = torch.zeros(4, 32, 32)
@@ -176,18 +186,31 @@ def test_its_labels_are_the_last_rounds_predictions_and_cam_masks_where_the_filt
     for name, mask in in_cam.items():
         np.testing.assert_array_equal(read_mask(labels_folder(workspace, "train") / f"{name}.png"), mask)
 
+    config = config.model_copy(update={"student": StudentSettings(labels="cam", left_out=(0.4, 0.7))})
+    write_labels(config, workspace, CPU)
+    for name, mask in in_cam.items():
+        path = labels_folder(workspace, "train") / f"{name}.png"
+        label = read_label(path)
+        scaled = around_half(resize_map(cams[name].values, mask.shape), cams[name].threshold)
+        np.testing.assert_array_equal(label == LEFT_OUT, (scaled >= 0.4) & (scaled <= 0.7))
+        np.testing.assert_array_equal(label[label != LEFT_OUT], mask[label != LEFT_OUT])
+        assert 0 < (label == LEFT_OUT).mean() < 1
+    write_png(path, np.where(label == 1, 200, 0).astype(np.uint8))
+    with pytest.raises(DataError, match=rf"{name}.png: not a label of the student \(0, {LEFT_OUT_GREY} and 255\)"):
+        read_label(path)
+
 
 def test_empty_masks_of_positives_are_left_out_and_missing_ones_are_named(workspace, caplog):
     folder = workspace.split("val") / "mask"
     first, second, *_ = sorted(folder.glob("*.png"))
     write_png(first, np.zeros((64, 64), bool))
-    found = targets_of(workspace, "val", folder)
+    found = targets_of(workspace, "val", folder, read_mask)
     assert sum(target.mask is None for target in found) == 4
     assert first.stem not in {target.patch.name for target in found}
     assert "1 of 4 masks are empty and are left out" in caplog.text
     second.unlink()
     with pytest.raises(DataError, match=r"_1\.png is missing \(1 of 4 masks\)"):
-        targets_of(workspace, "val", folder)
+        targets_of(workspace, "val", folder, read_mask)
 
 
 def test_weights_that_are_not_a_students_are_refused(tmp_path):

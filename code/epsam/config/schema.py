@@ -388,6 +388,9 @@ class Student(Section):
     """Whether a student is trained."""
     labels: Literal["rounds", "cam"] = "rounds"
     """What it learns from: what the last round predicts, or the CAM masks: on real tissue a small SAM adds nothing to them."""
+    left_out: tuple[Share, Share] | None = None
+    """With `labels: cam`: pixels whose map lies between these two values, scaled so that its threshold is at 0.5, are left
+    out of the loss: along the border of a CAM mask nobody knows. null takes every pixel as the mask has it."""
     lr: Rate = 1e-3
     """Highest learning rate of the decoder, which starts at random; the rate rises and falls once in the training."""
     trunk_lr: Rate = 1e-4
@@ -400,6 +403,14 @@ class Student(Section):
     """Epochs without improvement after which the training ends."""
     seed: int = 23
     """Seed of initial weights, order and augmentation."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.left_out and not self.left_out[0] <= 0.5 <= self.left_out[1]:
+            raise ValueError("left_out is a range around 0.5, where maps are cut, such as [0.35, 0.62]")
+        if self.left_out and self.labels != "cam":
+            raise ValueError("left_out is about maps: it needs labels: cam")
+        return self
 
 
 class Evaluate(Section):

@@ -1,6 +1,6 @@
 """What the student learns from: patches with masks, and normal patches, whose masks are empty."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,6 @@ import torch
 from epsam.classifier.data import IN_MEMORY_BYTES, PatchImages
 from epsam.errors import DataError
 from epsam.patches.patch import Patch, patches_for_classifier, patches_for_sam
-from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger
 from epsam.runtime.read_ahead import read_ahead
 from epsam.workspace import Workspace
@@ -25,8 +24,12 @@ class Target:
     """None for a normal patch."""
 
 
-def targets_of(workspace: Workspace, split: str, folder: Path) -> list[Target]:
-    """The positives of a split with the masks of `folder`, and its normal patches.
+Reader = Callable[[Path], np.ndarray]
+"""Of a mask, (H, W): bool, or uint8 of 0, 1 and LEFT_OUT."""
+
+
+def targets_of(workspace: Workspace, split: str, folder: Path, read: Reader) -> list[Target]:
+    """The positives of a split with the masks of `folder`, which `read` reads, and its normal patches.
 
     A positive whose mask is empty is left out: its label says that it holds tumour. Raises DataError when a mask is
     missing or damaged, or when no positive is left.
@@ -35,7 +38,7 @@ def targets_of(workspace: Workspace, split: str, folder: Path) -> list[Target]:
     missing = [path for _, path in positives if not path.is_file()]
     if missing:
         raise DataError(f"{missing[0]} is missing ({len(missing)} of {len(positives)} masks)")
-    kept = [Target(patch, path) for patch, path in positives if read_mask(path).any()]
+    kept = [Target(patch, path) for patch, path in positives if (read(path) == 1).any()]
     if not kept:
         raise DataError(f"{folder}: all {len(positives)} masks are empty or missing; there is nothing to learn")
     if len(kept) < len(positives):
@@ -47,8 +50,8 @@ def targets_of(workspace: Workspace, split: str, folder: Path) -> list[Target]:
 class SegmentationData:
     """Images and masks of targets, all of one size; kept in memory where they are few."""
 
-    def __init__(self, targets: Sequence[Target], threads: int):
-        self.targets = list(targets)
+    def __init__(self, targets: Sequence[Target], threads: int, read: Reader):
+        self.targets, self.read = list(targets), read
         self.images = PatchImages([target.patch for target in targets], threads)
         self.kept: torch.Tensor | None = None
         height, width, _ = self.images.shape
@@ -67,7 +70,7 @@ class SegmentationData:
     def batches(
         self, index_batches: Sequence[list[int]], threads: int
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        """Each entry of `index_batches` with its images, (N, 3, H, W) uint8, and masks, (N, H, W) uint8 of 0 and 1.
+        """Each entry of `index_batches` with its images, (N, 3, H, W) uint8, and masks, (N, H, W) uint8 of 0, 1 and LEFT_OUT.
 
         Raises DataError, in the place of its batch, for an image or a mask that cannot be used.
         """
@@ -83,11 +86,11 @@ class SegmentationData:
         return torch.from_numpy(np.stack([self._read(index) for index in indices]))
 
     def _read(self, index: int) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1."""
+        """(H, W) uint8 of 0, 1 and LEFT_OUT."""
         path, size = self.targets[index].mask, self.images.shape[:2]
         if path is None:
             return np.zeros(size, np.uint8)
-        mask = read_mask(path)
+        mask = self.read(path)
         if mask.shape != size:
             raise DataError(
                 f"{path} is {mask.shape[1]} x {mask.shape[0]} px, its patch {size[1]} x {size[0]}; masks have the "

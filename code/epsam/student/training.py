@@ -20,10 +20,12 @@ from epsam.models.initial import initial_model
 from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import Hardware
+from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
 from epsam.runtime.seeds import seed_of
 from epsam.runtime.training_loop import dice_name, run
 from epsam.student.data import SegmentationData, targets_of
+from epsam.student.labels import LEFT_OUT, read_label
 from epsam.student.network import Student, build_student, load_student
 from epsam.workspace import Workspace
 
@@ -52,8 +54,9 @@ def train_student(
     `on_true_masks`: the labels are true masks, not predicted ones. Raises DataError when
     masks are missing or all empty, EpsamError when the loss is not finite.
     """
+    read = read_mask if on_true_masks else read_label
     data = {
-        split: SegmentationData(targets_of(workspace, split, folder), config.worker_count)
+        split: SegmentationData(targets_of(workspace, split, folder, read), config.worker_count, read)
         for split, folder in labels.items()
     }
     for split, one in data.items():
@@ -159,14 +162,14 @@ class StudentTraining:
         return total / len(self.train)
 
     def _validate(self) -> dict[str, float]:
-        """Mean loss over the val patches, and the Dice of all their pixels together."""
+        """Mean loss over the val patches, and the Dice of all their pixels together, without those left out."""
         self.model.eval()
         loss, both, either = 0.0, 0, 0
         for logits, targets in self._predictions():
             loss += segmentation_loss(logits, targets).item() * len(targets)
-            tumour = logits > 0
-            both += int((tumour & (targets > 0)).sum())
-            either += int(tumour.sum() + targets.sum())
+            tumour, true = (logits > 0) & (targets != LEFT_OUT), targets == 1
+            both += int((tumour & true).sum())
+            either += int(tumour.sum() + true.sum())
         loss, both, either = (
             sum(parts) for parts in zip(*self.hardware.ranks.gather((loss, both, either)), strict=True)
         )
@@ -194,12 +197,16 @@ def first_student(config: Config, workspace: Workspace) -> Student:
 def segmentation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean over patches of cross-entropy plus, where there is tumour, soft Dice; logits and targets (N, H, W) float32.
 
+    Targets are 0, 1 and LEFT_OUT, whose pixels count in neither.
+
     Binary cross-entropy averaged over the pixels; 1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s), s = SMOOTH (Milletari et
     al., 3DV 2016, without the squares). The sum is nnU-Net's (Isensee et al., Nat. Methods 18, 2021). On an empty
     mask soft Dice says nothing of how far a prediction is from empty, so cross-entropy alone counts there.
     """
-    probabilities = logits.sigmoid()
-    entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
+    known, targets = (targets != LEFT_OUT).float(), (targets == 1).float()
+    probabilities = logits.sigmoid() * known
+    entropy = binary_cross_entropy_with_logits(logits, targets, known, reduction="none").sum(dim=(1, 2))
+    entropy = entropy / known.sum(dim=(1, 2)).clamp_min(1)
     overlap, true = (probabilities * targets).sum(dim=(1, 2)), targets.sum(dim=(1, 2))
     dice = (2 * overlap + SMOOTH) / (probabilities.sum(dim=(1, 2)) + true + SMOOTH)
     return (entropy + torch.where(true > 0, 1 - dice, 0)).mean()
