@@ -111,7 +111,7 @@ def test_a_mask_of_another_size_is_refused(ws):
     preprocess(settings, ws)
     predict(ws, "tumor_001", BOX, size=(760, 640))
     with pytest.raises(DataError, match="760 x 640 px, its slide has 768 x 640"):
-        compare_slides(settings, ws, comparable_slides(settings, ws), ws.test_slides)
+        compare_slides(settings, ws, {"tumor_001": comparable_slides(settings, ws)["tumor_001"]}, ws.test_slides)
 
 
 def test_a_single_slide_that_cannot_be_read_is_a_warning(ws, caplog):
@@ -121,6 +121,21 @@ def test_a_single_slide_that_cannot_be_read_is_a_warning(ws, caplog):
     torch.manual_seed(0)
     student = build_student(settings.classifier)
     save_weights(ws.student, student.state_dict(), settings_for_weights(settings), mpp=0.25)
-    predict_test_slides(settings, ws, choose_hardware("cpu"), [broken])
+    assert predict_test_slides(settings, ws, choose_hardware("cpu"), [broken]) == set()
     assert "tumor_001.tif" in caplog.text
     assert not list(ws.test_slides.glob("*_mask.tif"))
+
+
+def test_what_an_earlier_model_predicted_is_not_compared(ws, caplog):
+    settings = Config(name="mine", workers=0, classifier=CLASSIFIER)
+    slides = [ws.slides / "tumor_001.tif", ws.slides / "normal_001.tif"]
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        weights = build_student(settings.classifier).state_dict()
+        save_weights(ws.student, weights, settings_for_weights(settings), mpp=0.25)
+        predicted = predict_test_slides(settings, ws, choose_hardware("cpu"), slides)
+        if seed == 0:
+            assert predicted == {"tumor_001", "normal_001"}
+            slides[1].unlink()  # the call fails before it looks at what lies in its folder
+    assert predicted == set()
+    assert "normal_001.tif" in caplog.text

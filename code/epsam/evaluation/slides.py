@@ -62,7 +62,7 @@ def comparable_slides(config: Config, workspace: Workspace) -> dict[str, SlideRe
 def compare_slides(
     config: Config, workspace: Workspace, records: Mapping[str, SlideRecord], masks: Path
 ) -> list[SlideFigures]:
-    """Figures of the slides whose <slide>_mask.tif lies in `masks`, by the settings and annotations of the run.
+    """Figures of slides by their <slide>_mask.tif in `masks`, the settings and annotations of the run.
 
     Where an annotation has regions of interest, only they count. Raises AnnotationError for an annotation that cannot
     be used, DataError for a mask of another size than its slide.
@@ -70,10 +70,8 @@ def compare_slides(
     rows = {row.slide: row for row in read_summary(workspace)}
     found = []
     for name, record in progress(records.items(), desc="whole slides", unit="slide"):
-        path = masks / f"{name}_mask.tif"
-        if path.is_file():
-            overlap = _overlap(path, rows[name], _annotation(record, rows[name], config))
-            found.append(_figures(rows[name], overlap))
+        overlap = _overlap(masks / f"{name}_mask.tif", rows[name], _annotation(record, rows[name], config))
+        found.append(_figures(rows[name], overlap))
     return found
 
 

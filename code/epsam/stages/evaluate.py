@@ -94,7 +94,8 @@ def _evaluate_slides(config: Config, workspace: Workspace, hardware: Hardware) -
     if not records:
         logger.warning("evaluate: no test slide is known to be annotated in full or without tumour; none is predicted")
         return []
-    predict_test_slides(config, workspace, hardware, [record.path for record in records.values()])
+    predicted = predict_test_slides(config, workspace, hardware, [record.path for record in records.values()])
+    records = {name: record for name, record in records.items() if name in predicted}
     figures = compare_slides(config, workspace, records, workspace.test_slides)
     write_slide_figures(workspace, figures)
     return [slides_row(config, final_method(config), figures)] if figures else []
