@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from epsam.errors import CheckpointError, DataError, EpsamError
 from epsam.runtime import downloads as weights
-from epsam.runtime.checkpoints import load_tensors, load_weights, save_weights
+from epsam.runtime import training_loop
+from epsam.runtime.checkpoints import load_tensors, load_weights, save_tensors, save_weights
 from epsam.runtime.device import choose_hardware, precisions_of_gpu
 from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, remove_temporaries, write_png
 from epsam.runtime.ranks import Ranks
@@ -267,6 +269,26 @@ def test_training_goes_on_where_it_was_stopped(tmp_path):
     assert done == expected
     assert load_tensors(tmp_path / "cut" / "best.pth")["weight"] == 2
     assert (tmp_path / "cut" / "curves.csv").read_text() == (tmp_path / "whole" / "curves.csv").read_text()
+
+
+def test_tensorboard_shows_each_epoch_once_after_a_training_was_stopped(tmp_path, monkeypatch):
+    losses = [3.0, 1.0, 2.0, 4.0]
+    saves = []
+
+    def save_until_killed(path, value):
+        saves.append(path.name)
+        if saves.count("state.pth") == 3:
+            raise KeyboardInterrupt  # the third epoch is in TensorBoard and not in the state
+        save_tensors(path, value)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training_loop, "save_tensors", save_until_killed)
+        _fit(tmp_path, losses, epochs=4)
+    losses[2] = 2.5
+    _fit(tmp_path, losses, epochs=4)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "test")).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("val_loss")]
+    assert shown == [(1, 3.0), (2, 1.0), (3, 2.5), (4, 4.0)]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.ranks import ALONE, Ranks
 from epsam.runtime.records import explain
+from epsam.runtime.tensorboard import Scalars
 
 
 class TrainingState(BaseModel):
@@ -65,49 +66,51 @@ def run(
     `run_epoch(epoch)` trains and validates and returns figures that hold `score`. It must draw its randomness
     from seeds that depend on the epoch, so that a training resumed from `state` ends as an uninterrupted one does.
     `parts` are the objects with state_dict() that make up the training (model, optimiser, schedule).
-    After each epoch `best` (if improved), `curves` (CSV) and `state` are written, in this order; `state` is
-    what a later call resumes from. Raises EpsamError when a figure is not finite: the last good state stays.
+    After each epoch `best` (if improved), `curves` (CSV), figures for TensorBoard in tensorboard/<what> beside it, and
+    `state` are written, in this order; `state` is what a later call resumes from. Raises EpsamError when a figure is not
+    finite: the last good state stays.
     Of several processes the first one's figures decide for all of them, and it alone writes.
     """
     done = _resume(what, parts, state)
-    for epoch in range(len(done.history) + 1, epochs + 1):
-        if done.best_epoch and epoch - 1 - done.best_epoch >= early_stop:
-            logger.info(f"{what}: early stop, no better {score} for {early_stop} epochs")
-            break
-        figures = {"epoch": epoch, **ranks.gather(run_epoch(epoch))[0]}
-        if not math.isfinite(figures[score]):
-            raise EpsamError(
-                f"{what}, epoch {epoch}: {score} is {figures[score]}; the state of epoch {epoch - 1} is "
-                "kept. Lower classifier.lr (with --from train-classifier) or finetune.lr (with --from finetune)"
-            )
-        done.history.append(figures)
-        is_better = figures[score] < done.best_score
-        if is_better:
-            done.best_epoch, done.best_score = epoch, figures[score]
-        if not ranks.is_first:
-            continue
-        if is_better:
-            save_tensors(best, best_weights())
-        write_csv(curves, done.history, list(done.history[0]))
-        save_tensors(
-            state,
-            {
-                "parts": {name: part.state_dict() for name, part in parts.items()},
-                "history": done.history,
-                "best_epoch": done.best_epoch,
-                "best_score": done.best_score,
-            },
-        )
-        shown = " ".join(
-            f"{key}={value:g}" if key == "lr" else f"{key}={value:.4f}"
-            for key, value in figures.items()
-            if key != "epoch"
-        )
-        mark = " *" if done.best_epoch == epoch else ""
-        logger.info(f"{what}: epoch {epoch}/{epochs} {shown}{mark}")
+    with Scalars(curves.parent / "tensorboard" / what) as scalars:
+        for epoch in range(len(done.history) + 1, epochs + 1):
+            if done.best_epoch and epoch - 1 - done.best_epoch >= early_stop:
+                logger.info(f"{what}: early stop, no better {score} for {early_stop} epochs")
+                break
+            figures = {"epoch": epoch, **ranks.gather(run_epoch(epoch))[0]}
+            if not math.isfinite(figures[score]):
+                raise EpsamError(
+                    f"{what}, epoch {epoch}: {score} is {figures[score]}; the state of epoch {epoch - 1} is "
+                    "kept. Lower classifier.lr (with --from train-classifier) or finetune.lr (with --from finetune)"
+                )
+            done.history.append(figures)
+            is_better = figures[score] < done.best_score
+            if is_better:
+                done.best_epoch, done.best_score = epoch, figures[score]
+            if not ranks.is_first:
+                continue
+            if is_better:
+                save_tensors(best, best_weights())
+            write_csv(curves, done.history, list(done.history[0]))
+            shown = {name: value for name, value in figures.items() if name != "epoch"}
+            scalars.write(epoch, shown)
+            save_tensors(state, _state_of(parts, done))
+            texts = (f"{key}={value:g}" if key == "lr" else f"{key}={value:.4f}" for key, value in shown.items())
+            mark = " *" if is_better else ""
+            logger.info(f"{what}: epoch {epoch}/{epochs} {' '.join(texts)}{mark}")
     ranks.wait()
     logger.info(f"{what}: best epoch {done.best_epoch}, {score} {done.best_score:.4f}")
     return done
+
+
+def _state_of(parts: Mapping[str, Any], done: TrainingHistory) -> dict[str, Any]:
+    """What `TrainingState` reads back."""
+    return {
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "history": done.history,
+        "best_epoch": done.best_epoch,
+        "best_score": done.best_score,
+    }
 
 
 def _resume(what: str, parts: Mapping[str, Any], state: Path) -> TrainingHistory:
