@@ -2,9 +2,9 @@
 
     python code/benchmarks/seeds.py [section.key=value ...] --root /tmp/seeds [--config demo] [--source TOP] [--seeds 1 2 3]
 
-Every seed has a folder of its own under --root with a copy of the patches; the classifier and all that follows are
-trained in it. Patches come from dataset/<name> of --source, where the stage preprocess was run; without --source the
-demo slides are drawn and cut under --root first. Run again, it goes on where it stopped.
+Every seed, of classifier, decoder and student alike, has a folder of its own under --root with a copy of the patches; the
+classifier and all that follows are trained in it. Patches come from dataset/<name> of --source, where the stage preprocess
+was run; without --source the demo slides are drawn and cut under --root first. Run again, it goes on where it stopped.
 """
 
 import argparse
@@ -58,11 +58,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(config: Config, source: Workspace, top: Path, seed: int) -> Workspace:
+    sections = ("classifier", "finetune", "student")
     seeded = config.model_copy(
-        update={
-            "classifier": config.classifier.model_copy(update={"seed": seed}),
-            "finetune": config.finetune.model_copy(update={"seed": seed}),
-        }
+        update={name: getattr(config, name).model_copy(update={"seed": seed}) for name in sections}
     )
     workspace = Workspace(top, config.name)
     _bring_patches(source, workspace)
