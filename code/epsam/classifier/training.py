@@ -67,7 +67,7 @@ def _logits(model: Backbone, images: torch.Tensor, hardware: Hardware, size: int
 
 
 def figures(model: Backbone, labelled: LabelledImages, hardware: Hardware, workers: int = 0) -> dict[str, float]:
-    """AUC, accuracy at probability 0.5, sensitivity at 90 % specificity, and the number of patches."""
+    """AUC, accuracy at probability 0.5, sensitivity at 90% specificity, and the number of patches."""
     logits = predict_logits(model, labelled.images, hardware, workers).numpy()
     check_finite(logits, labelled.images.names, "the classifier's logits")
     labels = labelled.labels.numpy()

@@ -417,7 +417,7 @@ class Evaluate(Section):
     """The table on the test split (docs/METHOD.md, section 6)."""
 
     bootstrap: Count = 1000
-    """Resamples behind the 95 % intervals."""
+    """Resamples behind the 95% intervals."""
     supervised: bool = False
     """Also train a decoder on the true masks of the train split: the upper bound."""
     slides: bool = False

@@ -24,7 +24,7 @@ class Finding:
 def paired_difference(config: Config, one: Figures, other: Figures) -> tuple[float, float, float]:
     """Mean Dice of `one` minus that of `other` on the same patches with tumour, low, high.
 
-    95 % bootstrap interval over patches or, where it is wider, over slides.
+    95% bootstrap interval over patches or, where it is wider, over slides.
     """
     one, other = one.positives(), other.positives()
     found = [

@@ -146,7 +146,7 @@ def _average_precision(histograms: np.ndarray) -> np.ndarray:
 def mean_with_interval(
     values: np.ndarray, resamples: int, *seed: object, groups: Sequence[str] | None = None
 ) -> tuple[float, float, float]:
-    """Mean of values (N,), and its 95 % bootstrap interval: mean, low, high."""
+    """Mean of values (N,), and its 95% bootstrap interval: mean, low, high."""
     values = np.asarray(values, float)
     rows = np.stack([values, np.ones_like(values)], 1)
     return with_interval(rows, lambda sums: sums[:, 0] / sums[:, 1], resamples, *seed, groups=groups)
@@ -159,7 +159,7 @@ def with_interval(
     *seed: object,
     groups: Sequence[str] | None = None,
 ) -> tuple[float, float, float]:
-    """A statistic of sums over patches and its 95 % percentile bootstrap interval: value, low, high.
+    """A statistic of sums over patches and its 95% percentile bootstrap interval: value, low, high.
 
     `rows` (N, K) holds one row per patch; `statistic` takes sums of rows, (R, K) -> (R,). Patches are resampled
     with replacement, each by itself: the interval says how far the figure hangs on which patches were drawn,

@@ -129,7 +129,7 @@ def read_slide_figures(workspace: Workspace) -> list[SlideFigures]:
 
 
 def slides_row(config: Config, method: str, figures: Sequence[SlideFigures]) -> dict[str, Value]:
-    """The row `<method>_slides` of metrics.csv: pooled over all slides, with 95 % intervals over slides.
+    """The row `<method>_slides` of metrics.csv: pooled over all slides, with 95% intervals over slides.
 
     `normal_false_mm2`: area marked on slides without tumour, of those whose resolution is known.
     """

@@ -31,7 +31,7 @@ def result_row(config: Config, method: str, figures: Figures) -> dict[str, Value
     """One row of the table: figures on patches with tumour, the same as `all_...` on all patches, and `normal_marked`.
 
     dice and iou are means over patches, the others take the pixels of all patches together. `normal_marked` is the
-    share of the area of normal patches that is predicted tumour. Each has its 95 % interval over patches as `_low` and
+    share of the area of normal patches that is predicted tumour. Each has its 95% interval over patches as `_low` and
     `_high` and, where the slides are known, over slides as `_slides_low` and `_slides_high`.
     """
     gated = figures.gated(config.inference.classifier_probability)
@@ -124,7 +124,7 @@ def log_table(methods: Sequence[Method], rows: Sequence[dict[str, Value]]) -> No
     over = f"patches or {rows[0]['slides']} slides, the wider" if "slides" in rows[0] else "patches"
     logger.info(
         f"Test split, {rows[0]['patches']} patches with tumour (Dice is their mean) of {rows[0]['all_patches']} (all); "
-        f"95 % bootstrap intervals over {over}"
+        f"95% bootstrap intervals over {over}"
     )
     for line in lines:
         logger.info("  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

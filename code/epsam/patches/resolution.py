@@ -57,7 +57,7 @@ def _check_target(mpp: Mapping[str, float], target_mpp: float) -> None:
 
 
 def _rounded(mpp: float) -> float:
-    """Two digits, where that is within 1 % of it, else three: 0.5 for 0.4990."""
+    """Two digits, where that is within 1% of it, else three: 0.5 for 0.4990."""
     return next((value for digits in (2, 3) if abs((value := float(f"{mpp:.{digits}g}")) / mpp - 1) < 0.01), mpp)
 
 

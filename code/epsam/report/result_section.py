@@ -54,7 +54,7 @@ def headline(config: Config, workspace: Workspace) -> str:
     low, high = interval_of(last, "dice")
     text = (
         f"On {last['patches']} test patches that hold tumour, {_model(config)} reaches a mean Dice of "
-        f"{_three(last, 'dice')} (95 % interval {low:.3f} to {high:.3f}), "
+        f"{_three(last, 'dice')} (95% interval {low:.3f} to {high:.3f}), "
         f"against {_three(rows['ones'], 'dice')} for whole patches, {_three(rows['cam'], 'dice')} for the CAM mask and "
         f"{_three(rows['sam'], 'dice')} for SAM untuned."
     )
@@ -113,7 +113,7 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "columns": [title for title, _ in COLUMNS],
         "missing": "The test split has no true masks, so nothing could be measured. Put them into test/mask/ under "
         "the names of their patches and run ./train.sh again with --from evaluate.",
-        "classifier_columns": ("Split", "AUC", "Accuracy", "Sensitivity at 90 % specificity", "Patches"),
+        "classifier_columns": ("Split", "AUC", "Accuracy", "Sensitivity at 90% specificity", "Patches"),
         "classifier": [_classifier(row) for row in read_results(workspace) if row["stage"] == "train-classifier"],
         "slides": {"rows": []},
         "whole_slides": {"rows": []},
@@ -144,7 +144,7 @@ def _explanation(config: Config, row: Row) -> str:
         f"all {row['all_patches']} patches together, normal ones too, where a patch that the classifier finds normal "
         f"(below {gate:g}) is predicted empty (not for the student, which has no classifier before it); the last is the "
         "share of the area of normal patches that is marked. Below "
-        f"each figure its 95 % bootstrap interval: {over}."
+        f"each figure its 95% bootstrap interval: {over}."
     )
 
 
@@ -193,7 +193,7 @@ def _cell(row: Row, key: str) -> dict[str, str]:
 
 def _chart(title: str, points: list[tuple[str, float, float, float]], final: str) -> dict[str, str]:
     spoken = "; ".join(f"{name} {value:.3f} ({low:.3f} to {high:.3f})" for name, value, low, high in points)
-    uri = points_chart(points, "with 95 % interval", Method(final).title if final else "", SIMPLE)
+    uri = points_chart(points, "with 95% interval", Method(final).title if final else "", SIMPLE)
     return {"title": title, "uri": uri, "alt": f"Points with intervals. {title}. {spoken}."}
 
 

@@ -29,7 +29,7 @@ def whole_slides_section(config: Config, workspace: Workspace) -> dict[str, Any]
         "page": workspace.test_slides.relative_to(workspace.run).as_posix() + "/index.html",
         "explanation": (
             f"Each test slide predicted whole, as ./infer.sh predicts it ({Method(final).title.lower()}), against its "
-            f"annotation. Pixels of all slides together: {pooled}; in brackets 95 % bootstrap intervals over slides."
+            f"annotation. Pixels of all slides together: {pooled}; in brackets 95% bootstrap intervals over slides."
         ),
     }
 

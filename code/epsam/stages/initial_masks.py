@@ -59,7 +59,7 @@ def _report(shares: np.ndarray, thresholds: np.ndarray) -> None:
     low, middle, high = np.percentile(thresholds, (10, 50, 90))
     logger.info(
         f"initial masks: {len(shares)} patches, mean foreground {shares.mean():.1%}, {empty} empty; maps are cut "
-        f"at {middle:.2f} (80 % of them between {low:.2f} and {high:.2f})"
+        f"at {middle:.2f} (80% of them between {low:.2f} and {high:.2f})"
     )
     if shares.mean() > 0.95 or shares.mean() < 0.02 or empty > len(shares) / 2:
         what = "nearly everything" if shares.mean() > 0.95 else "nearly nothing"
