@@ -1,36 +1,55 @@
-"""What the processes of test_ranks.py do, started by torchrun or alone: `python ranks_worker.py WHAT FOLDER ...`.
+"""What the processes of test_ranks.py do, started by torchrun: `python ranks_worker.py WHAT FOLDER ...`.
 
-`share FOLDER STAGE...`: 8 steps of a classifier in float64, into FOLDER/steps.pth, then stages of the run FOLDER/small.yaml.
+`share FOLDER --again OTHER STAGE...`: 8 steps of a classifier in float64, into FOLDER/steps.pth; the classifier's training
+of the run OTHER/small.yaml, continued; stages of the run FOLDER/small.yaml.
 `fail FOLDER NUMBER`: process NUMBER has an error while the others wait for it.
+`killed ...`: what `epsam ...` does; the last process is killed in the second epoch of the classifier's training.
 """
 
 import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
-import torch
 
-from epsam.classifier.building import build_classifier
-from epsam.classifier.shared_batchnorm import share_batchnorm
-from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.cli import cli, main
 from epsam.config.loading import load_config
-from epsam.config.schema import Classifier
 from epsam.errors import EpsamError
 from epsam.pipeline import STAGES
 from epsam.runs.runner import run_stage
 from epsam.runs.stage import find_stage
-from epsam.runtime import device
-from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.log import set_up_logging
-from epsam.runtime.ranks import Ranks, join
+from epsam.runtime.ranks import ALONE, Ranks, join
 from epsam.workspace import Workspace
+
+# PyTorch and what needs it is imported where it is used: the process that fails does without most of it.
 
 BATCHES = (5, 5, 5, 3, 5, 5, 5, 1)
 """Patches of each step; micro-batches are of 4, so those of 5 are a part of 3 and one of 2."""
 
 
-def train_steps(folder: Path, ranks: Ranks) -> None:
+def run_stages(folder: Path, names: Sequence[str], ranks: Ranks = ALONE) -> None:
+    """Stages of the run FOLDER/small.yaml."""
+    config, workspace = load_config(folder / "small.yaml"), Workspace(folder, "small")
+    for name in names:
+        run_stage(STAGES, find_stage(STAGES, name), config, workspace, ranks)
+
+
+def train_steps(folder: Path, ranks: Ranks = ALONE) -> None:
+    """Write FOLDER/steps.pth: losses and weights of a classifier in float64."""
+    import torch
+
+    from epsam.classifier.building import build_classifier
+    from epsam.classifier.shared_batchnorm import share_batchnorm
+    from epsam.classifier.train_step import LabelLoss, TrainStep
+    from epsam.config.schema import Classifier
+    from epsam.runtime import device
+    from epsam.runtime.checkpoints import save_tensors
+
     hardware = dataclasses.replace(device.choose_hardware("cpu", ranks), classifier_batch=4 if ranks.count == 1 else 2)
     torch.manual_seed(0)
     model = build_classifier(Classifier(depth=18)).double()
@@ -53,14 +72,14 @@ def train_steps(folder: Path, ranks: Ranks) -> None:
 
 @cli.command("share")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--again", type=click.Path(path_type=Path))
 @click.argument("stages", nargs=-1)
-def share_stages(folder: Path, stages: tuple[str, ...]) -> None:
-    config, workspace = load_config(folder / "small.yaml"), Workspace(folder, "small")
+def share_stages(folder: Path, again: Path, stages: tuple[str, ...]) -> None:
     with join() as ranks:
         set_up_logging(folder / "log.txt", errors_only=not ranks.is_first)
         train_steps(folder, ranks)
-        for name in stages:
-            run_stage(STAGES, find_stage(STAGES, name), config, workspace, ranks)
+        run_stages(again, ["train-classifier"], ranks)
+        run_stages(folder, stages, ranks)
 
 
 @cli.command("fail")
@@ -75,6 +94,27 @@ def fail(folder: Path, number: int) -> None:
         ranks.wait()
 
 
+def be_killed() -> None:
+    """Have the last process end by SIGKILL when the second epoch of the classifier has made its steps."""
+    from epsam.stages import train_classifier
+
+    train_epoch = train_classifier.train_epoch
+
+    def until_the_second(learner: Any, train: Any, config: Any, epoch: int) -> float:
+        loss = train_epoch(learner, train, config, epoch)  # all take part: the first has written the state before
+        if epoch == 2 and learner.hardware.ranks.index == learner.hardware.ranks.count - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    train_classifier.train_epoch = until_the_second
+
+
 if __name__ == "__main__":
-    device._cpu_computes_bfloat16 = lambda: False  # the same figures on every machine
+    if sys.argv[1] != "fail":
+        from epsam.runtime import device
+
+        device._cpu_computes_bfloat16 = lambda: False  # the same figures on every machine
+    if sys.argv[1] == "killed":
+        be_killed()
+        del sys.argv[1]
     main()
