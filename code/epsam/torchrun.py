@@ -5,6 +5,7 @@ A stage that fails says why in one line; torchrun adds forty of its own.
 
 import logging
 import sys
+from tempfile import TemporaryDirectory
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -20,7 +21,8 @@ def main() -> None:
     end_with_owner()
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
-        run(parse_args(sys.argv[1:]))
+        with TemporaryDirectory(prefix="epsam-torchrun-") as logs:  # torchrun leaves its own behind, empty
+            run(parse_args(["--log-dir", logs, *sys.argv[1:]]))
     except ChildFailedError:
         sys.exit(1)
     except SignalException:

@@ -43,10 +43,12 @@ OF_BATCHNORM = 1e-3
 def start(processes: int, *command: str, cwd: Path) -> subprocess.Popen:
     """Start `-m epsam...` or a script in as many processes; its output is one text."""
     known = {k: v for k, v in os.environ.items() if k != "EPSAM_OWNER_PID"}
+    temporary = cwd / "temporary"
+    temporary.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "epsam.torchrun", "--nproc-per-node", str(processes), *command],
         cwd=cwd,
-        env=known | {"PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1"},
+        env=known | {"PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -176,3 +178,4 @@ def test_an_error_of_one_process_ends_all_with_one_line(tmp_path, number):
     status, output = end_of(start(2, WORKER, "fail", str(tmp_path), str(number), cwd=tmp_path), timeout=60)
     assert (status, output) == (1, "error: the disk is on fire; put it out\n")
     assert (tmp_path / "log.txt").read_text().count("the disk is on fire") == 1
+    assert list((tmp_path / "temporary").glob("*torch*")) == [], "nothing is left in the folder for temporary files"
