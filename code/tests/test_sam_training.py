@@ -1,5 +1,6 @@
 """The decoder's training and its rounds: what is learned, from what, and when it stops with advice."""
 
+import dataclasses
 import logging
 import re
 from dataclasses import replace
@@ -190,6 +191,23 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
     assert len(read_csv(workspace.run / "round0_curves.csv", ["epoch"])) == 3
     assert load_tensors(workspace.state / "round0.pth")["parts"]["optimizer"]["param_groups"][0]["fused"]
     torch.testing.assert_close(_weights(workspace, 0), _weights(whole, 0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "expected", "message"),
+    [
+        ("float32", "bfloat16", "float32", "round0: going on in float32, as before the stop"),
+        ("bfloat16", "float32", "float32", "round0: was trained in bfloat16 so far and goes on in float32"),
+    ],
+)
+def test_a_training_goes_on_in_the_precision_it_began_in_or_says_so(tmp_path, caplog, first, then, expected, message):
+    caplog.set_level("INFO", logger="epsam")
+    workspace = make_patches(tmp_path)
+    for epochs, precision in enumerate((first, then), 1):
+        config = make_config(tmp_path, sam={"embeddings": "off"}, finetune={"epochs": epochs})
+        finetune(config, workspace, dataclasses.replace(CPU, precision=getattr(torch, precision)))
+    assert message in caplog.text
+    assert load_tensors(workspace.state / "round0.pth")["parts"]["trainer"] == {"precision": expected}
 
 
 def test_without_a_store_the_same_decoder_comes_out(tmp_path):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -16,6 +16,7 @@ from epsam.runtime.device import Hardware, name_of
 from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger
 from epsam.runtime.memory import BatchSize
+from epsam.runtime.precision import PrecisionName, resumed_precision
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,7 +27,7 @@ class TrainStepState(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     micro_batch: PositiveInt
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: PrecisionName
 
 
 @dataclass
@@ -91,17 +92,11 @@ class TrainStep(Generic[Model]):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on with the micro-batch and precision of a state, so that another device ends as the first would have.
 
-        A micro-batch that does not fit is halved, as ever. Low precision that this device does not choose for itself it
-        may compute slowly or not at all: then its own is taken, with a warning. Raises ValueError for another state.
+        A micro-batch that does not fit is halved, as ever; see `resumed_precision`. Raises ValueError for another state.
         """
         state = TrainStepState.model_validate(saved)
-        own, precision = self.hardware.precision, getattr(torch, state.precision)
-        if precision not in (torch.float32, own):
-            logger.warning(
-                f"{self.name}: was trained in {state.precision} so far and goes on in {name_of(own)}, which is this "
-                "device's: its results differ from those of one device"
-            )
-            precision = own
+        own = self.hardware.precision
+        precision = resumed_precision(self.name, state.precision, own)
         if (state.micro_batch, precision) != (self.micro_batch.size, own):
             logger.info(
                 f"{self.name}: going on with micro-batches of {state.micro_batch} in {name_of(precision)}, as before the "

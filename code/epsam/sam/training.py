@@ -1,19 +1,24 @@
 """Training of SAM's mask decoder."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from epsam.config.paths import settings_for_weights
 from epsam.errors import DataError
 from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import load_tensors, save_weights
+from epsam.runtime.device import name_of
 from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
+from epsam.runtime.precision import PrecisionName, resumed_precision
 from epsam.runtime.training_loop import dice_name, run
 from epsam.sam.checkpoint import decoder_weights
 from epsam.sam.decoder import predict_masks
@@ -126,7 +131,12 @@ def train_decoder(
     run(
         name,
         trainer.run_epoch,
-        {"decoder": session.sam.mask_decoder, "optimizer": trainer.optimizer, "schedule": trainer.schedule},
+        {
+            "decoder": session.sam.mask_decoder,
+            "optimizer": trainer.optimizer,
+            "schedule": trainer.schedule,
+            "trainer": trainer,
+        },
         lambda: decoder_weights(session.sam),
         epochs=settings.epochs,
         early_stop=settings.early_stop,
@@ -140,6 +150,14 @@ def train_decoder(
     session.hardware.ranks.decide(
         lambda: save_weights(path, load_tensors(best), settings_of_weights, encoder, patch_mpp(workspace))
     )
+
+
+class DecoderState(BaseModel):
+    """How steps were computed, in the state that a training continues from."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    precision: PrecisionName
 
 
 class DecoderTraining:
@@ -169,6 +187,20 @@ class DecoderTraining:
         self.train = LabelledSamples(train, self.embeddings, config, "train", augmented=True)
         self.val = LabelledSamples(val, self.val_embeddings, config, "val")
         self.val_batches = Batches(len(val), self.hardware.decoder_batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The precision of the steps, for the state of the training."""
+        return {"precision": name_of(self.hardware.precision)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on in the precision of a state, see `resumed_precision`. Raises ValueError for another state."""
+        own = self.hardware.precision
+        precision = resumed_precision(self.name, DecoderState.model_validate(saved).precision, own)
+        if precision != own:
+            logger.info(
+                f"{self.name}: going on in {name_of(precision)}, as before the stop; this device would take {name_of(own)}"
+            )
+            self.hardware = dataclasses.replace(self.hardware, precision=precision)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train and validate once; figures for the curves."""
