@@ -10,7 +10,8 @@ let x = width / 2, y = height / 2, scale = 0, chosen = -1, waiting = false, move
 function pathOf(rings) {
   const path = new Path2D();
   for (const ring of rings) {
-    for (let i = 0; i < ring.length; i += 2) path.lineTo(ring[i], ring[i + 1]);
+    path.moveTo(ring[0], ring[1]);  // else a line leads here from the ring before
+    for (let i = 2; i < ring.length; i += 2) path.lineTo(ring[i], ring[i + 1]);
     path.closePath();
   }
   return path;
