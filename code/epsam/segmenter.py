@@ -13,7 +13,7 @@ import torch
 from segment_anything.modeling import Sam
 
 from epsam.cam.activation_map import ActivationMap
-from epsam.cam.computation import find_cams, maps_at_once
+from epsam.cam.computation import find_cams
 from epsam.cam.mask import cam_mask
 from epsam.classifier.backbone import Backbone
 from epsam.config.schema import Config, Postprocess
@@ -194,7 +194,7 @@ class ImageSegmenter:
 
     def _cams(self, images: np.ndarray, names: Sequence[str]) -> list[ActivationMap]:
         """The map of each patch with its threshold."""
-        settings, size = self.config.cam, maps_at_once(self.hardware, self.config.cam)
+        settings, size = self.config.cam, self.hardware.cam_batch
         turned_px = images[0, ..., 0].size * len(settings.rotations) * max(settings.scales) ** 2
         batches = zip(self._batches(images, size, turned_px), self._batches(names, size, turned_px), strict=True)
         return [

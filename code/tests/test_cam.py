@@ -1,6 +1,5 @@
 """Class activation maps and their masks: where they point, their frame, and what a flat one does."""
 
-import dataclasses
 import re
 
 import cv2
@@ -10,7 +9,6 @@ import torch
 
 from epsam.cam.activation import compute_cams, compute_maps
 from epsam.cam.activation_map import ActivationMap, resize_map
-from epsam.cam.computation import maps_at_once
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams, save_cams
 from epsam.cam.threshold import fixed_threshold
@@ -284,9 +282,3 @@ def test_a_file_of_maps_is_what_was_written_or_refused(tmp_path, change, why):
         return
     with pytest.raises(DataError, match=rf"train.npz: not readable as maps \(.*{why}.*--from initial-masks"):
         load_cams(tmp_path / "train.npz")
-
-
-@pytest.mark.parametrize(("scales", "expected"), [((1.0,), 8), ((0.5,), 8), ((1.0, 2.0), 2), ((1.0, 4.0), 1)])
-def test_maps_of_larger_patches_are_computed_fewer_at_a_time(scales, expected):
-    hardware = dataclasses.replace(choose_hardware("cpu"), cam_batch=8)
-    assert maps_at_once(hardware, Cam(scales=scales)) == expected

@@ -41,11 +41,6 @@ def find_cams(
     ]
 
 
-def maps_at_once(hardware: Hardware, settings: Cam) -> int:
-    """Patches whose maps fit the device together: a patch at twice the size takes four times the memory."""
-    return max(1, int(hardware.cam_batch / max(*settings.scales, 1) ** 2))
-
-
 def compute_split(
     model: Backbone, patches: Sequence[Patch], config: Config, hardware: Hardware, what: str = ""
 ) -> Iterator[tuple[str, ActivationMap]]:
@@ -56,9 +51,8 @@ def compute_split(
     if not patches:
         return
     images = PatchImages(patches, config.worker_count)
-    at_once = maps_at_once(hardware, config.cam)
-    batches = split_batches(len(patches), at_once)
-    size = BatchSize("maps", at_once)
+    batches = split_batches(len(patches), hardware.cam_batch)
+    size = BatchSize("maps", hardware.cam_batch)
     mine, found = hardware.ranks.part(batches), []
     with progress(total=sum(map(len, mine)), desc=f"maps {what}".strip(), unit="patch") as bar:
         for indices, batch in images.batches(mine, config.worker_count):

@@ -7,7 +7,6 @@ import torch
 
 from epsam.cam.activation import compute_maps
 from epsam.cam.activation_map import resize_map
-from epsam.cam.computation import maps_at_once
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.data import PatchImages, as_float, split_batches
 from epsam.config.schema import Cam, Config
@@ -30,9 +29,8 @@ def map_error(model: Backbone, config: Config, workspace: Workspace, hardware: H
             "an epoch by; set classifier.select_on=labels"
         )
     model.eval()
-    at_once = maps_at_once(hardware, config.cam)
-    images, curve, size = PatchImages(patches, config.worker_count), MapCurve(), BatchSize("maps", at_once)
-    for indices, batch in images.batches(split_batches(len(patches), at_once), config.worker_count):
+    images, curve, size = PatchImages(patches, config.worker_count), MapCurve(), BatchSize("maps", hardware.cam_batch)
+    for indices, batch in images.batches(split_batches(len(patches), hardware.cam_batch), config.worker_count):
         maps = size.run(partial(_maps, model, batch, config.cam, hardware))
         for index, values in zip(indices, maps, strict=True):
             truth = read_mask(patches[index].mask)
