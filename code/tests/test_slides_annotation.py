@@ -262,7 +262,7 @@ def test_outlines_that_zigzag_over_millions_of_rows_cost_bounded_memory_or_are_r
 
     assert peak(4) < 150
     with pytest.raises(AnnotationError, match=r"a\.xml: outlines cross .* pixel rows, too many"):
-        peak(40)
+        peak(16)
 
 
 @pytest.mark.parametrize(

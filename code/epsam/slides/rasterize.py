@@ -14,9 +14,8 @@ import numpy as np
 
 from epsam.errors import AnnotationError
 
-MAX_CROSSINGS = 60_000_000
-"""Of outlines and pixel rows: annotations by hand have a few million, 20,000 predicted foci 25 million. Kept runs take 6 bytes
-a crossing."""
+MAX_CROSSINGS = 20_000_000
+"""Of outlines and pixel rows; the longest real annotations have a few million. Kept runs take 6 bytes a crossing."""
 BAND_CROSSINGS = 500_000
 """Crossings that are sorted at a time; each takes about 150 bytes meanwhile."""
 NEAR = 1e-6
