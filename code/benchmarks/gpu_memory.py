@@ -1,6 +1,6 @@
 """Peak memory of training and inference on a GPU, estimated without one: GiB of the tensors alive at once.
 
-    python code/benchmarks/gpu_memory.py [--size 512] [--depth 50] [--model vit_b] [PART ...]
+    python code/benchmarks/gpu_memory.py [--size 512] [--depth 50] [--model vit_b] [--scales 1 2] [PART ...]
 
 PART: classifier, maps, encoder, decoder, student; all by default. Everything is computed on fake tensors (PyTorch's
 FakeTensorMode), which have shapes and no values, so it takes seconds. What comes on top on a GPU: the CUDA context (0.3 to
@@ -124,12 +124,12 @@ def _train(
 
 
 def make_maps(options: argparse.Namespace, count: int, precision: str) -> Work:
-    """Maps of `count` patches, each in four rotations."""
+    """Maps of `count` patches, each in four rotations at each of the scales."""
     model = build_classifier(Classifier(depth=options.depth)).eval()
 
     def work() -> None:
         with in_precision(precision):
-            compute_maps(model, torch.rand(count, 3, options.size, options.size))
+            compute_maps(model, torch.rand(count, 3, options.size, options.size), scales=options.scales)
 
     return work
 
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the patches, px")
     parser.add_argument("--depth", type=int, choices=[18, 34, 50], default=50, help="of the classifier")
     parser.add_argument("--model", choices=["vit_b", "vit_l", "vit_h", "demo"], default="vit_b", help="SAM's")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="cam.scales")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args()
     if unknown := set(options.parts) - PARTS.keys():

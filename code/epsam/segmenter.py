@@ -194,7 +194,7 @@ class ImageSegmenter:
 
     def _cams(self, images: np.ndarray, names: Sequence[str]) -> list[ActivationMap]:
         """The map of each patch with its threshold."""
-        settings, size = self.config.cam, self.hardware.cam_batch
+        settings, size = self.config.cam, self.hardware.cam_batch_at(self.config.cam.scales)
         turned_px = images[0, ..., 0].size * len(settings.rotations) * max(settings.scales) ** 2
         batches = zip(self._batches(images, size, turned_px), self._batches(names, size, turned_px), strict=True)
         return [

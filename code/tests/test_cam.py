@@ -1,5 +1,6 @@
 """Class activation maps and their masks: where they point, their frame, and what a flat one does."""
 
+import dataclasses
 import re
 
 import cv2
@@ -9,6 +10,7 @@ import torch
 
 from epsam.cam.activation import compute_cams, compute_maps
 from epsam.cam.activation_map import ActivationMap, resize_map
+from epsam.cam.computation import compute_split
 from epsam.cam.mask import cam_mask
 from epsam.cam.store import load_cams, save_cams
 from epsam.cam.threshold import fixed_threshold
@@ -223,6 +225,19 @@ def test_the_stage_writes_maps_of_every_split_and_masks_of_the_positives(workspa
     assert read_mask(masks[0]).shape == (64, 64)
     assert cv2.imread(str(workspace.run / "cams" / "sheet.png")) is not None
     assert re.search(r"initial masks: 5 patches, mean foreground \d", caplog.text)
+
+
+def test_maps_at_twice_the_size_take_no_more_memory_than_those_at_one(workspace):
+    def most_pixels(*scales: float) -> int:
+        model, pixels = build_classifier(Classifier(depth=18)).eval(), []
+        model.maxpool.register_forward_hook(lambda _, inputs, __: pixels.append(inputs[0].numel()))
+        config = _config(scales=scales, threshold=0.2, percentile=None)
+        hardware = dataclasses.replace(choose_hardware("cpu"), cam_batch=4)
+        patches = patches_for_sam(workspace, "train")
+        assert len(list(compute_split(model, patches, config, hardware))) == len(patches)
+        return max(pixels)
+
+    assert most_pixels(1, 2) == most_pixels(1)
 
 
 def test_the_stage_goes_on_with_the_splits_that_are_whole(workspace, caplog):

@@ -51,8 +51,8 @@ def compute_split(
     if not patches:
         return
     images = PatchImages(patches, config.worker_count)
-    batches = split_batches(len(patches), hardware.cam_batch)
-    size = BatchSize("maps", hardware.cam_batch)
+    size = BatchSize("maps", hardware.cam_batch_at(config.cam.scales))
+    batches = split_batches(len(patches), size.size)
     mine, found = hardware.ranks.part(batches), []
     with progress(total=sum(map(len, mine)), desc=f"maps {what}".strip(), unit="patch") as bar:
         for indices, batch in images.batches(mine, config.worker_count):

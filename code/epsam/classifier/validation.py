@@ -29,8 +29,9 @@ def map_error(model: Backbone, config: Config, workspace: Workspace, hardware: H
             "an epoch by; set classifier.select_on=labels"
         )
     model.eval()
-    images, curve, size = PatchImages(patches, config.worker_count), MapCurve(), BatchSize("maps", hardware.cam_batch)
-    for indices, batch in images.batches(split_batches(len(patches), hardware.cam_batch), config.worker_count):
+    images, curve = PatchImages(patches, config.worker_count), MapCurve()
+    size = BatchSize("maps", hardware.cam_batch_at(config.cam.scales))
+    for indices, batch in images.batches(split_batches(len(patches), size.size), config.worker_count):
         maps = size.run(partial(_maps, model, batch, config.cam, hardware))
         for index, values in zip(indices, maps, strict=True):
             truth = read_mask(patches[index].mask)

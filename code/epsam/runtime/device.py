@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +49,7 @@ class Hardware:
     classifier_batch: int
     student_batch: int
     cam_batch: int
+    """Of maps at the patch's own size; see `cam_batch_at`."""
     encoder_batch: int
     decoder_batch: int
     precision: torch.dtype
@@ -61,6 +62,10 @@ class Hardware:
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last
+
+    def cam_batch_at(self, scales: Sequence[float]) -> int:
+        """Patches whose maps over `scales` (`cam.scales`) are made at a time: memory grows with the area of the largest."""
+        return max(1, int(self.cam_batch / max(1, *scales) ** 2))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of the precision of training."""
