@@ -161,13 +161,14 @@ def test_probability_is_the_map_at_every_level(source, tmp_path):
         assert np.abs(pixels[np.ix_(y, x)] - values[:-1, :-1]).mean() < 3
 
 
-def test_foci_beyond_the_limit_of_annotations_from_elsewhere_are_painted_all_the_same(
-    foci, mask, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("epsam.slides.rasterize.MAX_CROSSINGS", 1000)
+def test_more_foci_than_are_kept_as_runs_are_painted_and_read_back_all_the_same(foci, mask, tmp_path, monkeypatch):
+    monkeypatch.setattr("epsam.slides.rasterize.KEPT_CROSSINGS", 1000)
     monkeypatch.setattr("epsam.slides.rasterize.BAND_CROSSINGS", 500)
     write_mask(tmp_path / "m.tif", foci, LEVELS, (0.25, 0.26))
     assert (tmp_path / "m.tif").read_bytes() == mask.read_bytes()
+    write_asap_xml(tmp_path / "a.xml", foci)
+    back = load_annotation(tmp_path / "a.xml", GROUPS)
+    np.testing.assert_array_equal(back.mask(0, 0, *SIZE), tifffile.imread(mask) > 0)
     tissue = np.ones((SIZE[1] // 20, SIZE[0] // 20), bool)
     assert tissue_area(tissue, 20, foci) == pytest.approx(SIZE[0] * SIZE[1], rel=0.01)
 

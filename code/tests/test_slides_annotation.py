@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from epsam.errors import AnnotationError
 from epsam.slides.annotation import load_annotation
-from epsam.slides.rasterize import Rasterizer, rasterize
+from epsam.slides.rasterize import Rasterizer, SpansByRow, rasterize
 from tests.slide_factory import GROUPS, box_points, write_xml
 
 XML = Path(__file__).parents[3] / "shared" / "data" / "camelyon16_xml"
@@ -116,10 +116,13 @@ def test_any_polygons_agree_with_the_point_test(shapes):
     for (hole, _), polygon in zip(shapes, points, strict=True):
         expected[inside(polygon, x, y)] = not hole
     np.testing.assert_array_equal(spans.mask(0, 0, 40, 40), expected)
-    some_rows = Rasterizer(polygons, layers, [True, False]).spans(np.arange(0, 40, 3))
-    np.testing.assert_array_equal(some_rows.mask(0, 0, 14, 14, 3), expected[::3, ::3])
+    by_row = SpansByRow(Rasterizer(polygons, layers, [True, False]))
+    np.testing.assert_array_equal(by_row.mask(0, 0, 14, 14, 3), expected[::3, ::3])
     at = np.array([0, 7, 20])
-    np.testing.assert_array_equal(spans.area(at, at, 15, 11), [expected[k : k + 11, k : k + 15].sum() for k in at])
+    areas = [expected[k : k + 11, k : k + 15].sum() for k in at]
+    np.testing.assert_array_equal(spans.area(at, at, 15, 11), areas)
+    np.testing.assert_array_equal(by_row.area(at, at, 15, 11), areas)
+    assert by_row.is_empty == spans.is_empty
 
 
 @needs_real

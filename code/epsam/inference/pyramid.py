@@ -1,7 +1,6 @@
 """Mask and probability as pyramidal TIFF that OpenSlide, ASAP and QuPath open, written tile by tile."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import imagecodecs
@@ -12,7 +11,7 @@ from epsam.inference.export import exclusions
 from epsam.inference.outlines import Focus
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
-from epsam.slides.rasterize import Rasterizer, Spans
+from epsam.slides.rasterize import Rasterizer, SpansByRow
 
 TILE = 512
 MAX_COARSEST_PX = 4096
@@ -36,27 +35,24 @@ class PaintedFoci:
     def __init__(self, foci: list[Focus]):
         outer, holes = [f.polygon.exterior for f in foci], list(exclusions(foci))
         rings = [np.asarray(ring.coords)[:-1] for ring in outer + holes]
-        self._rasterizer = Rasterizer([[ring] for ring in rings], [0] * len(outer) + [1] * len(holes), [True, False])
-        self._spans = lru_cache(1)(self._spans_of_rows)  # windows beside each other share them
+        layers = [0] * len(outer) + [1] * len(holes)
+        self._spans = SpansByRow(Rasterizer([[ring] for ring in rings], layers, [True, False]))
 
     def mask(self, x: int, y: int, width: int, height: int, downsample: float) -> np.ndarray:
         """As `Spans.mask`."""
-        return self._spans(y, height, downsample).mask(x, y, width, height, downsample)
+        return self._spans.mask(x, y, width, height, downsample)
 
     def tile(self, x: float, y: float, side: int, downsample: float) -> np.ndarray | int:
         """What `write_pyramid` draws."""
         middle = (downsample - 1) / 2  # of the level-0 pixels under one of this level
         left, top = round(x + middle), round(y + middle)
         right = left + int((side - 1) * downsample) + 1
-        spans = self._spans(top, side, downsample)
+        spans = self._spans.of_rows(top, side, downsample)
         if not ((spans.start < right) & (spans.end > left)).any():
             return 0
         if np.count_nonzero((spans.start <= left) & (spans.end >= right)) == side:  # runs of a row do not overlap
             return 255
         return spans.mask(left, top, side, side, downsample).astype(np.uint8) * 255
-
-    def _spans_of_rows(self, y: int, height: int, downsample: float) -> Spans:
-        return self._rasterizer.spans(y + np.floor(np.arange(height) * downsample).astype(np.int64))
 
 
 def write_probability(

@@ -20,7 +20,8 @@ from epsam.slides.geojson import read_geojson
 from epsam.slides.mask_annotation import join, read_mask_file
 from epsam.slides.nesting import layers
 from epsam.slides.outline import Outline, shown
-from epsam.slides.rasterize import Spans, rasterize
+from epsam.slides.rasterize import SpansByRow, rasterize
+from epsam.slides.spans import Spans
 
 PAINTED = {"tumour": True, "hole": False}
 """Kinds of groups that make the mask; `ignore` is left out, `roi` says where negatives may be taken."""
@@ -56,7 +57,7 @@ class Annotation:
     """What is odd in the file but can be read in one way only."""
 
     @cached_property
-    def spans(self) -> Spans:
+    def spans(self) -> Spans | SpansByRow:
         """Tumour as runs of pixels."""
         rings = [(p.points, *p.holes) for p in self.polygons if p.kind in PAINTED]
         kinds = [kind for kind in self.paint_order if kind in PAINTED]
@@ -74,7 +75,7 @@ class Annotation:
         return layers([p.kind for p in painted], [p.points for p in painted], kinds)
 
     @cached_property
-    def regions(self) -> Spans | None:
+    def regions(self) -> Spans | SpansByRow | None:
         """Regions of interest as runs of pixels; None where the file has none: all of the slide is annotated."""
         rings = [(p.points, *p.holes) for p in self.polygons if p.kind == "roi"]
         return rasterize(rings, [0] * len(rings), [True]) if rings else None
@@ -130,7 +131,9 @@ class MaskAnnotation(Annotation):
         )
 
 
-def _share(spans: Spans, x: int | np.ndarray, y: int | np.ndarray, width: int, height: int) -> float | np.ndarray:
+def _share(
+    spans: Spans | SpansByRow, x: int | np.ndarray, y: int | np.ndarray, width: int, height: int
+) -> float | np.ndarray:
     shape = np.broadcast_shapes(np.shape(x), np.shape(y))
     left, top = (np.rint(np.broadcast_to(value, shape).ravel()).astype(np.int64) for value in (x, y))
     share = spans.area(left, top, width, height) / (width * height)
@@ -310,7 +313,7 @@ def _check_holes(annotation: Annotation) -> None:
     cut_out = [p for p in annotation.polygons if p.kind == "tumour" and p.holes]
     if not holes and not cut_out:
         return
-    if not len(annotation.spans.row):
+    if annotation.spans.is_empty:
         groups = listed(sorted({shown(p.group) for p in holes or cut_out}))
         raise AnnotationError(
             f"{annotation.path}: all its tumour is covered by holes ({len(holes or cut_out)} outlines of {groups}), so that no "

@@ -16,7 +16,7 @@ from epsam.slides.outline import Outline, check_coordinates, shown
 
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 MAX_BYTES = 256 * 2**20
-MAX_COUNTS = {"[": 5_000_000, "{": 1_000_000, ",": 12_000_000}
+MAX_COUNTS = {"[": 10_000_000, "{": 1_000_000, ",": 25_000_000}
 """Of characters in the file: each stands for a list, an object or a value that takes memory while it is read."""
 OLD_IDS = {
     "PathAnnotationObject": "annotation",

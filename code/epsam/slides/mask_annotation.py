@@ -8,7 +8,7 @@ import tifffile
 
 from epsam.errors import AnnotationError, DataError
 from epsam.runtime.files import one_channel, read_pixels
-from epsam.slides.rasterize import Spans
+from epsam.slides.spans import Spans
 
 MAX_RUNS = 10_000_000
 """Of equal pixels in the rows of all tiles; smooth outlines have a few million, noise has more."""

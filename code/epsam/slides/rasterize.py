@@ -1,4 +1,4 @@
-"""Polygons and masks as horizontal runs of pixels: exact masks and areas of any window without a whole mask.
+"""Polygons as horizontal runs of pixels.
 
 The pixel rule is that of ASAP 2.2.0 (annotation/AnnotationToMask.cpp, checked against a real build). The pixel at the
 integer position (x, y) is inside an outline when it lies strictly inside its bounding box and the winding number of
@@ -9,102 +9,46 @@ row is (left, right], and an outline that is drawn twice is filled, not empty.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from epsam.errors import AnnotationError
+from epsam.slides.spans import FAR, Spans, ranges
 
-MAX_CROSSINGS = 20_000_000
-"""Of outlines and pixel rows; the longest real annotations have a few million. Kept runs take 6 bytes a crossing."""
+KEPT_CROSSINGS = 20_000_000
+"""Of outlines and pixel rows, up to which the runs of all rows are kept, at 6 bytes a crossing; annotations drawn by hand have a
+few million."""
+CROSSINGS_PER_CORNER = 200
+"""Of outlines with more. Those that `./infer.sh` writes have about 3 for each level-0 px of a map pixel, zigzags over a whole
+slide 100,000."""
 BAND_CROSSINGS = 500_000
 """Crossings that are sorted at a time; each takes about 150 bytes meanwhile."""
 NEAR = 1e-6
-FAR = 2**30
-"""Beyond any pixel; fits int32 with room to add to."""
-
-
-@dataclass(frozen=True)
-class Spans:
-    """Runs of pixels, sorted by row and then start; disjoint within a row."""
-
-    row: np.ndarray
-    """(n,) int32, y in pixels of `scale`."""
-    start: np.ndarray
-    """(n,) int32, first x of the run."""
-    end: np.ndarray
-    """(n,) int32, first x after the run."""
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Level-0 pixels per pixel of the runs, in x and y."""
-
-    def mask(self, x: int, y: int, width: int, height: int, downsample: float = 1) -> np.ndarray:
-        """(height, width) bool; pixel [i, j] is the level-0 pixel (x + j * downsample, y + i * downsample)."""
-        columns = self._pixels(x + np.floor(np.arange(width) * downsample), self.scale[0])
-        rows = self._pixels(y + np.floor(np.arange(height) * downsample), self.scale[1])
-        first, last = np.searchsorted(self.row, rows, "left"), np.searchsorted(self.row, rows, "right")
-        line, index = _ranges(first, last - first)
-        left = np.searchsorted(columns, self.start[index])
-        right = np.searchsorted(columns, self.end[index])
-        seen = left < right
-        line, left, right = line[seen], left[seen], right[seen]
-        change = np.zeros((height, width + 1), np.int8)
-        change[line, left] += 1
-        change[line, right] -= 1
-        return np.cumsum(change, axis=1, dtype=np.int8)[:, :width].astype(bool)
-
-    def area(self, x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Level-0 px2 inside the windows at level-0 (x, y): all (n,), x and y int64, the area float64."""
-        area = np.zeros(len(x))
-        order = np.argsort(y, kind="stable")
-        tops, begin = np.unique(y[order], return_index=True)
-        first = np.searchsorted(self.row, self._pixels(tops, self.scale[1]))
-        last = np.searchsorted(self.row, self._pixels(tops + height - 1, self.scale[1]), "right")
-        for top, a, b, windows in zip(tops, first, last, np.split(order, begin[1:]), strict=True):
-            if a < b:
-                rows = self.row[a:b] * self.scale[1]
-                share = np.minimum(rows + self.scale[1], top + height) - np.maximum(rows, top)
-                starts = _Ramp(self.start[a:b] * self.scale[0], share)
-                ends = _Ramp(self.end[a:b] * self.scale[0], share)
-                left, right = x[windows], x[windows] + width
-                area[windows] = starts(right) - ends(right) - starts(left) + ends(left)
-        return area
-
-    @staticmethod
-    def _pixels(position: np.ndarray, scale: float) -> np.ndarray:
-        """Level-0 positions as int32 pixels: of the same type as the runs, which are searched without a copy then."""
-        return np.clip(np.floor(position / scale), -FAR, FAR).astype(np.int32)
-
-
-class _Ramp:
-    """Weighted sum of max(0, x - at) over all `at`, as a function of x; runs left of x are starts(x) - ends(x)."""
-
-    def __init__(self, at: np.ndarray, weight: np.ndarray):
-        order = np.argsort(at)
-        self.at, weight = at[order], weight[order]
-        self.count = np.concatenate([[0], np.cumsum(weight)])
-        self.sum = np.concatenate([[0], np.cumsum(self.at * weight)])
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        before = np.searchsorted(self.at, x)
-        return self.count[before] * x - self.sum[before]
 
 
 Runs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Owner (a ring or a polygon), row, start, end; all (n,) int64."""
 
 
-def rasterize(polygons: Sequence[Sequence[np.ndarray]], layer: Sequence[int], painted: Sequence[bool]) -> Spans:
+def rasterize(
+    polygons: Sequence[Sequence[np.ndarray]], layer: Sequence[int], painted: Sequence[bool]
+) -> "Spans | SpansByRow":
     """Fill polygons layer by layer; each is its outline and its holes, (n, 2) float x, y in level-0 pixels.
 
     `painted[layer]` says whether a layer sets or clears. Polygons of one layer form a union; a later layer covers the
-    earlier ones. Memory is bounded whatever the outlines: raises AnnotationError when they cross more pixel rows than
-    the outlines of a slide do.
+    earlier ones. Memory is bounded whatever the outlines: where they cross many pixel rows, these are filled as they are
+    asked for. Raises AnnotationError when they cross more than the outlines of a slide do.
     """
     rasterizer = Rasterizer(polygons, layer, painted)
-    if rasterizer.crossings > MAX_CROSSINGS:
+    if rasterizer.crossings <= KEPT_CROSSINGS:
+        return rasterizer.spans(rasterizer.rows())
+    corners = sum(len(ring) for parts in polygons for ring in parts)
+    if rasterizer.crossings > CROSSINGS_PER_CORNER * corners:
         raise AnnotationError(
             f"outlines cross {rasterizer.crossings} pixel rows, too many for a slide; check the coordinates"
         )
-    return rasterizer.spans(rasterizer.rows())
+    return SpansByRow(rasterizer)
 
 
 class Rasterizer:
@@ -123,6 +67,12 @@ class Rasterizer:
         edges = self._edges
         return np.arange(edges.low.min(), edges.high.max()) if len(edges.low) else np.zeros(0, np.int64)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel is inside."""
+        rows = self.rows()
+        return all(self.spans(band).is_empty for band in self._edges.bands(rows))
+
     def spans(self, rows: np.ndarray) -> Spans:
         """The runs in `rows`, (n,) int64 in ascending order, at scale 1."""
         edges = self._edges
@@ -133,6 +83,35 @@ class Rasterizer:
         none = np.zeros(0, np.int32)
         row, start, end = zip(*(bands or [(none, none, none)]), strict=True)
         return Spans(np.concatenate(row), np.concatenate(start), np.concatenate(end))
+
+
+class SpansByRow:
+    """As Spans at scale 1, but that runs are made of the rows that are asked for, and only the last ones kept."""
+
+    def __init__(self, rasterizer: Rasterizer):
+        self._rasterizer = rasterizer
+        self.of_rows = lru_cache(1)(self._of_rows)  # windows beside each other share them
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel is inside."""
+        return self._rasterizer.is_empty
+
+    def mask(self, x: int, y: int, width: int, height: int, downsample: float = 1) -> np.ndarray:
+        """As `Spans.mask`."""
+        return self.of_rows(y, height, downsample).mask(x, y, width, height, downsample)
+
+    def area(self, x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
+        """As `Spans.area`."""
+        area = np.zeros(len(x))
+        for top in np.unique(y):
+            here = y == top
+            area[here] = self.of_rows(int(top), height, 1).area(x[here], y[here], width, height)
+        return area
+
+    def _of_rows(self, y: int, height: int, downsample: float) -> Spans:
+        """The runs of rows y, y + downsample, ... of a window of `height` rows."""
+        return self._rasterizer.spans(y + np.floor(np.arange(height) * downsample).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -206,7 +185,7 @@ class _Edges:
     def fill(self, rows: np.ndarray) -> Runs:
         """Runs of each ring by itself in `rows`, sorted by ring, row and start."""
         here, low, high = self._crossed(rows)
-        index, place = _ranges(low, high - low)
+        index, place = ranges(low, high - low)
         row = rows[place]
         edge = here[index]
         (ax, ay), (bx, by) = self.a[edge].T, self.b[edge].T
@@ -295,10 +274,3 @@ def _sweep(
     at, state, keys = at[last], state[last], tuple(key[last] for key in keys)
     before = np.append(np.zeros(min(len(at), 1), bool), state[:-1])
     return tuple(key[state & ~before] for key in keys), at[state & ~before], at[~state & before]
-
-
-def _ranges(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers first[i] ... first[i] + count[i] - 1 in a row, with the i that each belongs to."""
-    which = np.repeat(np.arange(len(first)), count)
-    before = np.repeat(np.cumsum(count) - count, count)
-    return which, np.repeat(first, count) + np.arange(len(which)) - before
