@@ -253,7 +253,7 @@ def test_report_is_self_contained_and_accessible(made):
     assert page.headings[0] == 1
     assert page.headings.count(1) == 1
     assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
-    assert "Supervised" in text
+    assert "SAM on true masks" in text
     assert "Whole patches" in text
     assert "This result is of doubtful use" in text, "one epoch on six patches is no better than nothing"
     assert re.search(r"slide_[01], x \d+, y \d+ at level 0", text)

@@ -38,8 +38,8 @@ class Method:
             "cam": "CAM mask",
             "sam": "SAM, untuned",
             "student": "Student",
-            "supervised": "Supervised",
-            "student_supervised": "Student, supervised",
+            "supervised": "SAM on true masks",
+            "student_supervised": "Student on true masks",
         }[self.name]
 
     @property
