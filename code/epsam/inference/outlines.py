@@ -38,7 +38,8 @@ def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> list
     `min_area` (level-0 px2): smaller foci are dropped, smaller holes filled. Works block by block and outline by
     outline; memory grows with the length of the simplified outlines and of those that lie across blocks.
     """
-    outlines, cut = [], []
+    outlines: list[Polygon] = []
+    cut: list[Polygon] = []
     for block in source.blocks(BLOCK):
         for polygon in _polygons_of(source, block, threshold):
             if _is_cut(polygon, source, block):
@@ -47,11 +48,14 @@ def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> list
                 outlines += _simplified(polygon, source.step, min_area)
     for polygon in _merged(cut):
         outlines += _simplified(polygon, source.step, min_area)
-    # Simplified outlines may overlap, and a hole that was filled may have held another polygon.
-    filled = [_without_small_holes(p, min_area) for p in _merged(outlines, GRID)]
-    polygons = [orient(p) for p in _merged(filled, GRID) if p.area >= min_area]
-    polygons.sort(key=lambda p: (p.bounds[1], p.bounds[0]))
-    return [Focus(polygon, _mean_inside(source, polygon)) for polygon in polygons]
+    # Simplified outlines may overlap, and a hole that was filled may have held another polygon. Each step takes the place of
+    # the one before, as the outlines of a slide with many foci are what memory holds.
+    outlines = [_without_small_holes(p, min_area) for p in _merged(outlines, GRID)]
+    outlines = [p for p in _merged(outlines, GRID) if p.area >= min_area]
+    outlines.sort(key=lambda p: (p.bounds[1], p.bounds[0]))
+    for number, polygon in enumerate(outlines):
+        outlines[number] = orient(polygon)
+    return [Focus(polygon, _mean_inside(source, polygon)) for polygon in outlines]
 
 
 def _is_cut(polygon: Polygon, source: ProbabilityMap, block: tuple[int, int, int, int]) -> bool:
@@ -98,7 +102,9 @@ def _simplified(polygon: Polygon, step: float, min_area: float) -> list[Polygon]
 
 
 def _without_small_holes(polygon: Polygon, min_area: float) -> Polygon:
-    return Polygon(polygon.exterior, [hole for hole in polygon.interiors if Polygon(hole).area >= min_area])
+    holes = polygon.interiors
+    large = [hole for hole in holes if Polygon(hole).area >= min_area]
+    return polygon if len(large) == len(holes) else Polygon(polygon.exterior, large)
 
 
 def _polygons_of(source: ProbabilityMap, block: tuple[int, int, int, int], threshold: float) -> list[Polygon]:
