@@ -6,6 +6,7 @@ import pytest
 import tifffile
 
 from epsam.errors import DataError
+from epsam.patches.extraction import write_stored_png
 from epsam.runtime.files import read_image, read_mask
 
 RGB = np.full((20, 30, 3), (200, 120, 180), np.uint8)
@@ -35,3 +36,10 @@ def test_damaged_or_huge_jpeg_and_tiff_are_refused_with_their_path(tmp_path):
     for name in ("a.jpg", "huge.jpg", "b.tif", "float.tif"):
         with pytest.raises(DataError, match=name):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (771, 28), (40, 600), (3, 30_000)])  # less than a block, just one, several
+def test_patches_are_cut_into_png_that_holds_their_pixels(shape, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    write_stored_png(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
