@@ -194,7 +194,7 @@ def write_stored_png(path: Path, pixels: np.ndarray) -> None:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
     with atomic(path) as temporary, temporary.open("wb") as stream:
         stream.write(b"\x89PNG\r\n\x1a\n")
-        for kind, data in ((b"IHDR", head), (b"IDAT", _stored(memoryview(rows).cast("B"))), (b"IEND", b"")):
+        for kind, data in ((b"IHDR", head), (b"IDAT", _stored(rows.data.cast("B"))), (b"IEND", b"")):
             check = imagecodecs.deflate_crc32(data, imagecodecs.deflate_crc32(kind))
             stream.writelines((struct.pack(">I", len(data)), kind, data, struct.pack(">I", check)))
 
@@ -205,7 +205,8 @@ def _stored(data: memoryview) -> bytes:
     parts: list[bytes | memoryview] = [b"\x78\x01"]
     for number, block in enumerate(blocks, 1):
         parts += [struct.pack("<BHH", number == len(blocks), len(block), len(block) ^ STORED_BYTES), block]
-    return b"".join([*parts, struct.pack(">I", imagecodecs.deflate_adler32(data))])
+    check = imagecodecs.deflate_adler32(data)  # type: ignore[arg-type] # takes any buffer
+    return b"".join([*parts, struct.pack(">I", check)])
 
 
 @lru_cache(maxsize=2)
