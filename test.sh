@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Lint, check formatting and types, and run every test: ./test.sh [pytest arguments]
 #
-# Ends with the share of the code that the tests ran (coverage), when all of them did. WORKERS: tests run at once.
+# Ends with the share of the code that the tests ran (coverage), when all of them did. WORKERS: processes of the tests, each of
+# one thread; as many as there are processors when it is not set.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -16,4 +17,5 @@ source code/setup.sh
 
 arguments=("$@")
 [ $# -gt 0 ] || arguments=(--cov=epsam --cov-report=term:skip-covered)
-.venv/bin/python -m pytest -c code/pyproject.toml ${WORKERS:+-n "$WORKERS"} code/tests "${arguments[@]}"
+WORKERS=${WORKERS:-$(.venv/bin/python -c 'import os; print(os.cpu_count())')}
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -c code/pyproject.toml -n "$WORKERS" --dist loadfile code/tests "${arguments[@]}"
