@@ -36,7 +36,6 @@ TINY = (
     "sam.views=1",
     "postprocess.views=1",
     "finetune.epochs=1",
-    "retrain.rounds=1",
     "retrain.ids=0.0",
     "evaluate.bootstrap=20",
 )
@@ -122,5 +121,5 @@ def test_the_rest_of_the_stages_runs_with_and_without_masks(route, data, tmp_pat
     for stage in STAGES:
         run_stage(STAGES, stage, config, workspace)
     assert workspace.report.is_file()
-    assert workspace.decoder(1).is_file()
+    assert workspace.last_decoder.is_file()
     assert ("dice" in workspace.metrics_csv.read_text()) == (route == "Patches with masks")
