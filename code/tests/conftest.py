@@ -10,6 +10,14 @@ from tests.tiny import make_top
 from tests.wheel import install_wheel
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A log that a test captured may hold names that are no text, and these cannot be sent between processes of the tests."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 @pytest.fixture
 def top(tmp_path):
     """A folder like the project's top level: the scripts, code and the shipped weights, nothing made yet."""
