@@ -70,7 +70,7 @@ def train_steps(folder: Path, ranks: Ranks = ALONE) -> None:
         save_tensors(folder / "steps.pth", {"losses": torch.tensor(losses, dtype=torch.float64), **model.state_dict()})
 
 
-@cli.command("share")
+@click.command("share")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--again", type=click.Path(path_type=Path))
 @click.argument("stages", nargs=-1)
@@ -82,7 +82,7 @@ def share_stages(folder: Path, again: Path, stages: tuple[str, ...]) -> None:
         run_stages(folder, stages, ranks)
 
 
-@cli.command("fail")
+@click.command("fail")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("number", type=int)
 def fail(folder: Path, number: int) -> None:
@@ -117,4 +117,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "killed":
         be_killed()
         del sys.argv[1]
+    cli.add_command(share_stages)
+    cli.add_command(fail)
     main()
