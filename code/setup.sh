@@ -9,7 +9,7 @@ EPSAM_PYTHON=.venv/bin/python
 
 if [ -n "${VENV:-}" ]; then
   if [ -n "$EXTRA" ]; then
-    echo "error: $0 installs what the tests need into .venv; unset VENV" >&2
+    echo "error: EXTRA=$EXTRA installs packages, and nothing is installed into VENV; unset one of them" >&2
     exit 1
   fi
   case $VENV in /*) ;; *) VENV=${EPSAM_CALLED_FROM:-$PWD}/$VENV ;; esac
