@@ -10,6 +10,7 @@ from torch import nn
 
 from epsam.classifier.adl import ADL
 from epsam.classifier.backbone import Backbone, Padding
+from epsam.classifier.padding import ReflectionPad2d
 
 STAGES = (
     # blocks, kernel, stride, expansion, channels
@@ -123,7 +124,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         # TensorFlow's "same": with stride 2 and an even side, one row less before the first pixel than after the last.
         before, after = (kernel - stride) // 2, (kernel - 1) // 2
-        pad = nn.ReflectionPad2d if padding == "reflect" else nn.ZeroPad2d
+        pad = ReflectionPad2d if padding == "reflect" else nn.ZeroPad2d
         self.pad = pad((before, after, before, after)) if kernel > 1 else nn.Identity()
         self.conv = nn.Conv2d(channels_in, channels, kernel, stride, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=EPSILON)

@@ -6,6 +6,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from epsam.classifier.adl import ADL
 from epsam.classifier.backbone import Backbone, Padding
+from epsam.classifier.padding import set_reflecting
 
 ARCHITECTURES = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3))}
 
@@ -60,9 +61,8 @@ class ResNetADL(Backbone):
         self.fc = nn.Linear(512 * block.expansion, 1)
         self.pyramid_channels = (64, *(width * block.expansion for width in (64, 128, 512)))
         _initialise(self)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and any(module.padding):
-                module.padding_mode = padding
+        if padding == "reflect":
+            set_reflecting(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N,) of RGB `images` (N, 3, H, W), float in [0, 1]; positive means tumour."""

@@ -99,7 +99,7 @@ class Ranks:
         import torch
 
         chosen = [parameter for parameter in parameters if parameter.requires_grad]
-        flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.detach().reshape(-1) for p in chosen]
+        flat = [_in_memory_order(p, torch.zeros_like(p) if p.grad is None else p.grad.detach()) for p in chosen]
         like = flat[0]
         flags = like.new_tensor([parameter.grad is not None for parameter in chosen])
         summed = torch.cat([*flat, flags, like.new_tensor(figures)])
@@ -109,8 +109,20 @@ class Ranks:
             if has_gradient:
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter)
-                parameter.grad.copy_(part.view_as(parameter))
+                parameter.grad.copy_(part.as_strided(parameter.shape, parameter.stride()))
         return sums.tolist()
+
+
+def _in_memory_order(parameter: "torch.Tensor", gradient: "torch.Tensor") -> "torch.Tensor":
+    """`gradient`, of the shape of `parameter`, as a vector in the order of `parameter` in memory; a view where it can be.
+
+    Parameters are dense, most of them with channels last, which a vector in the order of indices would be a slow copy of.
+    """
+    import torch
+
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    return gradient.as_strided((parameter.numel(),), (1,))
 
 
 ALONE = Ranks()

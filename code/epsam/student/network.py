@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from epsam.classifier.backbone import Backbone
 from epsam.classifier.building import MODEL_SETTINGS, build_classifier, load_classifier
+from epsam.classifier.padding import set_reflecting
 from epsam.config.schema import Classifier
 from epsam.errors import CheckpointError
 from epsam.runtime.checkpoints import load_weights, mismatch
@@ -38,9 +39,7 @@ class Student(nn.Module):
         )
         self.last = nn.Conv2d(WIDTH, 1, 1)
         if trunk.padding == "reflect":
-            for module in self.joins.modules():
-                if isinstance(module, nn.Conv2d):
-                    module.padding_mode = "reflect"
+            set_reflecting(self.joins)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, H, W), float32, of `images` (N, 3, H, W), float in [0, 1]; positive means tumour.
