@@ -23,7 +23,7 @@ from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger, set_up_logging
-from epsam.runtime.ranks import ALONE, Ranks, join
+from epsam.runtime.ranks import ALONE, Ranks, end_shared_process, join
 from epsam.workspace import Workspace
 
 INTERRUPTED = 130
@@ -67,6 +67,8 @@ def _stage_command(stage: Stage) -> click.Command:
     def command(config_name: str, root: Path, overrides: tuple[str, ...]) -> None:
         with join() as ranks:
             run_stage(STAGES, stage, *_open_run(config_name, overrides, root, ranks), ranks)
+        if ranks.count > 1:
+            end_shared_process()
 
     return click.command(stage.name, help=f"{stage.does[0].upper()}{stage.does[1:]}.")(command)
 

@@ -129,3 +129,18 @@ def test_train_infer_train_again(run_in, top, installed_epsam):
     assert (
         "SAM_MODEL_TYPE=vit_b, but checkpoints/tiny_sam_decoder.pth was trained with sam.model_type demo" in said.stdout
     )
+
+
+def test_train_by_two_processes(run_in, top):
+    make_tiny(top)
+    less = ("classifier.epochs=1", "finetune.epochs=1", "evaluate.supervised=false", "evaluate.slides=false")
+    done = run_in("./train.sh", "tiny.yaml", "--gpus", "2", *less)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "classifier: batches of 16 in one piece" in done.stdout
+    assert "shared by 2 processes" in done.stdout
+    assert [m[1] for m in RESULT.finditer((top / "logging_tiny.txt").read_text())] == [
+        *("ones", "colour", "cam", "sam", "round0", "round1", "student")
+    ], "the first process alone logs"
+    again = run_in("./train.sh", "tiny.yaml", *less)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("done already") == 9, "one process takes what two have made"

@@ -164,3 +164,17 @@ def test_a_slide_of_another_job_is_left_to_it(place, caplog, monkeypatch):  # no
     path.unlink()
     place.run("slides")
     assert [row["slide"] for row in rows_of(place.out / "slides.csv")] == ["one", "two"]
+
+
+def test_what_a_killed_job_left_half_written_is_deleted_and_nothing_else(start, tmp_path):
+    output = tmp_path / "out"
+    for number in range(1, 6):
+        (tmp_path / "slides" / f"s{number}.tif").unlink()
+    assert start(output).wait() == 0
+    whole = (output / "s0_mask.tif").read_bytes()
+    (output / "s0_mask.tif").unlink()
+    (half := output / ".s0_mask.0123abcd.epsam-tmp.tif").write_bytes(b"half")
+    (other := output / ".notes.0123abcd.epsam-tmp.tif").write_bytes(b"not of this slide")
+    assert start(output).wait() == 0
+    assert (output / "s0_mask.tif").read_bytes() == whole
+    assert (half.exists(), other.exists()) == (False, True)

@@ -13,7 +13,7 @@ from epsam.inference.slide_records import (
     recorded_files,
     slide_records,
 )
-from epsam.runtime.files import remove_temporaries, sha256
+from epsam.runtime.files import remove_temporaries, remove_temporaries_of, sha256
 
 
 def begin_slides(folder: OutputFolder) -> None:
@@ -37,10 +37,15 @@ def check_slide_free(output: Path, slide: str) -> None:
 
 
 def begin_files(output: Path, slide: str, saved: SlideState | None) -> SlideFiles:
-    """What to record before a slide is predicted; StateError when an output is not as this program left it."""
+    """What to record before a slide is predicted; StateError when an output is not as this program left it.
+
+    Deletes what a killed job of this slide left half written. The caller holds the slide's claim.
+    """
     check_slide_free(output, slide)
     for place, name, digest in recorded_files(saved) if saved else ():
         check_unchanged(output / place / name, digest)
+    for place, name, _ in recorded_files(saved) if saved else ():
+        remove_temporaries_of(output / place / name)
     return {place: dict.fromkeys(names) for place, names in output_names_of(slide).items()}
 
 

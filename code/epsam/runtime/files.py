@@ -82,6 +82,19 @@ def remove_temporaries(folder: Path, stem: str = "") -> None:
     remove(path for path in found if TEMPORARY.fullmatch(path.name) and not path.is_dir())
 
 
+def remove_temporaries_of(path: Path) -> None:
+    """Delete the temporary files that a killed process left of `path`, which this process alone writes.
+
+    Those of names longer than `STEM` stay: they may be of another file that begins so.
+    """
+    if _beginning(path.stem) != path.stem or not path.parent.is_dir():
+        return
+    name = re.compile(
+        rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}\.epsam-tmp{re.escape(_ending(path.suffix))}", re.DOTALL
+    )
+    remove(found for found in path.parent.iterdir() if name.fullmatch(found.name) and not found.is_dir())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically; names of files that are no text are escaped."""
     with atomic(path) as temporary:

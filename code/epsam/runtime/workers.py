@@ -84,7 +84,7 @@ def _run_pool(
         raise DataError(f"worker processes cannot be started ({error.strerror}: /dev/shm?); set workers=0") from None
     lost: list[Task] = []
     try:
-        _check_start(pool)
+        _start(pool, min(workers, len(tasks)))
         futures: dict[Future, Task] = {}
         for task in tasks:
             try:
@@ -105,10 +105,15 @@ def _run_pool(
     return lost
 
 
-def _check_start(pool: ProcessPoolExecutor) -> None:
-    """So that tasks are not blamed for processes that cannot even be started."""
+def _start(pool: ProcessPoolExecutor, workers: int) -> None:
+    """All processes before the first task, so that no task is blamed for processes that cannot even be started.
+
+    And because a process that the pool starts for a later task, just while it takes down the others after a crash, is
+    never told to end: the pool would wait for it for ever.
+    """
     try:
-        pool.submit(os.getpid).result()
+        for started in [pool.submit(os.getpid) for _ in range(workers)]:
+            started.result()
     except BrokenProcessPool:
         raise cannot_start() from None
 
