@@ -3,6 +3,7 @@
 `share FOLDER --again OTHER STAGE...`: 8 steps of a classifier in float64, into FOLDER/steps.pth; the classifier's training
 of the run OTHER/small.yaml, continued; stages of the run FOLDER/small.yaml.
 `fail FOLDER NUMBER`: process NUMBER has an error while the others wait for it.
+`memory FOLDER NUMBER`: the same in the middle of a step, where the GPU of process NUMBER is full.
 `killed ...`: what `epsam ...` does; the last process is killed in the second epoch of the classifier's training.
 """
 
@@ -39,8 +40,8 @@ def run_stages(folder: Path, names: Sequence[str], ranks: Ranks = ALONE) -> None
         run_stage(STAGES, find_stage(STAGES, name), config, workspace, ranks)
 
 
-def train_steps(folder: Path, ranks: Ranks = ALONE) -> None:
-    """Write FOLDER/steps.pth: losses and weights of a classifier in float64."""
+def train_steps(folder: Path, ranks: Ranks = ALONE, full: int | None = None) -> None:
+    """Write FOLDER/steps.pth: losses and weights of a classifier in float64. Process `full` has no memory left for layer4."""
     import torch
 
     from epsam.classifier.building import build_classifier
@@ -55,6 +56,8 @@ def train_steps(folder: Path, ranks: Ranks = ALONE) -> None:
     model = build_classifier(Classifier(depth=18)).double()
     model = share_batchnorm(model, ranks, hardware.device).train()
     model.seed_adl("ranks")
+    if ranks.index == full:
+        model.layer4.register_forward_pre_hook(_have_no_memory)
     loss = LabelLoss(torch.tensor(3.0, dtype=torch.float64))
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     learner = TrainStep(model, optimiser, lambda logits, labels: loss(logits.double(), labels), hardware)
@@ -94,6 +97,21 @@ def fail(folder: Path, number: int) -> None:
         ranks.wait()
 
 
+@click.command("memory")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("number", type=int)
+def run_out_of_memory(folder: Path, number: int) -> None:
+    with join() as ranks:
+        set_up_logging(folder / "log.txt", errors_only=not ranks.is_first)
+        train_steps(folder, ranks, full=number)
+
+
+def _have_no_memory(*_: object) -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def be_killed() -> None:
     """Have the last process end by SIGKILL when the second epoch of the classifier has made its steps."""
     from epsam.stages import train_classifier
@@ -110,7 +128,7 @@ def be_killed() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] != "fail":
+    if sys.argv[1] not in ("fail", "memory"):
         from epsam.runtime import device
 
         device._cpu_computes_bfloat16 = lambda: False  # the same figures on every machine
@@ -119,4 +137,5 @@ if __name__ == "__main__":
         del sys.argv[1]
     cli.add_command(share_stages)
     cli.add_command(fail)
+    cli.add_command(run_out_of_memory)
     main()

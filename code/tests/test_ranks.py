@@ -179,3 +179,14 @@ def test_an_error_of_one_process_ends_all_with_one_line(tmp_path, number):
     assert (status, output) == (1, "error: the disk is on fire; put it out\n")
     assert (tmp_path / "log.txt").read_text().count("the disk is on fire") == 1
     assert list((tmp_path / "temporary").glob("*torch*")) == [], "nothing is left in the folder for temporary files"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_gpu_that_is_full_ends_all_with_the_setting_to_lower(tmp_path, number):
+    status, output = end_of(start(2, WORKER, "memory", str(tmp_path), str(number), cwd=tmp_path), timeout=60)
+    assert status == 1
+    assert len(output.splitlines()) == 2, output
+    device_line, line = output.splitlines()
+    assert device_line.startswith("device: CPU")
+    assert line.startswith(f"error: classifier: the GPU of process {number} of 2 does not hold ")
+    assert "profile=8gb" in line
