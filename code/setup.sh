@@ -57,6 +57,8 @@ else
       echo "error: installation failed (see above); fix it and run the same command again" >&2
       exit 1
     }
-    printf '%s\n' "$wanted" ${pinned:+"$pinned"} > "$marker"
+    for made in .venv/installed "$marker"; do  # with EXTRA, what a call without it wants is there too
+      printf '%s\n' "$wanted" ${pinned:+"$pinned"} > "$made"
+    done
   fi
 fi
