@@ -7,6 +7,7 @@ batches, so that their losses must be equal but for rounding. Ratios are medians
 
 allocator   glibc keeps what is freed (epsam.runtime.allocator) against its own defaults
 fused       the optimiser's update in one kernel
+padding     convolutions that reflect pad in bfloat16, against torch's own, which autocast has pad in float32
 contiguous  contiguous input to the decoder's upscaling
 bfloat16    the decoder in bfloat16, where the CPU has instructions for it; else left out
 """
@@ -19,6 +20,7 @@ from collections.abc import Callable
 import torch
 
 from epsam.classifier.building import build_classifier
+from epsam.classifier.padding import ReflectingConv2d
 from epsam.classifier.train_step import LabelLoss, TrainStep
 from epsam.config.schema import Classifier
 from epsam.runtime.allocator import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory, set_options
@@ -49,7 +51,7 @@ def main() -> None:
     compare(
         f"classifier, ResNet-{arguments.depth}, 16 patches of {arguments.size} px",
         classifier_steps(arguments.depth, arguments.size),
-        ("allocator", "fused"),
+        ("allocator", "fused", "padding"),
         arguments,
     )
     compare(
@@ -87,13 +89,17 @@ def classifier_steps(depth: int, size: int, batch: int = 16) -> Steps:
     """Steps of the classifier on random patches."""
     hardware = choose_hardware("cpu")
     torch.manual_seed(0)
-    settings = Classifier(depth=depth, adl=False)
+    settings = Classifier(depth=depth, adl=False, padding="reflect")
     model = build_classifier(settings).to(memory_format=hardware.memory_format)
+    padded = [module for module in model.modules() if isinstance(module, ReflectingConv2d)]
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images, labels = torch.rand(batch, 3, size, size), torch.tensor([0.0, 1.0]).repeat(batch // 2)
 
     def start(changes: set[str]) -> Callable[[], float]:
         model.load_state_dict(first)
+        for module in padded:
+            module.padding_mode = "reflect"
+            module.__class__ = ReflectingConv2d if "padding" in changes else torch.nn.Conv2d
         optimiser = torch.optim.Adam(
             model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused="fused" in changes
         )

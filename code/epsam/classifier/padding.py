@@ -25,7 +25,7 @@ class ReflectionPad2d(nn.ReflectionPad2d):
         return reflect(input, self.padding)
 
 
-class _ReflectingConv2d(nn.Conv2d):
+class ReflectingConv2d(nn.Conv2d):
     """nn.Conv2d with padding_mode "reflect", by `reflect`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # torch's name
@@ -38,4 +38,4 @@ def set_reflecting(model: nn.Module) -> None:
     """Have each padded convolution of `model` mirror its input; entries of its state dict stay."""
     for module in model.modules():
         if type(module) is nn.Conv2d and any(module.padding):
-            module.__class__ = _ReflectingConv2d
+            module.__class__ = ReflectingConv2d
