@@ -106,23 +106,24 @@ def _print_table(config: Config, runs: dict[int, Workspace]) -> None:
         print(f"| {method.title} | {' | '.join(cells)} |")
     print(f"\nPxAP of the CAM: {_spread([float(rows['cam']['pxap']) for rows in tables.values()])}")
     print(f"AUC of the classifier on test patches: {_spread([_auc(workspace) for workspace in runs.values()])}")
-    final, bound = final_method(config), upper_bound(config)
-    closed = {seed: share_closed(rows, final, bound) for seed, rows in tables.items()}
+    finals, bound = {seed: final_method(config, run) for seed, run in runs.items()}, upper_bound(config)
+    closed = {seed: share_closed(rows, finals[seed], bound) for seed, rows in tables.items()}
     known = [share for share in closed.values() if share is not None]
     if known:
         each = ", ".join(
             f"seed {seed}: " + ("no gap" if share is None else f"{share:.2f}") for seed, share in closed.items()
         )
         print(
-            f"share of the gap in Dice from cam to {bound} that {final} closes: "
-            f"{_share_of_means(tables, final, bound):.2f} of the mean gap; by seed {_spread(known)} ({each})"
+            f"share of the gap in Dice from cam to {bound} that {', '.join(sorted(set(finals.values())))} closes: "
+            f"{_share_of_means(tables, finals, bound):.2f} of the mean gap; by seed {_spread(known)} ({each})"
         )
 
 
-def _share_of_means(tables: dict[int, dict[str, dict[str, str]]], final: str, bound: str) -> float:
+def _share_of_means(tables: dict[int, dict[str, dict[str, str]]], finals: dict[int, str], bound: str) -> float:
     """The share of the mean gap, which swings less than that of one seed whose CAM leaves little to gain."""
     cam, last, supervised = (
-        np.mean([float(rows[method]["dice"]) for rows in tables.values()]) for method in ("cam", final, bound)
+        np.mean([float(rows[method(seed)]["dice"]) for seed, rows in tables.items()])
+        for method in (lambda _: "cam", finals.__getitem__, lambda _: bound)
     )
     return float((last - cam) / (supervised - cam))
 

@@ -26,6 +26,7 @@ from epsam.config.schema import Config
 from epsam.evaluation.metrics import overlap, pooled_dice
 from epsam.inference.run import InferenceSettings, infer
 from epsam.report.result_section import method_rows
+from epsam.rounds import used_round
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv
 from epsam.runtime.log import set_up_logging
@@ -60,7 +61,7 @@ def main() -> None:
             fresh = arguments.fresh and number == 0
             predict(config, workspace, model, slide_path(workspace, row), output, fresh=fresh)
         print(f"--- {model}")
-        compare(config, workspace, slides, output, f"round{config.retrain.rounds}" if model == "sam" else "student")
+        compare(config, workspace, slides, output, f"round{used_round(workspace)}" if model == "sam" else "student")
 
 
 def slide_path(workspace: Workspace, row: dict[str, str]) -> Path:
@@ -75,7 +76,7 @@ def predict(config: Config, workspace: Workspace, model: str, slide: Path, outpu
             test_dataset_dir=slide,
             resnet_checkpoint=workspace.classifier,
             sam_checkpoint=config.sam.checkpoint,
-            sam_decoder_checkpoint=workspace.decoder(config.retrain.rounds),
+            sam_decoder_checkpoint=workspace.used_decoder,
             student_checkpoint=workspace.student if model == "student" else None,
             output_dir=output,
             config=config,

@@ -141,11 +141,16 @@ RETRAIN = Stage(
     _retrain,
     needs=(FINETUNE,),
     settings=("retrain", "postprocess"),
-    outputs=("checkpoints/{name}_decoder_iter{round}.pth", "checkpoints/{name}_sam_decoder.pth"),
+    outputs=(
+        "checkpoints/{name}_decoder_iter{round}.pth",
+        "checkpoints/{name}_sam_decoder.pth",
+        "runs/{name}/rounds.csv",
+    ),
     files=(
         "checkpoints/{name}_decoder_iter*.pth",
         "checkpoints/{name}_sam_decoder.pth",
         "runs/{name}/pseudo_labels.csv",
+        "runs/{name}/rounds.csv",
         "runs/{name}/round[1-9]*_curves.csv",
         "dataset/{name}/{split}/iter_*/*.png",
     ),

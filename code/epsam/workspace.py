@@ -83,8 +83,8 @@ class Workspace:
         return self.checkpoints / f"{self.name}_decoder_iter{round_}.pth"
 
     @property
-    def last_decoder(self) -> Path:
-        """The decoder of the last round, the one that predicts, under a name without the number of rounds: a copy."""
+    def used_decoder(self) -> Path:
+        """The decoder of the round that is used, the one that predicts, under a name without its number: a copy."""
         return self.checkpoints / f"{self.name}_sam_decoder.pth"
 
     @property
@@ -111,6 +111,11 @@ class Workspace:
 
     def embeddings(self, split: str) -> Path:
         return self.run / "embeddings" / split
+
+    @property
+    def rounds_csv(self) -> Path:
+        """Agreement of each round with the CAM masks, and which round is used."""
+        return self.run / "rounds.csv"
 
     @property
     def metrics_csv(self) -> Path:

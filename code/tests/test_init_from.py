@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
         run_stage(STAGES, stage, config, workspace)
     decoder = decoder_weights(load_sam("demo", None, workspace.checkpoints))
     settings = settings_for_weights(config)
-    save_weights(workspace.last_decoder, {name: 1.5 * tensor for name, tensor in decoder.items()}, settings)
+    save_weights(workspace.used_decoder, {name: 1.5 * tensor for name, tensor in decoder.items()}, settings)
     save_weights(workspace.student, build_student(config.classifier).state_dict(), settings)
     return top
 
@@ -74,14 +74,14 @@ def test_classifier_decoder_and_student_start_from_the_earlier_model(top):
     )
     session = SamSession(config, second, choose_hardware("cpu"))
     session.use_initial_decoder()
-    torch.testing.assert_close(decoder_weights(session.sam), load_tensors(first.last_decoder))
+    torch.testing.assert_close(decoder_weights(session.sam), load_tensors(first.used_decoder))
     student = first_student(config, second)
     torch.testing.assert_close(dict(student.state_dict()), load_tensors(first.student))
     assert all(parameter.requires_grad for parameter in student.parameters())
     session.use_decoder(None)
-    assert decoder_weights(session.sam).keys() == load_tensors(first.last_decoder).keys()
+    assert decoder_weights(session.sam).keys() == load_tensors(first.used_decoder).keys()
     (name, original), *_ = decoder_weights(session.sam).items()
-    assert not torch.equal(original, load_tensors(first.last_decoder)[name]), "SAM untuned stays SAM untuned"
+    assert not torch.equal(original, load_tensors(first.used_decoder)[name]), "SAM untuned stays SAM untuned"
 
 
 def test_another_model_to_start_from_restarts_the_training(top):

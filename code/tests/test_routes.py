@@ -121,5 +121,5 @@ def test_the_rest_of_the_stages_runs_with_and_without_masks(route, data, tmp_pat
     for stage in STAGES:
         run_stage(STAGES, stage, config, workspace)
     assert workspace.report.is_file()
-    assert workspace.last_decoder.is_file()
+    assert workspace.used_decoder.is_file()
     assert ("dice" in workspace.metrics_csv.read_text()) == (route == "Patches with masks")

@@ -13,11 +13,14 @@ from skimage.measure import label
 
 from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import load_cams, save_cams
+from epsam.config.paths import settings_for_weights
 from epsam.config.schema import Postprocess, Retrain
 from epsam.errors import DataError
 from epsam.patches.patch import patches_for_sam
 from epsam.pseudo_labels import ids_score, warn_of_drift
-from epsam.runtime.checkpoints import load_tensors
+from epsam.round_choice import last_in_agreement
+from epsam.rounds import read_rounds, used_round
+from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.files import read_csv, read_image, read_mask, write_png
 from epsam.sam.losses import dice_loss, iou_loss
 from epsam.sam.postprocessing import components_touching, keep_components, without_small_regions
@@ -295,6 +298,44 @@ def test_retraining_goes_on_after_the_last_finished_round(tmp_path):
     assert workspace.decoder(1).stat().st_mtime_ns == times[1]
     torch.testing.assert_close(_weights(workspace, 2), second, rtol=0, atol=0)
     assert [row["round"] for row in read_csv(workspace.run / "pseudo_labels.csv", ["round"])] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("agreements", "used"),
+    [([0.9, 0.91, 0.92], 2), ([0.9, 0.895, 0.891], 2), ([0.9, 0.88, 0.95], 0), ([0.9, 0.9, 0.85, 0.85], 1), ([0.7], 0)],
+)
+def test_rounds_count_until_one_leaves_the_cam_masks(agreements, used):
+    assert last_in_agreement(agreements) == used
+
+
+@pytest.mark.parametrize(("use", "used"), [("last", 2), ("agreement", 0)])
+def test_a_round_that_leaves_the_cam_masks_is_used_only_as_the_last(tmp_path, caplog, use, used):
+    caplog.set_level(logging.INFO)
+    workspace, config = _trained(tmp_path, finetune={"epochs": 1}, retrain={"rounds": 2, "ids": 0.0, "use": use})
+    retrain(config, workspace, CPU)
+    for round_ in (1, 2):  # a decoder of zeros marks nothing
+        zeros = {name: 0 * tensor for name, tensor in _weights(workspace, round_).items()}
+        save_weights(workspace.decoder(round_), zeros, settings_for_weights(config))
+    retrain(config, workspace, CPU)
+    assert used_round(workspace) == used
+    for name, tensor in load_tensors(workspace.decoder(used)).items():
+        assert torch.equal(load_tensors(workspace.used_decoder)[name], tensor)
+    assert f"rounds: round {used} is used (retrain.use is {use})" in caplog.text
+    rows = read_rounds(workspace)
+    assert rows[0].agreement > 0.3
+    assert [row.agreement < 0.1 for row in rows] == [False, True, True]
+
+
+def test_a_damaged_table_of_rounds_says_how_to_make_it_again(tmp_path):
+    workspace = make_patches(tmp_path)
+    for table in (
+        "round,agreement,used\n0,0.9,0\n",
+        "round,agreement,used\n../../1,0.9,1\n",
+        "round,agreement,used\n0,nan,1\n",
+    ):
+        workspace.rounds_csv.write_text(table)
+        with pytest.raises(DataError, match=r"rounds\.csv.*run \./train\.sh again with --from retrain"):
+            used_round(workspace)
 
 
 def test_a_patch_without_prompts_is_predicted_empty_and_reported(tmp_path, caplog):

@@ -1,6 +1,5 @@
 """The student: what it learns, from what, and how its weights are kept."""
 
-import shutil
 
 import numpy as np
 import pytest
@@ -18,10 +17,11 @@ from epsam.config.schema import Student as StudentSettings
 from epsam.errors import CheckpointError, DataError
 from epsam.patches.patch import patches_for_classifier
 from epsam.pseudo_labels import ids_score
-from epsam.runtime.checkpoints import save_weights
+from epsam.runtime.checkpoints import copy_weights, save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv, read_image, read_mask, sha256, write_png
 from epsam.stages.finetune import finetune
+from epsam.stages.retrain import retrain
 from epsam.student.data import targets_of
 from epsam.student.labels import LEFT_OUT, LEFT_OUT_GREY, labels_folder, read_label, write_labels
 from epsam.student.network import build_student, load_student
@@ -167,7 +167,8 @@ def test_its_labels_are_the_last_rounds_predictions_and_cam_masks_where_the_filt
     workspace = make_prompted_patches(tmp_path)
     config = make_config(tmp_path, sam={"embeddings": "off"}, finetune={"epochs": 1}, classifier={"depth": 18})
     finetune(config, workspace, CPU)
-    shutil.copy(workspace.decoder(0), workspace.decoder(1))
+    copy_weights(workspace.decoder(0), workspace.decoder(1))
+    retrain(config, workspace, CPU)  # records which round is used
     predicted = predict_split(config, workspace, CPU, "train", workspace.decoder(1))
     cams = load_cams(workspace.cams("train"))
     in_cam = {name: cam_mask(cam, config.cam, predicted[name].shape) for name, cam in cams.items()}

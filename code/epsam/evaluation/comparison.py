@@ -40,7 +40,7 @@ def run_warnings(config: Config, workspace: Workspace) -> list[Finding]:
     """Warnings about the final method of a run that is evaluated; none where nothing was measured."""
     results = read_results(workspace)
     measured = {row["method"]: row for row in results if row["stage"] == "evaluate"}
-    final = final_method(config)
+    final = final_method(config, workspace)
     if final not in measured:
         return []
     figures = {name: read_figures(figures_csv(workspace, name)) for name in ("ones", "cam", final) if name in measured}

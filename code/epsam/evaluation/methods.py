@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from epsam.config.schema import Config
 from epsam.evaluation import metrics
 from epsam.patches.patch import location_of
+from epsam.rounds import used_round
 from epsam.runtime.files import write_csv
 from epsam.runtime.records import Row, read_rows
 from epsam.workspace import Workspace
@@ -70,15 +71,22 @@ def methods_of(config: Config, workspace: Workspace) -> list[Method]:
     return [*(Method(name) for name in ("ones", "colour", "cam", "sam")), *rounds, *student, *supervised]
 
 
-def final_method(config: Config) -> str:
-    """Name of the method that ./infer.sh predicts with: the student, or the last round where the settings say so."""
-    student = config.student.enabled and config.inference.model == "student"
-    return "student" if student else f"round{config.retrain.rounds}"
+def predicts_with_student(config: Config) -> bool:
+    """Whether ./infer.sh predicts with the student, not with classifier and SAM."""
+    return config.student.enabled and config.inference.model == "student"
+
+
+def final_method(config: Config, workspace: Workspace) -> str:
+    """Name of the method that ./infer.sh predicts with: the student, or the round that is used.
+
+    Raises DataError when no round is recorded as used.
+    """
+    return "student" if predicts_with_student(config) else f"round{used_round(workspace)}"
 
 
 def upper_bound(config: Config) -> str:
     """Name of the method with the network of `final_method`, trained on true masks."""
-    return "student_supervised" if final_method(config) == "student" else "supervised"
+    return "student_supervised" if predicts_with_student(config) else "supervised"
 
 
 def predictions(workspace: Workspace, method: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from epsam.config.schema import Config
 from epsam.errors import DataError, SlideError, StateError
-from epsam.evaluation.methods import final_method
+from epsam.evaluation.methods import predicts_with_student
 from epsam.inference.output import OutputFolder
 from epsam.inference.resolution import model_mpp
 from epsam.inference.run import InferenceSettings, infer, inference_signature
@@ -22,13 +22,13 @@ def predict_test_slides(config: Config, workspace: Workspace, hardware: Hardware
     Gives the names of the slides that have a prediction of this model; one that fails is left out, with a warning. Raises
     CheckpointError when the run's weights are missing, StateError when the folder holds what this program did not write.
     """
-    student = final_method(config) == "student"
+    student = predicts_with_student(config)
     settings = InferenceSettings(
         test_dataset_dir=slides[0],
         others=tuple(slides[1:]),
         resnet_checkpoint=None if student else workspace.classifier,
         sam_checkpoint=None if student else config.sam.checkpoint,
-        sam_decoder_checkpoint=None if student else workspace.last_decoder,
+        sam_decoder_checkpoint=None if student else workspace.used_decoder,
         student_checkpoint=workspace.student if student else None,
         output_dir=workspace.test_slides,
         config=config,

@@ -35,7 +35,7 @@ CASES = 3
 
 def example_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     """Everything of the section "Examples"."""
-    final = Method(final_method(config))
+    final = Method(final_method(config, workspace))
     missing = "The test split has no true masks to order its patches by."
     if final.name not in method_rows(workspace):
         return {"groups": [], "missing": missing}
@@ -86,7 +86,7 @@ def _case(
 ) -> dict[str, Any]:
     image, truth = read_image(patch.path), read_mask(patch.mask)
     size = truth.shape
-    prediction = read_mask(predictions(workspace, final_method(config)) / f"{patch.name}.png")
+    prediction = read_mask(predictions(workspace, final_method(config, workspace)) / f"{patch.name}.png")
     prompts = prompts_of(config, patch, cam, size)
     mask = cam_mask(cam, config.cam, size)
     heat = draw_prompts(draw_map(image, resize_map(cam.values, size)), prompts.points, prompts.boxes, size)

@@ -7,6 +7,7 @@ import numpy as np
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.evaluation.metrics import dice
+from epsam.rounds import used_round
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.sam.samples import Example, Sample
@@ -25,11 +26,12 @@ PANEL_PX = 256
 def draw_overview(config: Config, workspace: Workspace, hardware: Hardware, path: Path, rows: int = 4) -> None:
     """Write a PNG of `rows` training patches: patch, CAM, prompts, pseudo-label, prediction and annotation.
 
-    Training patches, because these alone have pseudo-labels: those that the last round learned from, evenly spread
+    Training patches, because these alone have pseudo-labels: those that the used round learned from, evenly spread
     over the split. Raises DataError when none of them has a true mask to show beside it.
     """
     session = SamSession(config, workspace, hardware)
-    labels = workspace.pseudo_labels(config.retrain.rounds)
+    used = used_round(workspace)
+    labels = workspace.pseudo_labels(used)
     kept = [
         example
         for example in session.examples("train")
@@ -37,7 +39,7 @@ def draw_overview(config: Config, workspace: Workspace, hardware: Hardware, path
     ]
     if not kept:
         raise DataError(f"{labels}: no pseudo-label of a patch that has a true mask; run the stages up to retrain")
-    session.use_decoder(workspace.decoder(config.retrain.rounds))
+    session.use_decoder(workspace.decoder(used))
     strips = [
         _strip(labels, sample, mask) for sample, mask in segment_stored(session, "train", evenly_spaced(kept, rows))
     ]

@@ -5,11 +5,20 @@ from typing import Any
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.evaluation.comparison import paired_difference, run_warnings
-from epsam.evaluation.methods import Method, figures_csv, final_method, methods_of, read_figures, upper_bound
+from epsam.evaluation.methods import (
+    Method,
+    figures_csv,
+    final_method,
+    methods_of,
+    predicts_with_student,
+    read_figures,
+    upper_bound,
+)
 from epsam.evaluation.table import interval_of
 from epsam.report.slide_section import slide_section
 from epsam.report.whole_slides import whole_slides_section
 from epsam.results import HOW_TO_MEASURE_AGAIN, read_results
+from epsam.rounds import used_round
 from epsam.visualization.charts import points_chart
 from epsam.workspace import Workspace
 
@@ -48,12 +57,12 @@ def method_rows(workspace: Workspace) -> dict[str, Row]:
 def headline(config: Config, workspace: Workspace) -> str:
     """The outcome in one or two sentences."""
     rows = method_rows(workspace)
-    last = rows.get(final_method(config))
+    last = rows.get(final_method(config, workspace))
     if not last:
         return "No figures on the test split: it has no true masks, or was not evaluated yet."
     low, high = interval_of(last, "dice")
     text = (
-        f"On {last['patches']} test patches that hold tumour, {_model(config)} reaches a mean Dice of "
+        f"On {last['patches']} test patches that hold tumour, {_model(config, workspace)} reaches a mean Dice of "
         f"{_three(last, 'dice')} (95% interval {low:.3f} to {high:.3f}), "
         f"against {_three(rows['ones'], 'dice')} for whole patches, {_three(rows['cam'], 'dice')} for the CAM mask and "
         f"{_three(rows['sam'], 'dice')} for SAM untuned."
@@ -62,14 +71,12 @@ def headline(config: Config, workspace: Workspace) -> str:
     if bound not in rows:
         return text
     text += f" Trained on true masks, the same network reaches {_three(rows[bound], 'dice')}"
-    closed = share_closed(rows, final_method(config), bound)
+    closed = share_closed(rows, final_method(config, workspace), bound)
     return text + (f": {closed:.0%} of that gain over the CAM came without them." if closed and closed > 0 else ".")
 
 
-def _model(config: Config) -> str:
-    if final_method(config) == "student":
-        return "the student"
-    return f"the decoder of {f'round {config.retrain.rounds}' if config.retrain.rounds else 'the preliminary round'}"
+def _model(config: Config, workspace: Workspace) -> str:
+    return "the student" if predicts_with_student(config) else f"the decoder of round {used_round(workspace)}"
 
 
 def share_closed(rows: dict[str, Row], final: str, bound: str) -> float | None:
@@ -82,7 +89,7 @@ def share_closed(rows: dict[str, Row], final: str, bound: str) -> float | None:
 
 def tiles(config: Config, workspace: Workspace) -> list[dict[str, str]]:
     """The few figures shown large."""
-    rows, final = method_rows(workspace), final_method(config)
+    rows, final = method_rows(workspace), final_method(config, workspace)
     shown = []
     if last := rows.get(final):
         figures = {name: read_figures(figures_csv(workspace, name)) for name in ("ones", "cam", final)}
@@ -109,7 +116,7 @@ def result_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     rows = method_rows(workspace)
     methods = [method for method in methods_of(config, workspace) if method.name in rows]
     section = {
-        "methods": [_method(method, rows[method.name], final_method(config)) for method in methods],
+        "methods": [_method(method, rows[method.name], final_method(config, workspace)) for method in methods],
         "columns": [title for title, _ in COLUMNS],
         "missing": "The test split has no true masks, so nothing could be measured. Put them into test/mask/ under "
         "the names of their patches and run ./train.sh again with --from evaluate.",
@@ -149,7 +156,7 @@ def _explanation(config: Config, row: Row) -> str:
 
 
 def _charts(config: Config, workspace: Workspace, methods: list[Method], rows: dict[str, Row]) -> list[dict[str, str]]:
-    final = final_method(config)
+    final = final_method(config, workspace)
     charts = [
         _chart(title, [(m.title, float(rows[m.name][key]), *interval_of(rows[m.name], key)) for m in methods], final)
         for key, title in (

@@ -39,7 +39,7 @@ def slide_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     Whole slides are not predicted for it, which would take longer than all stages before: it shows the test patches
     that the evaluation predicted, where they lie.
     """
-    final = Method(final_method(config))
+    final = Method(final_method(config, workspace))
     figures = {name: read_figures(figures_csv(workspace, name)) for name in ("cam", "sam", final.name)}
     names = figures["cam"].names
     locations = {name: location for name in names if (location := location_of(name))}
@@ -117,7 +117,7 @@ def _picture(
         for name, place in places.items()
     }
     patches = {patch.name: patch for patch in list_patches(workspace.split("test"))}
-    masks = predictions(workspace, final_method(config))
+    masks = predictions(workspace, final_method(config, workspace))
     drawn = draw_patches(
         image, [(square, *_masks(masks / f"{name}.png", patches[name])) for name, square in squares.items()]
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from epsam.config.schema import Config
 from epsam.errors import DataError
+from epsam.rounds import read_rounds, used_round
 from epsam.runtime.files import read_csv, read_image
 from epsam.visualization.charts import Curve, curves_chart
 from epsam.visualization.contact_sheet import sheet_path
@@ -52,6 +53,7 @@ def training_section(config: Config, workspace: Workspace) -> dict[str, Any]:
         "charts": _charts(files),
         "round_columns": tuple(ROUND_COLUMNS.values()),
         "rounds": _rounds(workspace),
+        "round_choice": _round_choice(workspace),
         "pictures": [_sheet(path, title) for path, title in _sheets(config, workspace).items() if path.is_file()],
     }
 
@@ -131,6 +133,18 @@ def _rounds(workspace: Workspace) -> list[tuple[str, ...]]:
         tuple(row[key] if key in ("round", "patches", "kept") else f"{float(row[key]):.2f}" for key in ROUND_COLUMNS)
         for row in rows
     ]
+
+
+def _round_choice(workspace: Workspace) -> str:
+    """How far each round agrees with the CAM masks, and which is used; nothing where no round is trained yet."""
+    if not workspace.rounds_csv.is_file():
+        return ""
+    rounds = read_rounds(workspace)
+    agreements = ", ".join(f"{row.agreement:.3f} after round {row.round}" for row in rounds)
+    return (
+        f"Mean Dice of what is predicted for the validation patches with their CAM masks: {agreements}. "
+        f"Round {used_round(workspace)} is used."
+    )
 
 
 def _sheets(config: Config, workspace: Workspace) -> dict[Path, str]:

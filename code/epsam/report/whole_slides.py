@@ -14,7 +14,7 @@ COLUMNS = ("Slide", "Dice", "Precision", "Recall", "Marked in error")
 
 def whole_slides_section(config: Config, workspace: Workspace) -> dict[str, Any]:
     """Everything of "Whole slides"; no rows where they were not predicted."""
-    figures, final = read_slide_figures(workspace), final_method(config)
+    figures, final = read_slide_figures(workspace), final_method(config, workspace)
     row = next((row for row in read_results(workspace) if row.get("method") == f"{final}_slides"), None)
     if not figures or row is None:
         return {"rows": []}

@@ -98,7 +98,7 @@ def _evaluate_slides(config: Config, workspace: Workspace, hardware: Hardware) -
     records = {name: record for name, record in records.items() if name in predicted}
     figures = compare_slides(config, workspace, records, workspace.test_slides)
     write_slide_figures(workspace, figures)
-    return [slides_row(config, final_method(config), figures)] if figures else []
+    return [slides_row(config, final_method(config, workspace), figures)] if figures else []
 
 
 def _warn_of_missing_masks(workspace: Workspace, known: Sequence[Patch]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.pseudo_labels import Candidate, RoundRow, make_pseudo_labels, prompt_sensitivity, summarise, warn_of_drift
+from epsam.round_choice import choose_round
 from epsam.runtime.checkpoints import copy_weights
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_csv
@@ -22,15 +23,15 @@ FIX_ROUNDS = "run ./train.sh again with --from retrain"
 def retrain(config: Config, workspace: Workspace, hardware: Hardware) -> None:
     """Stage: rounds 1..`retrain.rounds`, each into workspace.decoder(n); goes on after the last finished round.
 
-    The last one is copied to workspace.last_decoder. Raises DataError when a round keeps no pseudo-label.
+    The one that is used (`retrain.use`) is copied to workspace.used_decoder. Raises DataError when a round keeps no pseudo-label.
     """
     rounds = range(1, config.retrain.rounds + 1)
     first = hardware.ranks.decide(lambda: next((n for n in rounds if not workspace.decoder(n).is_file()), None))
-    if first is not None:
-        session = SamSession(config, workspace, hardware)
-        for round_ in rounds[first - 1 :]:
-            _run_round(session, round_)
-    hardware.ranks.decide(lambda: copy_weights(workspace.decoder(config.retrain.rounds), workspace.last_decoder))
+    session = SamSession(config, workspace, hardware)
+    for round_ in rounds[first - 1 :] if first is not None else ():
+        _run_round(session, round_)
+    used = choose_round(session)
+    hardware.ranks.decide(lambda: copy_weights(workspace.decoder(used), workspace.used_decoder))
 
 
 def _run_round(session: SamSession, round_: int) -> None:

@@ -1,4 +1,4 @@
-"""The student's labels: CAM masks, or what the last round predicts and the CAM mask where that does not pass the filter.
+"""The student's labels: CAM masks, or what the used round predicts and the CAM mask where that does not pass the filter.
 
 PNG, 255 is tumour, 0 is not, LEFT_OUT_GREY is left out of the loss (`student.left_out`).
 """
@@ -13,6 +13,7 @@ from epsam.cam.mask import cam_mask
 from epsam.config.schema import Config
 from epsam.errors import DataError
 from epsam.pseudo_labels import make_pseudo_labels
+from epsam.rounds import used_round
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_pixels, write_png
 from epsam.runtime.log import logger
@@ -41,13 +42,14 @@ def write_labels(config: Config, workspace: Workspace, hardware: Hardware) -> No
             _write_cam_masks(config, hardware, examples, folder)
             logger.info(f"student: labels of {split}: {len(examples)} CAM masks")
             continue
-        session.use_decoder(workspace.decoder(config.retrain.rounds))
+        used = used_round(workspace)
+        session.use_decoder(workspace.decoder(used))
         candidates = make_pseudo_labels(session, split, folder)
         dropped = [candidate.example for candidate in candidates if not candidate.kept]
         _write_cam_masks(config, hardware, dropped, folder)
         logger.info(
             f"student: labels of {split}: {len(candidates) - len(dropped)} predicted by round "
-            f"{config.retrain.rounds}, {len(dropped)} CAM masks where the filter dropped the prediction"
+            f"{used}, {len(dropped)} CAM masks where the filter dropped the prediction"
         )
 
 
