@@ -24,7 +24,7 @@ from epsam.report.overview import draw_overview
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import atomic, read_csv
 from epsam.runtime.log import set_up_logging
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.openslide import bounds_origin
 from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide

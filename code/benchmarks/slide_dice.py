@@ -30,7 +30,7 @@ from epsam.rounds import used_round
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_csv
 from epsam.runtime.log import set_up_logging
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.openslide import bounds_origin
 from epsam.slides.reader import open_slide
 from epsam.workspace import SPLITS, Workspace

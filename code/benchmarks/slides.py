@@ -25,7 +25,7 @@ import tifffile
 
 from epsam.patches.extraction import CHUNK, ExtractionTask, Window, extract_windows, reading_order
 from epsam.runtime.workers import prepare
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 
 GROUPS = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
 SIZE = (8192, 6144)

@@ -11,14 +11,14 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from epsam.api import train
     from epsam.inference.trained_model import TrainedModel, load_model
-    from epsam.slides.annotation import load_annotation
+    from epsam.slides.annotation_file import load_annotation
     from epsam.slides.reader import open_slide
 
 __all__ = ["TrainedModel", "__version__", "load_annotation", "load_model", "open_slide", "train"]
 
 _HOMES = {
     "TrainedModel": "epsam.inference.trained_model",
-    "load_annotation": "epsam.slides.annotation",
+    "load_annotation": "epsam.slides.annotation_file",
     "load_model": "epsam.inference.trained_model",
     "open_slide": "epsam.slides.reader",
     "train": "epsam.api",

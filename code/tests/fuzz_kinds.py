@@ -50,7 +50,7 @@ from epsam.runtime.records import write_record
 from epsam.runtime.sidecar import read_metadata, sidecar_path
 from epsam.sam.checkpoint import decoder_weights, load_decoder
 from epsam.sam.store import EmbeddingStore, Layout
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.workspace import Workspace
 from tests import mutations
 from tests.fuzzing import Kind

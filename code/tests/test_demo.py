@@ -23,7 +23,7 @@ from epsam.runtime.files import write_png
 from epsam.sam.checkpoint import load_sam
 from epsam.sam.decoder import predict_masks
 from epsam.sam.demo_model import INPUT_PX, build_sam_demo
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.reader import open_slide
 
 WEIGHTS = Path(__file__).parents[2] / "checkpoints" / "sam_demo.pth"

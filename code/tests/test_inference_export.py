@@ -18,7 +18,7 @@ from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
 from epsam.runtime.files import read_image
 from epsam.runtime.text import round_length
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.reader import open_slide
 
 GROUPS = {"tumour": ["Tumor"], "hole": ["Exclusion"]}

@@ -31,7 +31,7 @@ from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.files import read_image, read_mask, write_png
 from epsam.sam.checkpoint import decoder_weights, load_sam
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.reader import open_slide
 from epsam.student.network import build_student
 from tests.slide_factory import write_leica

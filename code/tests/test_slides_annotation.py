@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epsam.errors import AnnotationError
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.rasterize import Rasterizer, SpansByRow, rasterize
 from tests.slide_factory import GROUPS, box_points, write_xml
 

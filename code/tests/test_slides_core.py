@@ -11,7 +11,7 @@ from matplotlib.path import Path as Outline
 from epsam.demo.slides import make_demo
 from epsam.errors import AnnotationError, SlideError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
 from epsam.workspace import SPLITS

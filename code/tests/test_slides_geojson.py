@@ -15,7 +15,7 @@ from epsam.inference.export import write_asap_xml, write_geojson
 from epsam.inference.outlines import Focus
 from epsam.patches.candidates import CandidatesTask, find_candidates
 from epsam.patches.manifest import SlideRecord
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.openslide import bounds_origin
 from epsam.workspace import Workspace
 from tests.slide_factory import GROUPS, draw, write_leica

@@ -6,7 +6,7 @@ import tifffile
 
 from epsam.errors import AnnotationError
 from epsam.runtime.files import write_png
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from tests.slide_factory import GROUPS
 
 

@@ -17,7 +17,7 @@ from epsam.errors import ConfigError, DataError
 from epsam.patches.patch import list_patches, patches_for_sam
 from epsam.runtime import workers
 from epsam.runtime.workers import affordable, run_tasks
-from epsam.slides.annotation import load_annotation
+from epsam.slides.annotation_file import load_annotation
 from epsam.slides.reader import open_slide
 from epsam.stages.preprocess import preprocess
 from epsam.visualization import palette

@@ -1,6 +1,5 @@
 """The student: what it learns, from what, and how its weights are kept."""
 
-
 import numpy as np
 import pytest
 import torch

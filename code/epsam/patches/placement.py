@@ -10,7 +10,8 @@ import numpy as np
 
 from epsam.errors import AnnotationError
 from epsam.patches.slide_table import SlideInfo
-from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon, is_geojson, read_annotation
+from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon
+from epsam.slides.annotation_file import is_geojson, read_annotation
 from epsam.slides.openslide import bounds_origin
 
 GroupRules = Mapping[Literal["tumour", "hole", "ignore", "roi"], Sequence[str]]
