@@ -1,8 +1,10 @@
 """Outlines of the tumour foci: polygons with holes, cut from the probability map at one threshold."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import contourpy
 import cv2
@@ -39,14 +41,17 @@ def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> list
     outline; memory grows with the length of the simplified outlines and of those that lie across blocks.
     """
     outlines: list[Polygon] = []
-    cut: list[Polygon] = []
-    for block in source.blocks(BLOCK):
-        for polygon in _polygons_of(source, block, threshold):
-            if _is_cut(polygon, source, block):
-                cut.append(polygon)
-            else:
-                outlines += _simplified(polygon, source.step, min_area)
-    for polygon in _merged(cut):
+    cut = CutPolygons()
+    for row, blocks in groupby(source.blocks(BLOCK), key=itemgetter(0, 1)):
+        for block in blocks:
+            for polygon in _polygons_of(source, block, threshold):
+                if _is_cut(polygon, source, block):
+                    cut.add(polygon)
+                else:
+                    outlines += _simplified(polygon, source.step, min_area)
+        for polygon in cut.completed_above((row[1] + 0.5) * source.step):
+            outlines += _simplified(polygon, source.step, min_area)
+    for polygon in cut.completed_above(math.inf):
         outlines += _simplified(polygon, source.step, min_area)
     # Simplified outlines may overlap, and a hole that was filled may have held another polygon. Each step takes the place of
     # the one before, as the outlines of a slide with many foci are what memory holds.
@@ -71,23 +76,54 @@ def _is_cut(polygon: Polygon, source: ProbabilityMap, block: tuple[int, int, int
     )
 
 
+class CutPolygons:
+    """Polygons that blocks cut, until the rows of blocks are past all pieces of one: so memory holds few of them."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[list[Polygon], list[Polygon]]] = []
+        """Of each polygon that may go on: its pieces, and those of them that reach the next row of blocks."""
+        self._new: list[Polygon] = []
+
+    def add(self, piece: Polygon) -> None:
+        """Take a piece of the present row of blocks."""
+        self._new.append(piece)
+
+    def completed_above(self, edge: float) -> list[Polygon]:
+        """The polygons that do not go on below `edge` (y, level-0 px), where the row of blocks ends; they are forgotten."""
+        groups = [*self._open, *(([piece], [piece]) for piece in self._new)]
+        joined: dict[int, tuple[list[Polygon], list[Polygon]]] = {}
+        for (pieces, ends), number in zip(groups, _joined([ends for _, ends in groups]), strict=True):
+            all_pieces, all_ends = joined.setdefault(number, ([], []))
+            all_pieces += pieces
+            all_ends += [piece for piece in ends if piece.bounds[3] >= edge]
+        self._open, self._new = [(pieces, ends) for pieces, ends in joined.values() if ends], []
+        return [part for pieces, ends in joined.values() if not ends for part in _united(pieces)]
+
+
 def _merged(polygons: list[Polygon], grid: float | None = None) -> list[Polygon]:
     """The union of `polygons`; only those that meet are united, as the time of a union grows with all it is given.
 
     `grid` (level-0 px): vertices of a union are put on its multiples.
     """
-    if len(polygons) < 2:
-        return polygons
-    pairs = shapely.STRtree(polygons).query(polygons, predicate="intersects")
-    links = coo_array((np.ones(pairs.shape[1], bool), pairs), shape=(len(polygons), len(polygons)))
     groups: dict[int, list[Polygon]] = {}
-    for polygon, number in zip(polygons, connected_components(links, directed=False)[1].tolist(), strict=True):
+    for polygon, number in zip(polygons, _joined([[polygon] for polygon in polygons]), strict=True):
         groups.setdefault(number, []).append(polygon)
-    return [
-        part
-        for group in groups.values()
-        for part in (group if len(group) == 1 else _parts(shapely.unary_union(group, grid_size=grid)))
-    ]
+    return [part for group in groups.values() for part in _united(group, grid)]
+
+
+def _joined(groups: list[list[Polygon]]) -> list[int]:
+    """A number for each group of polygons; groups of which two polygons meet, directly or through others, have the same."""
+    polygons = [polygon for group in groups for polygon in group]
+    if not polygons:
+        return []
+    owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    pairs = owners[shapely.STRtree(polygons).query(polygons, predicate="intersects")]
+    links = coo_array((np.ones(pairs.shape[1], bool), pairs), shape=(len(groups), len(groups)))
+    return connected_components(links, directed=False)[1].tolist()
+
+
+def _united(group: list[Polygon], grid: float | None = None) -> list[Polygon]:
+    return group if len(group) == 1 else _parts(shapely.unary_union(group, grid_size=grid))
 
 
 def _simplified(polygon: Polygon, step: float, min_area: float) -> list[Polygon]:
