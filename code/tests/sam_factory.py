@@ -11,7 +11,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 from epsam.cam.activation_map import ActivationMap
 from epsam.cam.mask import cam_mask
-from epsam.cam.store import save_cams
+from epsam.cam.store import load_cams, save_cams
 from epsam.config.schema import Config
 from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.device import Hardware, choose_hardware
@@ -98,6 +98,22 @@ def make_patches(root: Path, name: str = "small", sizes: tuple[tuple[int, int], 
             torch.manual_seed(0)
             save_tensors(weights, build_sam_demo().state_dict())
     return workspace
+
+
+def add_normal_patches(workspace: Workspace, counts: dict[str, int]) -> list[str]:
+    """Patches of pink alone, with maps as wrong as those of patches with tumour are right; the names of all."""
+    names = []
+    for split, count in counts.items():
+        cams = load_cams(workspace.cams(split))
+        maps = list(cams.values())
+        for number in range(count):
+            patch = f"{split}_x{number}_y9_0"
+            pink = np.array((230, 170, 200)) + generator(patch).integers(-20, 20, (*SIZE, 3))
+            write_png(workspace.split(split) / "image" / f"{patch}.png", pink.clip(0, 255).astype(np.uint8))
+            cams[patch] = maps[number % len(maps)]
+            names.append(patch)
+        save_cams(workspace.cams(split), cams)
+    return names
 
 
 def make_config(root: Path = Path(), **sections: dict) -> Config:

@@ -28,7 +28,7 @@ patches: {size_px: 64}
 classifier: {depth: 18, lr: 1.0e-3, epochs: 2, bn_recalibration_batches: 2}
 cam: {layer: layer4, percentile: null, threshold: 0.4, mask_px: 64}
 sam: {model_type: demo, views: 2}
-finetune: {lr: 1.0e-4, batch: 4, epochs: 2}
+finetune: {lr: 1.0e-4, batch: 4, epochs: 2, normal_weight: 0.25}
 retrain: {rounds: 1, ids: 0.1}
 student: {epochs: 1}
 evaluate: {bootstrap: 20}

@@ -14,7 +14,7 @@ from skimage.measure import label
 from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import load_cams, save_cams
 from epsam.config.paths import settings_for_weights
-from epsam.config.schema import Postprocess, Retrain
+from epsam.config.schema import Config, Postprocess, Retrain
 from epsam.errors import DataError
 from epsam.patches.patch import patches_for_sam
 from epsam.pseudo_labels import ids_score, warn_of_drift
@@ -26,11 +26,12 @@ from epsam.sam.losses import dice_loss, iou_loss
 from epsam.sam.postprocessing import components_touching, keep_components, without_small_regions
 from epsam.sam.session import SamSession
 from epsam.sam.training import train_decoder, train_supervised, validation_examples, with_labels
+from epsam.segmenter import segment_stored
 from epsam.stages.embed import embed
 from epsam.stages.finetune import finetune
 from epsam.stages.retrain import retrain
 from epsam.workspace import Workspace
-from tests.sam_factory import CPU, SIZE, make_config, make_patches, predict_split
+from tests.sam_factory import CPU, SIZE, add_normal_patches, make_config, make_patches, predict_split
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "reference.npz")
 
@@ -225,6 +226,50 @@ def test_without_a_store_the_same_decoder_comes_out(tmp_path):
         predict_split(c, w, CPU, "test", w.decoder(0)) for w, c in ((kept, make_config(kept.root)), (anew, config))
     ]
     assert np.mean([(masks[0][name] == masks[1][name]).mean() for name in masks[0]]) > 0.99
+
+
+def _share_marked_of_normal_patches(workspace: Workspace, config: Config) -> float:
+    session = SamSession(config, workspace, CPU)
+    session.use_decoder(workspace.decoder(0))
+    return float(np.mean([mask for _, mask in segment_stored(session, "val", session.normal_examples("val"))]))
+
+
+def test_normal_patches_are_learned_to_be_left_empty(tmp_path, caplog):
+    """As published no decoder sees normal tissue: it marks what a wrong map points at."""
+    caplog.set_level(logging.INFO)
+    marked = {}
+    for weight in (0.0, 0.5):
+        workspace = make_patches(tmp_path / str(weight))
+        add_normal_patches(workspace, {"train": 12, "val": 2})
+        settings = {"epochs": 8, "normal_weight": weight}
+        config = make_config(tmp_path / str(weight), sam={"embeddings": "off"}, finetune=settings)
+        finetune(config, workspace, CPU)
+        if not weight:
+            assert "round0: 8 training patches, 3 validation patches" in caplog.text
+            config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"normal_weight": 1.0})})
+        marked[weight] = _share_marked_of_normal_patches(workspace, config)
+    assert "round0: 8 + 8 normal training patches, 3 + 2 normal validation patches" in caplog.text
+    assert marked[0.0] > 0.02
+    assert marked[0.5] < 0.25 * marked[0.0]
+    assert _mean_dice(config, workspace, "test", workspace.decoder(0)) > 0.6
+
+
+def test_normal_patches_are_encoded_and_have_maps_where_the_decoder_learns_them(tmp_path):
+    workspace, config = make_patches(tmp_path), make_config(tmp_path, finetune={"epochs": 1, "normal_weight": 0.5})
+    names = add_normal_patches(workspace, {"train": 2, "val": 1})
+    embed(config, workspace, CPU)
+    session = SamSession(config, workspace, CPU)
+    assert sorted(e.patch.name for split in ("train", "val", "test") for e in session.normal_examples(split)) == sorted(
+        names
+    )
+    stored, anew = (
+        session.embeddings("train"),
+        make_config(tmp_path, sam={"embeddings": "off"}, finetune={"normal_weight": 0.5}),
+    )
+    encoded = SamSession(anew, workspace, CPU).embeddings("train")
+    for example in [*session.examples("train"), *session.normal_examples("train")]:
+        items = [one.batch([one.item(example.position, 1)]) for one in (stored, encoded)]
+        torch.testing.assert_close(*items, rtol=0, atol=0)
 
 
 def test_patches_of_several_sizes_train_together(tmp_path):

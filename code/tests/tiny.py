@@ -21,7 +21,7 @@ classifier: {depth: 18, positive_share: [0.2, 1.0], lr: 1.0e-3, epochs: 2, bn_re
 cam: {layer: layer4, percentile: null, threshold: 0.4, mask_px: 128}
 prompts: {points: 10}
 sam: {model_type: demo, views: 2}
-finetune: {lr: 1.0e-4, batch: 8, epochs: 2}
+finetune: {lr: 1.0e-4, batch: 8, epochs: 2, normal_weight: 0.25}
 retrain: {rounds: 1, ids: 0.1}
 student: {epochs: 1}
 evaluate: {bootstrap: 100, supervised: true, slides: true}

@@ -366,6 +366,9 @@ class Finetune(Section):
     points: Literal["all", "some"] = "all"
     """Points of a training prompt: always `prompts.points`, or a random number up to it, 1 at least, so that the
     decoder learns to find tissue like that at a point, not only what is between points."""
+    normal_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of normal patches, which the decoder learns to leave empty: that of their cross-entropy beside the losses of
+    patches with tumour. As many normal patches take part as there are with tumour, if there are; 0, as published: none."""
     select_on: Literal["pseudo", "val_masks"] = "pseudo"
     """What the best epoch is chosen by: pseudo masks of the val split, or its true masks."""
     seed: int = 21

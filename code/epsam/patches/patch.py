@@ -10,6 +10,7 @@ from typing import Literal
 
 from epsam.errors import DataError
 from epsam.runtime.records import Row, read_rows
+from epsam.runtime.seeds import seed_of
 from epsam.workspace import Workspace
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -161,3 +162,16 @@ def patches_for_sam(workspace: Workspace, split: str) -> list[Patch]:
         rows = read_rows(workspace.patches_csv, Purpose, "run ./train.sh again with --from preprocess")
         extra = {row.name for row in rows if row.purpose == "classifier"}
     return [p for p in list_patches(workspace.split(split)) if p.label == 1 and p.name not in extra]
+
+
+def normal_patches_for_sam(workspace: Workspace, split: str) -> list[Patch]:
+    """Normal patches that SAM's decoder learns to leave empty: as many as there are positive ones, if there are.
+
+    Which ones depends on their names alone. The test split has none: nothing is learned there.
+    """
+    if split == "test":
+        return []
+    normal = [patch for patch in list_patches(workspace.split(split)) if patch.label == 0]
+    drawn = sorted(normal, key=lambda patch: seed_of(patch.name, "SAM"))
+    chosen = {patch.name for patch in drawn[: len(patches_for_sam(workspace, split))]}
+    return [patch for patch in normal if patch.name in chosen]

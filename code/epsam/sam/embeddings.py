@@ -9,7 +9,7 @@ import torch
 from segment_anything.modeling import Sam
 
 from epsam.config.schema import Config
-from epsam.patches.patch import Patch, patches_for_sam
+from epsam.patches.patch import Patch, normal_patches_for_sam, patches_for_sam
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import read_image
 from epsam.runtime.hashes import hashes_of
@@ -70,16 +70,22 @@ def load_input(patch: Patch, view: int, side: int) -> torch.Tensor:
 
 
 def open_embeddings(config: Config, workspace: Workspace, hardware: Hardware, sam: Sam, split: str) -> Embeddings:
-    """Embeddings of patches_for_sam(split), in that order, from the store or recomputed as the settings say.
+    """Embeddings of encoded_patches(split), in that order, from the store or recomputed as the settings say.
 
     Raises StateError when the store is missing, broken or was made from other weights, patches or views.
     """
-    patches = patches_for_sam(workspace, split)
+    patches = encoded_patches(config, workspace, split)
     if config.sam.embeddings == "off":
         return RecomputedEmbeddings(sam, patches, views_of(config, split), hardware)
     store = EmbeddingStore.open(workspace.embeddings(split), store_signature(config, workspace, sam, split, patches))
     hardware.ranks.decide(store.check)
     return StoredEmbeddings(store, hardware)
+
+
+def encoded_patches(config: Config, workspace: Workspace, split: str) -> list[Patch]:
+    """What SAM works on: the positive patches of a split, then the normal ones that its decoder learns to leave empty."""
+    normal = normal_patches_for_sam(workspace, split) if config.finetune.normal_weight else []
+    return patches_for_sam(workspace, split) + normal
 
 
 def views_of(config: Config, split: str) -> int:

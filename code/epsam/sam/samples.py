@@ -37,10 +37,11 @@ class Example:
 class LabelledExample(Example):
     """A patch with the mask that the decoder learns, or is validated by."""
 
-    target: Path
+    target: Path | None
+    """None for a normal patch, whose mask is empty."""
 
     @classmethod
-    def of(cls, example: Example, target: Path) -> "LabelledExample":
+    def of(cls, example: Example, target: Path | None) -> "LabelledExample":
         """`example` with its mask."""
         return cls(example.patch, example.position, example.cam, target)
 
@@ -98,7 +99,7 @@ class _ByIndex(Protocol[AnySample_co]):
 
 
 def examples_of(workspace: Workspace, split: str, patches: Sequence[Patch]) -> list[Example]:
-    """The patches of a split with their CAMs; `patches` as patches_for_sam gives them.
+    """The patches of a split with their CAMs; `patches` in the order of their embeddings.
 
     Raises DataError when a patch has no CAM.
     """
@@ -162,7 +163,7 @@ class LabelledSamples:
 
     def _prompts(self, example: LabelledExample, target: np.ndarray, view: int, rng: np.random.Generator) -> PromptSet:
         settings = self.config.finetune
-        if self.augmented and settings.prompts_from == "mask":
+        if self.augmented and settings.prompts_from == "mask" and example.target is not None:
             prompts = prompts_for(target, None, self.config.prompts, rng)
         else:
             prompts = prompt_patch(example.cam, patch_size(example.patch), self.config, rng, view).prompts
@@ -170,7 +171,10 @@ class LabelledSamples:
 
 
 def _read_target(example: LabelledExample) -> np.ndarray:
-    mask, size = read_mask(example.target), patch_size(example.patch)
+    size = patch_size(example.patch)
+    if example.target is None:
+        return np.zeros(size, bool)
+    mask = read_mask(example.target)
     if mask.shape != size:
         raise DataError(
             f"{example.target} is {mask.shape[1]} x {mask.shape[0]} px, its patch {size[1]} x {size[0]}; "

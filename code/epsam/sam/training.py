@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from epsam.config.paths import settings_for_weights
 from epsam.errors import DataError
@@ -60,22 +61,26 @@ def with_labels(examples: Sequence[Example], folder: Path) -> list[LabelledExamp
 
     Raises DataError when a mask is missing, or all are empty.
     """
-    found = [LabelledExample.of(example, folder / f"{example.patch.name}.png") for example in examples]
-    missing = [example.target for example in found if not example.target.is_file()]
+    targets = {example.position: folder / f"{example.patch.name}.png" for example in examples}
+    missing = [target for target in targets.values() if not target.is_file()]
     if missing:
         raise DataError(
-            f"{missing[0]} is missing ({len(missing)} of {len(found)} masks); initial masks are made by "
+            f"{missing[0]} is missing ({len(missing)} of {len(targets)} masks); initial masks are made by "
             "the stage initial-masks, true ones come with the patches"
         )
-    kept = [example for example in found if read_mask(example.target).any()]
+    kept = [
+        LabelledExample.of(example, targets[example.position])
+        for example in examples
+        if read_mask(targets[example.position]).any()
+    ]
     if not kept:
         raise DataError(
-            f"{folder}: all {len(found)} masks are empty, there is nothing to learn. If they come from the "
+            f"{folder}: all {len(targets)} masks are empty, there is nothing to learn. If they come from the "
             "classifier's maps, look at its AUC, and lower cam.percentile, cam.threshold or "
             "cam.opening_px with --from initial-masks"
         )
-    if len(kept) < len(found):
-        logger.warning(f"{folder}: {len(found) - len(kept)} of {len(found)} masks are empty and are left out")
+    if len(kept) < len(targets):
+        logger.warning(f"{folder}: {len(targets) - len(kept)} of {len(targets)} masks are empty and are left out")
     return kept
 
 
@@ -115,18 +120,25 @@ def train_decoder(
 ) -> None:
     """Train SAM's original decoder, or that of `init_from`, on `train` and write the one that is best on `val` to `path`.
 
+    With `finetune.normal_weight` normal patches, which it learns to leave empty, take part in both.
     `name` (`round0`, ...) names the training state to go on from, runs/<name>/state/<name>.pth, and the curves.
     `supervised`: the masks of `val` are true ones, whatever finetune.select_on says.
     """
     config, workspace = session.config, session.workspace
     settings = config.finetune
     on_true_masks = supervised or settings.select_on == "val_masks"
+    normal = {
+        split: [LabelledExample.of(e, None) for e in session.normal_examples(split)] for split in ("train", "val")
+    }
     logger.info(
-        f"{name}: {len(train)} training patches, {len(val)} validation patches; the best epoch is chosen by "
+        f"{name}: {_counted(train, normal['train'])} training patches, {_counted(val, normal['val'])} validation patches; "
+        "the best epoch is chosen by "
         f"{'true' if on_true_masks else 'pseudo'} masks of the val split"
     )
     session.use_initial_decoder()
-    trainer = DecoderTraining(session, name, train, val, dice_name(on_true_masks))
+    trainer = DecoderTraining(
+        session, name, [*train, *normal["train"]], [*val, *normal["val"]], dice_name(on_true_masks)
+    )
     state, best = workspace.state / f"{name}.pth", workspace.state / f"{name}_best.pth"
     run(
         name,
@@ -150,6 +162,10 @@ def train_decoder(
     session.hardware.ranks.decide(
         lambda: save_weights(path, load_tensors(best), settings_of_weights, encoder, patch_mpp(workspace))
     )
+
+
+def _counted(positive: Sequence[LabelledExample], normal: Sequence[LabelledExample]) -> str:
+    return f"{len(positive)} + {len(normal)} normal" if normal else str(len(positive))
 
 
 class DecoderState(BaseModel):
@@ -252,29 +268,38 @@ class DecoderTraining:
         losses = []
         self.optimizer.zero_grad(set_to_none=True)
         for start in range(0, len(batch), part):
-            for group in by_size(batch[start : start + part]):
+            for group in _by_size_and_label(batch[start : start + part]):
                 loss = self._loss(self._logits(group, self.embeddings), group)
                 (loss * len(group) / whole).backward()
                 losses += [loss.item()] * len(group)
         return losses
 
     def _validate(self) -> dict[str, float]:
-        own: list[tuple[float, float]] = []
+        own: list[tuple[float, float | None]] = []
         for batch in load_batches(self.val, self.ranks.part(list(self.val_batches)), self.threads):
-            own += self.part.run(partial(self._figures, batch))
+            # A normal patch without prompts is empty whatever the decoder learns.
+            prompted = [sample for sample in batch if not (_is_normal(sample) and sample.prompts.is_empty)]
+            own += self.part.run(partial(self._figures, prompted))
         losses, dices = zip(*self.ranks.gather_list(own), strict=True)
-        return {"val_loss": float(np.mean(losses)), self.score: float(np.mean(dices))}
+        known = [dice for dice in dices if dice is not None]
+        return {"val_loss": float(np.mean(losses)), self.score: float(np.mean(known))}
 
     @torch.no_grad()
-    def _figures(self, batch: list[LabelledSample], part: int) -> list[tuple[float, float]]:
-        """Loss and Dice of each of `batch`, `part` patches at a time: the means over those that are decoded at once."""
-        figures: list[tuple[float, float]] = []
+    def _figures(self, batch: list[LabelledSample], part: int) -> list[tuple[float, float | None]]:
+        """Loss of each of `batch`, and Dice of those with tumour: the means over those that are decoded at once.
+
+        `part` patches are decoded at a time, normal ones by themselves.
+        """
+        figures: list[tuple[float, float | None]] = []
         for start in range(0, len(batch), part):
-            for group in by_size(batch[start : start + part]):
+            for group in _by_size_and_label(batch[start : start + part]):
                 logits = self._logits(group, self.val_embeddings)
-                dice = 1 - dice_loss((logits > 0).float(), _targets(group, logits))
-                figures += [(self._loss(logits, group).item(), dice.item())] * len(group)
+                dice = None if _is_normal(group[0]) else self._dice(logits, group)
+                figures += [(self._loss(logits, group).item(), dice)] * len(group)
         return figures
+
+    def _dice(self, logits: torch.Tensor, group: list[LabelledSample]) -> float:
+        return 1 - dice_loss((logits > 0).float(), _targets(group, logits)).item()
 
     def _logits(self, group: list[LabelledSample], embeddings: Embeddings) -> torch.Tensor:
         """Logits (N, H, W) float32 of patches of one size, by the decoder in the device's best precision."""
@@ -283,8 +308,21 @@ class DecoderTraining:
             return predict_masks(self.sam, inputs, [sample.prompts for sample in group], group[0].size)
 
     def _loss(self, logits: torch.Tensor, group: list[LabelledSample]) -> torch.Tensor:
+        """Mean loss of patches that all hold tumour or are all normal."""
+        if _is_normal(group[0]):  # soft Dice and IoU are flat on an empty mask
+            return self.settings.normal_weight * binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
         probability, target, smooth = logits.sigmoid(), _targets(group, logits), self.settings.smooth
         return dice_loss(probability, target, smooth) + iou_loss(probability, target, smooth)
+
+
+def _is_normal(sample: LabelledSample) -> bool:
+    return sample.example.target is None
+
+
+def _by_size_and_label(batch: list[LabelledSample]) -> list[list[LabelledSample]]:
+    """Groups that are decoded at once: of one size, and with one loss."""
+    parts = [[sample for sample in batch if _is_normal(sample) is normal] for normal in (False, True)]
+    return [group for part in parts for group in by_size(part)]
 
 
 def _targets(group: list[LabelledSample], like: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,14 @@ from segment_anything.modeling import Sam
 
 from epsam.config.schema import Config
 from epsam.errors import EpsamError
-from epsam.patches.patch import Patch, patches_for_sam
+from epsam.patches.patch import Patch
 from epsam.runtime.device import Hardware
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.read_ahead import read_ahead
 from epsam.runtime.text import size_text
 from epsam.sam.checkpoint import load_sam
-from epsam.sam.embeddings import _encode_in_parts, _load_inputs, reading_threads, store_signature
+from epsam.sam.embeddings import _encode_in_parts, _load_inputs, encoded_patches, reading_threads, store_signature
 from epsam.sam.store import EmbeddingStore, Layout
 from epsam.workspace import SPLITS, Workspace
 
@@ -26,7 +26,7 @@ RESERVE = 0.1
 
 
 def embed(config: Config, workspace: Workspace, hardware: Hardware) -> None:
-    """Stage: encode every positive patch once, training patches in `sam.views` views, others in those that they are predicted in.
+    """Stage: encode every patch of SAM once, training patches in `sam.views` views, others in those that they are predicted in.
 
     Continues after the last complete shard. Raises StateError for a store of something else, EpsamError when the disk
     has no room even for one view.
@@ -35,7 +35,7 @@ def embed(config: Config, workspace: Workspace, hardware: Hardware) -> None:
         logger.info("embed: sam.embeddings is off, nothing to store")
         return
     sam = load_sam(config.sam.model_type, config.sam.checkpoint, workspace.checkpoints, hardware.device)
-    patches = {split: patches_for_sam(workspace, split) for split in SPLITS}
+    patches = {split: encoded_patches(config, workspace, split) for split in SPLITS}
     stores = hardware.ranks.decide(lambda: _create_stores(config, workspace, sam, patches))
     for split, store in stores.items():
         _fill(store, config, hardware, sam, split, patches[split])

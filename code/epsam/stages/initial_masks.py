@@ -14,6 +14,7 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_png
 from epsam.runtime.log import logger, progress
 from epsam.runtime.ranks import Ranks
+from epsam.sam.embeddings import encoded_patches
 from epsam.sam.samples import patch_size
 from epsam.visualization.contact_sheet import draw_cam_sheet
 from epsam.workspace import SPLITS, Workspace
@@ -26,7 +27,7 @@ def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware)
     """
     model = load_classifier(config.classifier, workspace.classifier, hardware.device)
     for split in SPLITS:
-        patches = patches_for_sam(workspace, split)
+        patches = encoded_patches(config, workspace, split)
         path = workspace.cams(split)
         if not (path.is_file() and list(load_cams(path)) == [patch.name for patch in patches]):
             cams = dict(compute_split(model, patches, config, hardware, split))
@@ -36,7 +37,8 @@ def make_initial_masks(config: Config, workspace: Workspace, hardware: Hardware)
 
 def _write_masks(config: Config, workspace: Workspace, ranks: Ranks) -> None:
     patches, folder = patches_for_sam(workspace, "train"), workspace.pseudo_labels(0)
-    cams = load_cams(workspace.cams("train"))
+    of_all = load_cams(workspace.cams("train"))
+    cams = {patch.name: of_all[patch.name] for patch in patches}
     shares = []
     for patch in progress(ranks.part(patches), desc="initial masks", unit="patch"):
         mask = cam_mask(cams[patch.name], config.cam, patch_size(patch))
