@@ -340,6 +340,13 @@ def test_published_sizes_are_of_the_right_order():
     assert stage_bytes(CAMELYON, 4)["embed"] - stage_bytes(CAMELYON, 1)["embed"] == 3 * 7000 * 2**21
 
 
+def test_normal_patches_that_the_decoder_learns_are_counted():
+    learned = changed(DEMO, finetune={"normal_weight": 0.5})
+    more = stage_bytes(learned, 4)["embed"] - stage_bytes(learned, 3)["embed"]
+    assert more == 2 * (stage_bytes(DEMO, 4)["embed"] - stage_bytes(DEMO, 3)["embed"])
+    assert flop(learned) > flop(DEMO)
+
+
 def test_folders_that_cannot_be_written_are_named(tmp_path):
     assert check_folders(tmp_path / "not" / "yet").status == "ok"
     check = check_folders(Path("/proc/self/checkpoints"))

@@ -27,8 +27,8 @@ DECODER_FLOP = 0.0044e12
 def stage_bytes(config: Config, views: int) -> dict[str, int]:
     """Bytes that the stages write: patches, weights and training states, embeddings of so many views."""
     patches = sum(_positives(config, split) + _others(config, split) for split in SPLITS)
-    others = _positives(config, "val") + _positives(config, "test")
-    encoded = _positives(config, "train") * views + others * min(views, config.postprocess.views)
+    of_sam = {split: _for_sam(config, split) for split in SPLITS}
+    encoded = of_sam["train"] * views + (of_sam["val"] + of_sam["test"]) * min(views, config.postprocess.views)
     embedding = EMBEDDING_BYTES // 16 if config.sam.model_type == "demo" else EMBEDDING_BYTES
     # A training state holds weights and two moments of each; the best ones and the result are kept beside it.
     return {
@@ -67,17 +67,17 @@ def flop(config: Config) -> float:
     train, val, test = (_positives(config, split) + _others(config, split) for split in SPLITS)
     stride = 3 if config.classifier.layer3_stride == 1 else 1
     classified = config.patches.size_px**2 * FLOP_PER_PX[_network(config)] * stride
-    positives = {split: _positives(config, split) for split in SPLITS}
-    views = positives["train"] * config.sam.views + config.postprocess.views * (positives["val"] + positives["test"])
+    of_sam = {split: _for_sam(config, split) for split in SPLITS}
+    views = of_sam["train"] * config.sam.views + config.postprocess.views * (of_sam["val"] + of_sam["test"])
     epochs = config.finetune.epochs * (config.retrain.rounds + 1)
     again = epochs if config.sam.embeddings == "off" else 1
     students = (1 + config.evaluate.supervised) * config.student.enabled
     decoded = DECODER_FLOP / 16 if config.sam.model_type == "demo" else DECODER_FLOP
     return (
-        classified * (config.classifier.epochs * (3 * train + val) + 4 * sum(positives.values()) + test)
+        classified * (config.classifier.epochs * (3 * train + val) + 4 * sum(of_sam.values()) + test)
         + classified * STUDENT_SHARE * config.student.epochs * students * (3 * train + val)
         + ENCODER_FLOP[config.sam.model_type] * views * again
-        + decoded * epochs * (3 * positives["train"] + positives["val"])
+        + decoded * epochs * (3 * of_sam["train"] + of_sam["val"])
     )
 
 
@@ -87,12 +87,19 @@ def _network(config: Config) -> int | str:
 
 
 def _positives(config: Config, split: str) -> int:
-    """Patches that SAM works on."""
+    """Positive patches, without those for the classifier alone."""
     selection: Selection = getattr(config.patches, split)
     if selection.at_random is not None:
         return selection.at_random
     low, high = config.patches.positive_share
     return max(round((high - low) / config.patches.bin_width) * (selection.per_bin or 0), selection.top_up or 0)
+
+
+def _for_sam(config: Config, split: str) -> int:
+    """Patches that SAM works on: positive ones, and normal ones that its decoder learns."""
+    positives = _positives(config, split)
+    learned = config.finetune.normal_weight > 0 and split != "test"
+    return positives + (min(positives, getattr(config.patches, split).negatives) if learned else 0)
 
 
 def _others(config: Config, split: str) -> int:
