@@ -22,7 +22,16 @@ from epsam.runtime import downloads as weights
 from epsam.runtime import training_loop
 from epsam.runtime.checkpoints import load_tensors, load_weights, save_tensors, save_weights
 from epsam.runtime.device import choose_hardware, precisions_of_gpu
-from epsam.runtime.files import atomic, read_csv, read_image, read_json, read_mask, remove_temporaries, write_png
+from epsam.runtime.files import (
+    atomic,
+    read_csv,
+    read_image,
+    read_json,
+    read_mask,
+    remove_temporaries,
+    remove_temporaries_of,
+    write_png,
+)
 from epsam.runtime.ranks import Ranks
 from epsam.runtime.seeds import generator, seed_of
 from epsam.runtime.training_loop import run
@@ -82,10 +91,13 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
         ".demo_resnet_adl.89abcdef.epsam-tmp.pth",
         ".demo_resnet_adl.pth.89abcdef.epsam-tmp.json",
         ".lock.89abcdef.epsam-tmp",
+        ".demo_resnet_adl_2.89abcdef.epsam-tmp.pth",  # of another run
     ):
         (kept.parent / name).write_bytes(b"half")
-    remove_temporaries(tmp_path, "demo_resnet_adl")
-    assert {path.name for path in kept.parent.iterdir()} == {kept.name, first.name, ".lock.89abcdef.epsam-tmp"}
+    remove_temporaries_of(kept.parent / "demo_resnet_adl.pth")
+    remove_temporaries_of(kept.parent / "demo_resnet_adl.pth.json")
+    others = {kept.name, first.name, ".lock.89abcdef.epsam-tmp", ".demo_resnet_adl_2.89abcdef.epsam-tmp.pth"}
+    assert {path.name for path in kept.parent.iterdir()} == others
     remove_temporaries(tmp_path)
     assert list(kept.parent.iterdir()) == [kept]
 

@@ -12,7 +12,7 @@ from PIL.Image import DecompressionBombError
 
 from epsam.errors import DataError
 from epsam.patches import candidates as scan_module
-from epsam.runtime.files import atomic, remove_temporaries
+from epsam.runtime.files import atomic, remove_temporaries_of
 from epsam.slides.openslide import OpenSlideSlide
 from epsam.stages.preprocess import preprocess
 from epsam.workspace import Workspace
@@ -198,14 +198,23 @@ def test_a_damaged_scan_is_made_anew(ws, how):
 
 
 def test_temporary_names_fit_where_the_name_itself_does(tmp_path):
-    for stem, suffix in (("片" * 80, ".png"), ("a", "." + "b" * 250)):
+    left = []
+    for stem, suffix in (
+        ("片" * 80, ".png"),
+        ("片" * 79 + "x", ".png"),
+        ("a", "." + "b" * 250),
+        ("a", "." + "b" * 249),
+    ):
         path = tmp_path / (stem + suffix)
         with atomic(path) as temporary:
             temporary.write_text("x")
         assert path.read_text() == "x"
-    (tmp_path / f".{'片' * 13}.0123abcd.epsam-tmp.png").write_text("left")
-    remove_temporaries(tmp_path, "片" * 80)
-    assert len(list(tmp_path.iterdir())) == 2
+        temporary.write_text("left by a process that was killed")
+        left.append((path, temporary))
+    for number, (path, temporary) in enumerate(left, 1):
+        remove_temporaries_of(path)
+        assert not temporary.exists()
+        assert len(list(tmp_path.iterdir())) == 2 * len(left) - number, "those of names that begin alike stay"
 
 
 def test_scans_are_kept_between_calls(ws, monkeypatch):

@@ -17,7 +17,7 @@ from epsam.runs.lock import lock
 from epsam.runs.record import Stopwatch, check_signature, read_state, write_done, write_started
 from epsam.runs.signature import MASKS, PATCHES, SLIDES, data_of, has_sources, signature
 from epsam.runs.stage import Stage, depending_on
-from epsam.runtime.files import remove, remove_temporaries, write_text
+from epsam.runtime.files import remove, remove_temporaries, remove_temporaries_of, write_text
 from epsam.runtime.log import logger
 from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.ranks import ALONE, Ranks
@@ -145,7 +145,8 @@ class _Run:
         for folder in (workspace.run, *(workspace.split(split) for split in SPLITS)):
             remove_temporaries(folder)
         for output in stage.output_paths(self.config, workspace):
-            remove_temporaries(output.parent, output.stem)
+            remove_temporaries_of(output)  # other runs write to checkpoints/ too
+            remove_temporaries_of(output.with_name(f"{output.name}.json"))
         write_text(workspace.run / "config.yaml", config_as_yaml(self.config))
         write_started(workspace.state, stage.name, signed)
         watch = Stopwatch()

@@ -6,7 +6,6 @@ have anything to do.
 
 import csv
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -42,7 +41,8 @@ def atomic(path: Path) -> Iterator[Path]:
     An OSError names `path`: a full disk itself does not say which file it refused.
     """
     path = Path(path)
-    temporary = path.with_name(f".{_beginning(path.stem)}.{secrets.token_hex(4)}.epsam-tmp{_ending(path.suffix)}")
+    beginning, ending = _ends_of_temporary(path)
+    temporary = path.with_name(f".{beginning}.{secrets.token_hex(4)}.epsam-tmp{ending}")
     try:
         if not path.parent.is_dir():  # much cheaper than to try
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,14 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _beginning(stem: str) -> str:
-    return os.fsencode(stem)[:STEM].decode(errors="ignore")
-
-
-def _ending(suffix: str) -> str:
-    return suffix if len(os.fsencode(suffix)) <= SUFFIX else ""
+def _ends_of_temporary(path: Path) -> tuple[str, str]:
+    """What temporary names of `path` begin and end with; those of long names hold a hash, and so are of no other file."""
+    stem, suffix = os.fsencode(path.stem), os.fsencode(path.suffix)
+    ending = path.suffix if len(suffix) <= SUFFIX else ""
+    if len(stem) <= STEM and ending == path.suffix:
+        return path.stem, ending
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+    return f"{stem[: STEM - 9].decode(errors='ignore')}~{digest}", ending
 
 
 def remove(paths: Iterable[Path]) -> None:
@@ -76,22 +78,18 @@ def remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: Path, stem: str = "") -> None:
-    """Delete the temporary files that a killed process left under `folder`: all of them, or those for `stem`.*"""
-    found = folder.rglob(f".{glob.escape(_beginning(stem))}*.epsam-tmp*")
+def remove_temporaries(folder: Path) -> None:
+    """Delete all temporary files that a killed process left under `folder`, which this process alone writes to."""
+    found = folder.rglob(".*.epsam-tmp*")
     remove(path for path in found if TEMPORARY.fullmatch(path.name) and not path.is_dir())
 
 
 def remove_temporaries_of(path: Path) -> None:
-    """Delete the temporary files that a killed process left of `path`, which this process alone writes.
-
-    Those of names longer than `STEM` stay: they may be of another file that begins so.
-    """
-    if _beginning(path.stem) != path.stem or not path.parent.is_dir():
+    """Delete the temporary files that a killed process left of `path`, which this process alone writes; of no other file."""
+    if not path.parent.is_dir():
         return
-    name = re.compile(
-        rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}\.epsam-tmp{re.escape(_ending(path.suffix))}", re.DOTALL
-    )
+    beginning, ending = map(re.escape, _ends_of_temporary(path))
+    name = re.compile(rf"\.{beginning}\.[0-9a-f]{{8}}\.epsam-tmp{ending}", re.DOTALL)
     remove(found for found in path.parent.iterdir() if name.fullmatch(found.name) and not found.is_dir())
 
 
