@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -23,7 +24,7 @@ from epsam.runs.stage import Stage
 from epsam.runtime.allocator import keep_freed_memory
 from epsam.runtime.failures import is_out_of_gpu_memory
 from epsam.runtime.log import logger, set_up_logging
-from epsam.runtime.ranks import ALONE, Ranks, end_shared_process, join
+from epsam.runtime.ranks import ALONE, Ranks, end_shared_process, has_joined, join
 from epsam.workspace import Workspace
 
 INTERRUPTED = 130
@@ -216,6 +217,12 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _end_with_error() -> NoReturn:
+    if has_joined():
+        end_shared_process(1)
+    sys.exit(1)
+
+
 def main() -> None:
     """Run the command line; known errors end as one line with status 1, Ctrl-C and SIGTERM with 130."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
@@ -238,11 +245,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except EpsamError as error:
         logger.error(f"error: {error}")
-        sys.exit(1)
+        _end_with_error()
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         logger.error(f"error: {what}. What was finished is kept; run the same command again when this is fixed")
-        sys.exit(1)
+        _end_with_error()
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):
             raise
@@ -250,4 +257,4 @@ def main() -> None:
             "error: the GPU's memory is full (nvidia-smi lists what uses it). Free it, set a smaller profile "
             "(profile=8gb), or profile=cpu, and run the same command again: what was finished is kept"
         )
-        sys.exit(1)
+        _end_with_error()

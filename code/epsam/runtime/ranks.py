@@ -175,15 +175,21 @@ def join() -> Iterator[Ranks]:
     torch.distributed.destroy_process_group()
 
 
-def end_shared_process() -> NoReturn:
-    """End this process, one of several that are done, with status 0.
+def has_joined() -> bool:
+    """Whether this process is one of several that `join` brought together, and has not left them."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def end_shared_process(status: int = 0) -> NoReturn:
+    """End this process, one of several that share a stage, when all is written and said.
 
     Python's own way of ending stops threads of torch.distributed wherever they are, and now and then that aborts.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _ranks() -> Ranks:
