@@ -1,7 +1,7 @@
 """Choice of the round whose decoder predicts: the last one, or the last that the CAM masks of the val split agree with.
 
-No true mask is looked at, so a round can be chosen where there are none. On real tissue the rounds of a small SAM make worse and worse
-masks (docs/RESULTS.md), which shows in their agreement with the CAM masks that round 0 learned from.
+No true mask is looked at, so a round can be chosen where there are none. On real tissue the masks of a small SAM get worse
+from round to round (docs/RESULTS.md), which shows in their agreement with the CAM masks that round 0 learned from.
 """
 
 from collections.abc import Sequence
