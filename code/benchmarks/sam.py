@@ -29,8 +29,9 @@ from epsam.runtime.memory import peak_memory_mib
 from epsam.runtime.seeds import generator
 from epsam.sam.checkpoint import build_sam
 from epsam.sam.encoder import encode, to_input
+from epsam.sam.labels import with_labels
 from epsam.sam.session import SamSession
-from epsam.sam.training import DecoderTraining, with_labels
+from epsam.sam.training import DecoderTraining
 from epsam.segmenter import segment_stored
 from epsam.stages.embed import embed
 from epsam.stages.finetune import finetune

@@ -22,10 +22,11 @@ from epsam.round_choice import last_in_agreement
 from epsam.rounds import read_rounds, used_round
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.files import read_csv, read_image, read_mask, write_png
+from epsam.sam.labels import validation_examples, with_labels
 from epsam.sam.losses import dice_loss, iou_loss
 from epsam.sam.postprocessing import components_touching, keep_components, without_small_regions
 from epsam.sam.session import SamSession
-from epsam.sam.training import train_decoder, train_supervised, validation_examples, with_labels
+from epsam.sam.training import train_decoder, train_supervised
 from epsam.segmenter import segment_stored
 from epsam.stages.embed import embed
 from epsam.stages.finetune import finetune

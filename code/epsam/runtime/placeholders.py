@@ -1,7 +1,18 @@
 """Placeholders: what a download or a repository leaves in place of a file that it did not bring."""
 
+from pathlib import Path
+
 HEAD_BYTES = 1024
 """Of a file, with which `placeholder` can say what it is."""
+
+
+def head_of(path: Path) -> bytes:
+    """The first HEAD_BYTES of a file; none where it cannot be read, as whoever reads all of it says why."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def placeholder(head: bytes) -> str:

@@ -16,7 +16,6 @@ from epsam.errors import DataError
 from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import load_tensors, save_weights
 from epsam.runtime.device import name_of
-from epsam.runtime.files import read_mask
 from epsam.runtime.log import logger, progress
 from epsam.runtime.memory import BatchSize
 from epsam.runtime.precision import PrecisionName, resumed_precision
@@ -25,10 +24,10 @@ from epsam.sam.checkpoint import decoder_weights
 from epsam.sam.decoder import predict_masks
 from epsam.sam.embeddings import Embeddings, reading_threads
 from epsam.sam.encoder import encoder_hash
+from epsam.sam.labels import with_labels, with_true_masks
 from epsam.sam.losses import dice_loss, iou_loss
 from epsam.sam.samples import (
     Batches,
-    Example,
     LabelledExample,
     LabelledSample,
     LabelledSamples,
@@ -36,7 +35,6 @@ from epsam.sam.samples import (
     load_batches,
 )
 from epsam.sam.session import SamSession
-from epsam.workspace import Workspace
 
 
 def train_supervised(session: SamSession) -> None:
@@ -47,66 +45,8 @@ def train_supervised(session: SamSession) -> None:
     """
     workspace = session.workspace
     train = with_labels(session.examples("train"), workspace.split("train") / "mask")
-    val = _with_true_masks(session)
+    val = with_true_masks(session)
     train_decoder(session, "supervised", train, val, workspace.decoder("supervised"), supervised=True)
-
-
-def labels_folder(workspace: Workspace, split: str, round_: int) -> Path:
-    """Folder of the masks that a round is trained on (train) or chosen by (val)."""
-    return workspace.split(split) / workspace.pseudo_labels(round_).name
-
-
-def with_labels(examples: Sequence[Example], folder: Path) -> list[LabelledExample]:
-    """The examples with the masks of `folder` as targets; empty masks teach nothing and are left out.
-
-    Raises DataError when a mask is missing, or all are empty.
-    """
-    targets = {example.position: folder / f"{example.patch.name}.png" for example in examples}
-    missing = [target for target in targets.values() if not target.is_file()]
-    if missing:
-        raise DataError(
-            f"{missing[0]} is missing ({len(missing)} of {len(targets)} masks); initial masks are made by "
-            "the stage initial-masks, true ones come with the patches"
-        )
-    kept = [
-        LabelledExample.of(example, targets[example.position])
-        for example in examples
-        if read_mask(targets[example.position]).any()
-    ]
-    if not kept:
-        raise DataError(
-            f"{folder}: all {len(targets)} masks are empty, there is nothing to learn. If they come from the "
-            "classifier's maps, look at its AUC, and lower cam.percentile, cam.threshold or "
-            "cam.opening_px with --from initial-masks"
-        )
-    if len(kept) < len(targets):
-        logger.warning(f"{folder}: {len(targets) - len(kept)} of {len(targets)} masks are empty and are left out")
-    return kept
-
-
-def validation_examples(session: SamSession, round_: int) -> list[LabelledExample]:
-    """Val patches with what the best epoch is chosen by: pseudo masks, or true ones with `select_on: val_masks`."""
-    examples = session.examples("val")
-    if not examples:
-        raise DataError(f"{session.workspace.split('val')}: no positive patch to choose the best epoch by")
-    if session.config.finetune.select_on == "val_masks":
-        return _with_true_masks(session)
-    folder = labels_folder(session.workspace, "val", round_)
-    labelled = [example for example in examples if (folder / f"{example.patch.name}.png").is_file()]
-    if not labelled and round_:
-        logger.warning(
-            f"{folder}: no pseudo-label of the val split passed the filter; the best epoch of round "
-            f"{round_} is chosen by the CAM masks instead"
-        )
-        return validation_examples(session, 0)
-    return with_labels(labelled, folder)
-
-
-def _with_true_masks(session: SamSession) -> list[LabelledExample]:
-    true = [LabelledExample.of(e, e.patch.mask) for e in session.examples("val") if e.patch.has_mask]
-    if not true:
-        raise DataError(f"{session.workspace.split('val')}: no mask/ to choose by; set finetune.select_on=pseudo")
-    return true
 
 
 def train_decoder(

@@ -12,7 +12,7 @@ import shapely
 
 from epsam.errors import AnnotationError
 from epsam.runtime.log import logger
-from epsam.runtime.placeholders import HEAD_BYTES, placeholder
+from epsam.runtime.placeholders import head_of, placeholder
 from epsam.runtime.text import listed
 from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon
 from epsam.slides.asap_xml import read_asap_xml
@@ -57,9 +57,9 @@ def read_annotation(
 ) -> Annotation:
     """As load_annotation, but without a word in the log: what is odd lies in `warnings`."""
     path = Path(path)
-    if _head(path).startswith(MASK_HEADS):
+    if head_of(path).startswith(MASK_HEADS):
         return _from_mask(path, groups, slide_size)
-    if what := placeholder(_head(path)):
+    if what := placeholder(head_of(path)):
         raise AnnotationError(f"{path}: is {what}")
     outlines, warnings = read_geojson(path, origin) if is_geojson(path) else read_asap_xml(path)
     # Group names are compared in composed Unicode: macOS writes an umlaut as two characters.
@@ -94,17 +94,9 @@ def _plain(group: str) -> str:
     return unicodedata.normalize("NFC", group.strip())
 
 
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(HEAD_BYTES)
-    except OSError:
-        return b""  # the reader says what is wrong
-
-
 def is_geojson(path: Path) -> bool:
     """Whether a file is GeoJSON, plain or gzip, by its first bytes."""
-    head = _head(path)
+    head = head_of(path)
     return head.startswith(b"\x1f\x8b") or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
 
 

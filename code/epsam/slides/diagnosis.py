@@ -7,7 +7,7 @@ import tifffile
 
 from epsam.errors import SlideError
 from epsam.runtime.failures import printable
-from epsam.runtime.placeholders import HEAD_BYTES, placeholder
+from epsam.runtime.placeholders import head_of, placeholder
 
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURES = {
@@ -44,14 +44,14 @@ def why_unreadable(path: Path, error: Exception) -> str:
     reason = " ".join(str(error).split())
     if "ompression" in reason:
         return f"OpenSlide does not read its compression ({reason}); the file is complete: {convert_advice(path)}"
-    if _head(path).startswith(TIFF_HEADS):
+    if head_of(path).startswith(TIFF_HEADS):
         return f"OpenSlide cannot open this TIFF ({reason}); {AGAIN}, or {convert_advice(path)}"
     return f"OpenSlide cannot open it ({reason}); {AGAIN}, or export it from the scanner's program as a tiled TIFF"
 
 
 def _no_slide(path: Path) -> str:
     """What the file is instead of a slide, with advice; empty where its first bytes say nothing else."""
-    head = _head(path)
+    head = head_of(path)
     if what := placeholder(head):
         return what
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
@@ -66,14 +66,6 @@ def _no_slide(path: Path) -> str:
     if head and not head.strip(b"\0") and path.suffix.lower() != ".dcm":
         return f"its first {len(head)} bytes are zero, the download did not finish; {AGAIN}"
     return ""
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(HEAD_BYTES)
-    except OSError:
-        return b""  # the reader says what is wrong
 
 
 def check_picture(path: Path, page: tifffile.TiffPage) -> None:

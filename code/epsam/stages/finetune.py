@@ -4,9 +4,10 @@ from epsam.cam.mask import cam_mask
 from epsam.config.schema import Config
 from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_png
+from epsam.sam.labels import labels_folder, validation_examples, with_labels
 from epsam.sam.samples import LabelledSamples, patch_size
 from epsam.sam.session import SamSession
-from epsam.sam.training import labels_folder, train_decoder, validation_examples, with_labels
+from epsam.sam.training import train_decoder
 from epsam.visualization.contact_sheet import Row, evenly_spaced, sheet_path, write_sheet
 from epsam.workspace import Workspace
 

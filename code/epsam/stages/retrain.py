@@ -11,8 +11,9 @@ from epsam.runtime.device import Hardware
 from epsam.runtime.files import write_csv
 from epsam.runtime.log import logger
 from epsam.runtime.records import read_rows
+from epsam.sam.labels import labels_folder, validation_examples, with_labels
 from epsam.sam.session import SamSession
-from epsam.sam.training import labels_folder, train_decoder, validation_examples, with_labels
+from epsam.sam.training import train_decoder
 from epsam.segmenter import segment_stored
 from epsam.visualization.contact_sheet import Row, evenly_spaced, sheet_path, write_sheet
 from epsam.workspace import Workspace
