@@ -1,10 +1,11 @@
 """What the embedding store saves: seconds per epoch with it and with the encoder run again for every patch.
 
-    python code/benchmarks/sam.py [--device cuda] [--patches 4] [--model vit_b] [--batch 4]
+    python code/benchmarks/sam.py [--device cuda] [--patches 4] [--model vit_b] [--batch 4] [--before]
 
 Random weights, random patches of 512 px, points as prompts; both ways train the same patches in the same process. On
 the GPU also: patches per second of the encoder in bfloat16 and float32, and the peak memory of each stage, with the
-memory capped at 12 GB. The last figures check that both ways end at the same decoder, on a small SAM.
+memory capped at 12 GB. On the CPU `--before` takes segment_anything's attention, glibc's own defaults and float32 for the
+decoder. The last figures check that both ways end at the same decoder, on a small SAM.
 """
 
 import argparse
@@ -17,16 +18,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from encoder import GLIBC
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from epsam.cam.activation_map import ActivationMap
 from epsam.cam.store import save_cams
 from epsam.config.schema import Config
 from epsam.patches.patch import patches_for_sam
+from epsam.runtime.allocator import keep_freed_memory, set_options
 from epsam.runtime.checkpoints import save_tensors
 from epsam.runtime.device import Hardware, choose_hardware
 from epsam.runtime.files import read_mask, write_png
 from epsam.runtime.memory import peak_memory_mib
 from epsam.runtime.seeds import generator
+from epsam.sam import checkpoint
 from epsam.sam.checkpoint import build_sam
 from epsam.sam.encoder import encode, to_input
 from epsam.sam.labels import with_labels
@@ -49,8 +55,15 @@ def main() -> None:
     parser.add_argument("--patches", type=int, help="training patches; 4 on the CPU, 512 on the GPU by default")
     parser.add_argument("--model", choices=["vit_b", "vit_l", "vit_h", "demo"], default="vit_b")
     parser.add_argument("--batch", type=int, default=4, help="effective batch of the decoder's training")
+    parser.add_argument("--before", action="store_true", help="without what makes the CPU faster; see above")
     arguments = parser.parse_args()
     hardware = choose_hardware("cpu" if arguments.device == "cpu" else "12gb")
+    if arguments.before:
+        set_options(GLIBC)
+        checkpoint.use_fast_attention = lambda encoder: None
+        hardware = replace(hardware, precision=torch.float32)  # of the decoder's training
+    elif arguments.device == "cpu":
+        keep_freed_memory()
     if arguments.device == "cuda":
         cap = CAP_BYTES / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap))
@@ -88,6 +101,8 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
             f"training epoch, embeddings {embeddings}: {epoch.seconds:.3g} s, {patches / epoch.seconds:.3g} "
             f"patches/s, peak memory {epoch.peak:.0f} MiB"
         )
+    if hardware.device.type == "cpu":
+        share_of_peak(hardware, model, embedding.seconds / (patches + 2))
     context = SamSession(config, workspace, hardware)
     with measured(hardware) as prediction:
         list(segment_stored(context, "train", context.examples("train")))
@@ -106,6 +121,31 @@ def speed(top: Path, hardware: Hardware, model: str, patches: int, batch: int) -
         f"full schedule, computed from these parts ({TRAIN} + {VAL} patches, {VIEWS} views, {ROUNDS} rounds of "
         f"{EPOCHS} epochs with validation): {again / 3600:.1f} h against {store / 3600:.1f} h, "
         f"{again / store:.1f} times faster (goal 15)"
+    )
+
+
+def share_of_peak(hardware: Hardware, model: str, seconds: float) -> None:
+    """Print which share of what one thread multiplies at the most the encoder reaches, `seconds` an image.
+
+    Counted is what segment_anything's own attention multiplies.
+    """
+    size, precision = 4096, hardware.precision or torch.float32
+    first, second = torch.randn(2, size, size, dtype=precision)
+    best = float("inf")
+    for _ in range(3):
+        began = time.process_time()
+        first @ second
+        best = min(best, time.process_time() - began)
+    encoder = build_sam(model).image_encoder
+    for module in encoder.modules():
+        module.__dict__.pop("forward", None)
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(torch.zeros(1, 3, encoder.img_size, encoder.img_size))
+    flops = counter.get_total_flops()
+    peak, reached = 2 * size**3 / best, flops / seconds
+    print(
+        f"encoder: {flops / 1e9:.0f} GFLOP an image, {reached / 1e9:.0f} GFLOP/s in the stage embed; a product of matrices of "
+        f"{size} x {size} in {str(precision).removeprefix('torch.')} reaches {peak / 1e9:.0f} by a thread: {reached / peak:.0%}"
     )
 
 

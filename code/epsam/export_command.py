@@ -52,12 +52,13 @@ def export_model(name: str, target: Path, root: Path = Path(), overrides: tuple[
         _check_belongs(config, sam, model.decoder)
         parts["sam"] = sam
     metadata = [read_metadata(source) for part, source in parts.items() if part != "sam"]
+    mpp = next((found["mpp"] for found in metadata if found.get("mpp")), None)
     published = WEIGHTS[config.sam.model_type].sha256 if model.decoder and not sam else None
     record = ModelRecord(
         format=FORMAT,
         name=name,
-        settings=settings_for_weights(config),
-        mpp=next((found["mpp"] for found in metadata if found.get("mpp")), None),
+        settings=settings_for_weights(config, mpp),
+        mpp=mpp,
         encoder=next((found["encoder"] for found in metadata if found.get("encoder")), ""),
         sam_sha256=published,
         versions=_versions(workspace),

@@ -82,7 +82,7 @@ def test_a_name_that_is_a_path_is_refused(sidecar, name):
 @pytest.mark.parametrize("key", PATHS)
 def test_no_path_is_saved_beside_weights(key):
     config = load_config(find_config("demo"), (f"{key}=/private",))
-    saved = settings_for_weights(config)
+    saved = settings_for_weights(config, None)
     assert "private" not in json.dumps(saved)
     assert saved["classifier.depth"] == 18
 

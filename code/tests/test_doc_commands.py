@@ -145,7 +145,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     (code,) = (block for kind, block in BLOCK.findall(README) if kind == "python")
     config = load_config(find_config("demo"), ("profile=cpu",))
     weights = build_student(config.classifier).state_dict()
-    save_weights(tmp_path / "checkpoints" / "demo_student.pth", weights, settings_for_weights(config))
+    save_weights(tmp_path / "checkpoints" / "demo_student.pth", weights, settings_for_weights(config, None))
     write_slide(tmp_path / "my_slide.svs", draw(size=(384, 320), tissue=(16, 16, 368, 304)))
     monkeypatch.chdir(tmp_path)
     names = {"image": np.full((128, 160, 3), 200, np.uint8)}

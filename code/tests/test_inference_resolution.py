@@ -63,6 +63,17 @@ def test_tiles_cover_what_a_patch_of_the_training_covers(at_mpp, hardware, tiles
     assert tiles == {"20x": 128, "40x": 256, "nearly": 128}
 
 
+def test_a_setting_that_contradicts_the_weights_counts_and_is_said(at_mpp, hardware, tiles, tmp_path, caplog):  # noqa: F811
+    slide(tmp_path / "slides", "a.tif", 0.25)
+    at_quarter = at_mpp(0.25)
+    config = at_quarter.config
+    patches = config.patches.model_copy(update={"target_mpp": 1.0})
+    with pytest.raises(DataError, match="far enough"):
+        infer(dataclasses.replace(at_quarter, config=config.model_copy(update={"patches": patches})), hardware)
+    assert tiles == {"a": 512}
+    assert "target_mpp=1 is used, but the checkpoints were trained at other um/px: decoder.pth at 0.25" in caplog.text
+
+
 def test_a_slide_without_resolution_is_refused_by_name_until_it_is_given(at_mpp, hardware, tmp_path):  # noqa: F811
     slide(tmp_path / "slides", "plain.tif", None)
     slide(tmp_path / "slides", "known.tif", 0.5)

@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     for stage in (PREPROCESS, TRAIN_CLASSIFIER):
         run_stage(STAGES, stage, config, workspace)
     decoder = decoder_weights(load_sam("demo", None, workspace.checkpoints))
-    settings = settings_for_weights(config)
+    settings = settings_for_weights(config, None)
     save_weights(workspace.used_decoder, {name: 1.5 * tensor for name, tensor in decoder.items()}, settings)
     save_weights(workspace.student, build_student(config.classifier).state_dict(), settings)
     return top
@@ -91,7 +91,7 @@ def test_another_model_to_start_from_restarts_the_training(top):
     _train(top, init_from="first")  # as it was: nothing to do
     workspace = Workspace(top, "first")
     weights = {name: 2 * tensor for name, tensor in load_tensors(workspace.student).items()}
-    save_weights(workspace.student, weights, settings_for_weights(load_config(top / "first.yaml")))
+    save_weights(workspace.student, weights, settings_for_weights(load_config(top / "first.yaml"), None))
     with pytest.raises(StateError, match="stage train-classifier was run with something else: weights of init_from"):
         _train(top, init_from="first")
 

@@ -48,7 +48,7 @@ def project(tmp_path_factory):
     checkpoints.mkdir()
     shutil.copy(SHIPPED, checkpoints)
     torch.manual_seed(0)
-    settings, sam = settings_for_weights(config), load_sam("demo", SHIPPED)
+    settings, sam = settings_for_weights(config, None), load_sam("demo", SHIPPED)
     save_weights(checkpoints / "tiny_resnet_adl.pth", build_classifier(config.classifier).state_dict(), settings)
     save_weights(checkpoints / "tiny_student.pth", build_student(config.classifier).state_dict(), settings, mpp=0.5)
     save_weights(checkpoints / "tiny_sam_decoder.pth", decoder_weights(sam), settings, encoder_hash(sam), 0.5)

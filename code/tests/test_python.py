@@ -38,7 +38,7 @@ def test_a_model_segments_pictures_and_slides(tmp_path):
     make_demo(tmp_path, tumour=1, normal=0, size_px=640, workers=1)
     config = load_config(find_config("demo"))
     weights = build_student(config.classifier).state_dict()
-    save_weights(tmp_path / "checkpoints" / "x_student.pth", weights, settings_for_weights(config))
+    save_weights(tmp_path / "checkpoints" / "x_student.pth", weights, settings_for_weights(config, None))
     model = epsam.load_model("x", ["profile=cpu"], root=tmp_path)
     probability = model.segment(np.zeros((150, 200, 3), np.uint8))
     assert (probability.shape, probability.dtype) == ((150, 200), np.float32)

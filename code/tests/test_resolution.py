@@ -5,7 +5,11 @@ import torch
 from click.testing import CliRunner
 
 from epsam.cli import cli
+from epsam.config.paths import settings_for_weights
+from epsam.config.schema import Config
 from epsam.errors import CheckpointError, DataError
+from epsam.inference.checkpoints import settings_of
+from epsam.inference.resolution import model_mpp
 from epsam.patches.resolution import patch_mpp
 from epsam.runtime.checkpoints import save_weights
 from epsam.runtime.files import write_csv
@@ -95,6 +99,14 @@ def test_patches_without_slides_have_no_known_resolution(ws):
 def test_the_resolution_lies_beside_the_weights(tmp_path, mpp):
     save_weights(tmp_path / "a.pth", {"x": torch.ones(1)}, {}, mpp=mpp)
     assert trained_mpp(read_metadata(tmp_path / "a.pth")) == mpp
+
+
+@pytest.mark.parametrize("mpp", [1.0, None])
+def test_target_mpp_says_nothing_of_patches_that_were_brought(tmp_path, mpp):
+    """Weights of patches without slides, whose settings name a resolution to cut at."""
+    trained = Config(name="mine", patches={"target_mpp": 1.0})
+    save_weights(tmp_path / "a.pth", {"x": torch.ones(1)}, settings_for_weights(trained, mpp), mpp=mpp)
+    assert model_mpp(settings_of([tmp_path / "a.pth"], None, ()).patches, tmp_path / "a.pth") == mpp
 
 
 @pytest.mark.parametrize("mpp", ["0.25", -1, True, float("nan")])

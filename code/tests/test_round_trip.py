@@ -50,7 +50,7 @@ def workspace(tmp_path):
     config = load_config(tmp_path / "mine.yaml")
     torch.manual_seed(0)
     student = build_student(config.classifier).state_dict()
-    save_weights(tmp_path / "student.pth", student, settings_for_weights(config), mpp=0.25)
+    save_weights(tmp_path / "student.pth", student, settings_for_weights(config, 0.25), mpp=0.25)
     image = draw(size=(384, 320), tissue=(16, 16, 368, 304))
     workspace.slides.mkdir(parents=True)
     write_leica(workspace.slides / "case_01.scn", image, CORNER, (1024, 768), mpp=0.25)

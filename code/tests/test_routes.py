@@ -24,6 +24,7 @@ TINY = (
     "workers=0",
     "slides.split_shares=[0.34, 0.33, 0.33]",
     "patches.size_px=64",
+    "patches.target_mpp=0.25",
     "patches.train={per_bin: 2, negatives: 8}",
     "patches.val={per_bin: 1, negatives: 4}",
     "patches.test={per_bin: 1, negatives: 4}",

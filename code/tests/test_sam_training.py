@@ -361,7 +361,7 @@ def test_a_round_that_leaves_the_cam_masks_is_used_only_as_the_last(tmp_path, ca
     retrain(config, workspace, CPU)
     for round_ in (1, 2):  # a decoder of zeros marks nothing
         zeros = {name: 0 * tensor for name, tensor in _weights(workspace, round_).items()}
-        save_weights(workspace.decoder(round_), zeros, settings_for_weights(config))
+        save_weights(workspace.decoder(round_), zeros, settings_for_weights(config, None))
     retrain(config, workspace, CPU)
     assert used_round(workspace) == used
     for name, tensor in load_tensors(workspace.decoder(used)).items():

@@ -1,5 +1,7 @@
 """The student: what it learns, from what, and how its weights are kept."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from epsam.classifier.augmentation import augment, augment_with_masks
 from epsam.classifier.building import build_classifier
 from epsam.classifier.train_step import TrainStep
 from epsam.config.paths import settings_for_weights
-from epsam.config.schema import Augment, Classifier, Config
+from epsam.config.schema import Augment, Classifier, Config, Inference
 from epsam.config.schema import Student as StudentSettings
 from epsam.errors import CheckpointError, DataError
 from epsam.patches.patch import patches_for_classifier
@@ -127,6 +129,23 @@ def test_it_starts_as_the_classifier_and_segments_patches_of_any_shape(tmp_path,
         assert student(images[:, :, :51, :83]).shape == (2, 51, 83)
 
 
+def test_over_all_views_a_turned_patch_is_predicted_as_the_patch_is():
+    torch.manual_seed(0)
+    network = build_student(SETTINGS).eval()
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    exact = dataclasses.replace(CPU, precision=torch.float32)
+    for views in (1, 8):
+        config = _config().model_copy(update={"inference": Inference(student_views=views)})
+        segmenter = StudentSegmenter(network, config, exact)
+        as_it_is = segmenter.segment(images, ["a", "b"])
+        turned = segmenter.segment(np.rot90(images, 1, (1, 2)).copy(), ["a", "b"])
+        mirrored = segmenter.segment(images[:, :, ::-1].copy(), ["a", "b"])
+        apart = max(
+            np.abs(np.rot90(turned, -1, (1, 2)) - as_it_is).max(), np.abs(mirrored[:, :, ::-1] - as_it_is).max()
+        )
+        assert (apart < 1e-4) == (views == 8)
+
+
 def test_normal_patches_are_learnt_from_by_cross_entropy_alone():
     empty, disc = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
     disc[:, 2:6, 2:6] = 1
@@ -216,7 +235,7 @@ def test_empty_masks_of_positives_are_left_out_and_missing_ones_are_named(worksp
 def test_weights_that_are_not_a_students_are_refused(tmp_path):
     path = tmp_path / "student.pth"
     weights = build_student(SETTINGS).state_dict()
-    save_weights(path, weights, settings_for_weights(_config()))
+    save_weights(path, weights, settings_for_weights(_config(), None))
     load_student(SETTINGS, path)
     with pytest.raises(CheckpointError, match=r"classifier.depth is 18 there, 34 here"):
         load_student(SETTINGS.model_copy(update={"depth": 34}), path)

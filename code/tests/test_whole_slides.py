@@ -120,7 +120,7 @@ def test_a_single_slide_that_cannot_be_read_is_a_warning(ws, caplog):
     settings = Config(name="mine", workers=0, classifier=CLASSIFIER)
     torch.manual_seed(0)
     student = build_student(settings.classifier)
-    save_weights(ws.student, student.state_dict(), settings_for_weights(settings), mpp=0.25)
+    save_weights(ws.student, student.state_dict(), settings_for_weights(settings, 0.25), mpp=0.25)
     assert predict_test_slides(settings, ws, choose_hardware("cpu"), [broken]) == set()
     assert "tumor_001.tif" in caplog.text
     assert not list(ws.test_slides.glob("*_mask.tif"))
@@ -132,7 +132,7 @@ def test_what_an_earlier_model_predicted_is_not_compared(ws, caplog):
     for seed in (0, 1):
         torch.manual_seed(seed)
         weights = build_student(settings.classifier).state_dict()
-        save_weights(ws.student, weights, settings_for_weights(settings), mpp=0.25)
+        save_weights(ws.student, weights, settings_for_weights(settings, 0.25), mpp=0.25)
         predicted = predict_test_slides(settings, ws, choose_hardware("cpu"), slides)
         if seed == 0:
             assert predicted == {"tumor_001", "normal_001"}

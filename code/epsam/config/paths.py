@@ -70,8 +70,14 @@ def counted_from(config: Config, top: Path) -> Config:
     return Config.model_validate(settings)
 
 
-def settings_for_weights(config: Config) -> dict[str, Any]:
-    """All settings as they are saved beside weights: dotted keys, without the paths of this machine."""
+def settings_for_weights(config: Config, mpp: float | None) -> dict[str, Any]:
+    """All settings as they are saved beside weights: dotted keys, without the paths of this machine.
+
+    `mpp`: um/px of the patches of the training, None where it is not known, as of patches that were brought: these were
+    not cut at `patches.target_mpp`, so that is not saved.
+    """
     settings = config.model_dump(mode="json")
     drop_paths(settings)
+    if mpp is None:
+        settings["patches"]["target_mpp"] = None
     return flatten(settings)

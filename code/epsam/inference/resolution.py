@@ -2,6 +2,7 @@
 
 from epsam.config.schema import Patches
 from epsam.errors import CheckpointError, SlideError
+from epsam.runtime.log import logger
 from epsam.runtime.model_file import WeightsSource
 from epsam.runtime.sidecar import read_metadata, trained_mpp
 from epsam.slides.slide import Slide, differing_mpp
@@ -13,10 +14,9 @@ SAME = 0.1
 def model_mpp(patches: Patches, *checkpoints: WeightsSource) -> float | None:
     """um per px of the patches of the training: its setting, or what lies beside the checkpoints; None if unknown.
 
-    Raises CheckpointError when that is no resolution, or the checkpoints contradict each other.
+    Logs a warning where the two differ. Raises CheckpointError when what lies there is no resolution, or when no setting
+    says it and the checkpoints contradict each other.
     """
-    if patches.target_mpp is not None:
-        return patches.target_mpp
     known: dict[WeightsSource, float] = {}
     for path in checkpoints:
         try:
@@ -25,8 +25,14 @@ def model_mpp(patches: Patches, *checkpoints: WeightsSource) -> float | None:
             raise CheckpointError(f"{path}: {error}") from None
         if mpp is not None:
             known[path] = mpp
+    listed = ", ".join(f"{path.name} at {mpp:g}" for path, mpp in known.items())
+    if patches.target_mpp is not None:
+        if not all(same_resolution(mpp, patches.target_mpp) for mpp in known.values()):
+            logger.warning(
+                f"patches.target_mpp={patches.target_mpp:g} is used, but the checkpoints were trained at other um/px: {listed}"
+            )
+        return patches.target_mpp
     if known and not same_resolution(min(known.values()), max(known.values())):
-        listed = ", ".join(f"{path.name} at {mpp:g}" for path, mpp in known.items())
         raise CheckpointError(f"the checkpoints were trained at different resolutions (um/px): {listed}; give one pair")
     return next(iter(known.values()), None)
 

@@ -18,8 +18,8 @@ def window_px(settings: Patches, mpp: tuple[float, float] | None) -> int:
         return settings.size_px
     if mpp is None:
         raise SlideError(
-            "the slide does not say its resolution, which patches.target_mpp needs; "
-            "give it in the column mpp of slides.csv"
+            "the slide does not say its resolution, which patches.target_mpp needs; give it in the column mpp of slides.csv, or "
+            "set patches.target_mpp=null to cut all slides at level 0"
         )
     return max(1, round(settings.size_px * settings.target_mpp / (sum(mpp) / 2)))
 

@@ -98,10 +98,9 @@ def train_decoder(
         ranks=session.hardware.ranks,
     )
     session.sam.mask_decoder.requires_grad_(False)
-    settings_of_weights, encoder = settings_for_weights(config), encoder_hash(session.sam)
-    session.hardware.ranks.decide(
-        lambda: save_weights(path, load_tensors(best), settings_of_weights, encoder, patch_mpp(workspace))
-    )
+    mpp, encoder = patch_mpp(workspace), encoder_hash(session.sam)
+    settings_of_weights = settings_for_weights(config, mpp)
+    session.hardware.ranks.decide(lambda: save_weights(path, load_tensors(best), settings_of_weights, encoder, mpp))
 
 
 def _counted(positive: Sequence[LabelledExample], normal: Sequence[LabelledExample]) -> str:

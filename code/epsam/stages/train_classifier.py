@@ -111,5 +111,6 @@ def train_classifier(config: Config, workspace: Workspace, hardware: Hardware) -
     ]
     if ranks.is_first:
         draw_curves(curves.with_suffix(".png"), done)
-        save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config), mpp=patch_mpp(workspace))
+        mpp = patch_mpp(workspace)
+        save_weights(workspace.classifier, model.state_dict(), settings_for_weights(config, mpp), mpp=mpp)
         record_results(workspace, "train-classifier", rows)

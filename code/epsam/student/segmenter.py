@@ -1,6 +1,7 @@
 """The student in place of classifier and SAM: images in, tumour probability out."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from epsam.config.schema import Config
 from epsam.runtime.device import Hardware
 from epsam.runtime.finite import check_finite
 from epsam.runtime.memory import BatchSize
+from epsam.runtime.views import VIEWS
 from epsam.sam.postprocessing import without_small_regions
 from epsam.segmenter import CPU_PIXELS
 from epsam.student.network import Student
@@ -35,20 +37,29 @@ class StudentSegmenter:
     def segment(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Tumour probability of each pixel, float32 (N, H, W), for patches RGB uint8 (N, H, W, 3) of any tissue.
 
-        Raises DataError with the name of the first patch whose logits are not finite.
+        It is the mean over `inference.student_views` views. Raises DataError with the name of the first patch whose
+        logits are not finite.
         """
+        views = VIEWS[: self.config.inference.student_views]
+        total = torch.zeros(images.shape[:3], device=self.hardware.device)
+        for view in views:
+            logits = self._batch.run(partial(self._logits, images, view))
+            check_finite(logits, names, "the student's logits")
+            total += torch.sigmoid(logits)
+        return (total / len(views)).cpu().numpy()
 
-        def step(size: int) -> torch.Tensor:
-            if self.hardware.device.type == "cpu":
-                size = max(1, min(size, CPU_PIXELS // images[0, ..., 0].size))
+    def _logits(self, images: np.ndarray, view: tuple[int, bool], size: int) -> torch.Tensor:
+        """Logits (N, H, W) float32 of patches seen in a view, in the frame of the patches; `size` at a time."""
+        if self.hardware.device.type == "cpu":
+            size = max(1, min(size, CPU_PIXELS // images[0, ..., 0].size))
+        turns, mirrored = view
+        parts = []
+        for start in range(0, len(images), size):
+            seen = torch.rot90(self._as_input(images[start : start + size]), turns, (2, 3))
             with self.hardware.autocast_prediction():
-                return torch.cat(
-                    [self.student(self._as_input(images[i : i + size])) for i in range(0, len(images), size)]
-                )
-
-        logits = self._batch.run(step)
-        check_finite(logits, names, "the student's logits")
-        return torch.sigmoid(logits).cpu().numpy()
+                logits = self.student(seen.flip(3) if mirrored else seen)
+            parts.append(torch.rot90(logits.flip(2) if mirrored else logits, -turns, (1, 2)))
+        return torch.cat(parts)
 
     def masks(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Masks bool (N, H, W) of patches RGB uint8 (N, H, W, 3), small regions removed as in training and evaluation."""

@@ -81,9 +81,8 @@ def train_student(
         curves=workspace.run / f"{name}_curves.csv",
         ranks=hardware.ranks,
     )
-    hardware.ranks.decide(
-        lambda: save_weights(path, load_tensors(best), settings_for_weights(config), mpp=patch_mpp(workspace))
-    )
+    mpp = patch_mpp(workspace)
+    hardware.ranks.decide(lambda: save_weights(path, load_tensors(best), settings_for_weights(config, mpp), mpp=mpp))
 
 
 class StudentTraining:
