@@ -159,6 +159,15 @@ def test_normal_patches_are_learnt_from_by_cross_entropy_alone():
     assert both == pytest.approx(segmentation_loss(unsure, empty).item() / 2, rel=1e-3)
 
 
+def test_a_heavier_normal_patch_counts_as_that_many():
+    targets = torch.zeros(3, 8, 8)
+    targets[0, 2:6, 2:6] = 1
+    logits = torch.linspace(-2, 2, 3 * 64).reshape(3, 8, 8)
+    one_by_one = [segmentation_loss(logits[i : i + 1], targets[i : i + 1]).item() for i in range(3)]
+    weighted = segmentation_loss(logits, targets, normal_weight=2).item()
+    assert weighted == pytest.approx((one_by_one[0] + 2 * one_by_one[1] + 2 * one_by_one[2]) / 3)
+
+
 def test_pixels_that_are_left_out_change_no_loss():
     logits = torch.linspace(-3, 3, 64).reshape(1, 8, 8)
     targets = (logits > 1).float()

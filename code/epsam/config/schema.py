@@ -397,6 +397,8 @@ class Student(Section):
     left_out: tuple[Share, Share] | None = None
     """With `labels: cam`: pixels whose map lies between these two values, scaled so that its threshold is at 0.5, are left
     out of the loss: along the border of a CAM mask nobody knows. null takes every pixel as the mask has it."""
+    normal_weight: Rate = 1.0
+    """Weight of a normal patch in the loss, where one with tumour has 1: more marks less of normal tissue."""
     lr: Rate = 1e-3
     """Highest learning rate of the decoder, which starts at random; the rate rises and falls once in the training."""
     trunk_lr: Rate = 1e-4

@@ -86,6 +86,8 @@ def infer(settings: InferenceSettings, hardware: Hardware, models: Segmenter | N
         logger.warning(
             "the checkpoints do not say at which resolution they were trained; slides are read as they are (level 0)"
         )
+    if patches and trained_at is not None:
+        logger.info(f"patches are read as they are; they should show {trained_at:g} um/px, as those of the training")
     signature, inputs = inference_signature(settings, trained_at), [str(p.resolve()) for p in settings.inputs]
     output = settings.output_dir
     if settings.is_default_output:

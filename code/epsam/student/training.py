@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,7 +111,8 @@ class StudentTraining:
         self.optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
         steps = self.settings.epochs * len(self._shuffled(1))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rates, steps, pct_start=WARM_UP)
-        self.learner = TrainStep(self.model, self.optimiser, segmentation_loss, hardware, name, self.settings.batch)
+        self.loss = partial(segmentation_loss, normal_weight=self.settings.normal_weight)
+        self.learner = TrainStep(self.model, self.optimiser, self.loss, hardware, name, self.settings.batch)
         self.learner.log(self.settings.batch)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
@@ -165,7 +167,7 @@ class StudentTraining:
         self.model.eval()
         loss, both, either = 0.0, 0, 0
         for logits, targets in self._predictions():
-            loss += segmentation_loss(logits, targets).item() * len(targets)
+            loss += self.loss(logits, targets).item() * len(targets)
             tumour, true = (logits > 0) & (targets != LEFT_OUT), targets == 1
             both += int((tumour & true).sum())
             either += int(tumour.sum() + true.sum())
@@ -193,10 +195,11 @@ def first_student(config: Config, workspace: Workspace) -> Student:
     return build_student(config.classifier, workspace.classifier)
 
 
-def segmentation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def segmentation_loss(logits: torch.Tensor, targets: torch.Tensor, normal_weight: float = 1.0) -> torch.Tensor:
     """Mean over patches of cross-entropy plus, where there is tumour, soft Dice; logits and targets (N, H, W) float32.
 
-    Targets are 0, 1 and LEFT_OUT, whose pixels count in neither.
+    Targets are 0, 1 and LEFT_OUT, whose pixels count in neither. What a patch without tumour adds is `normal_weight` times as
+    much.
 
     Binary cross-entropy averaged over the pixels; 1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s), s = SMOOTH (Milletari et
     al., 3DV 2016, without the squares). The sum is nnU-Net's (Isensee et al., Nat. Methods 18, 2021). On an empty
@@ -208,7 +211,7 @@ def segmentation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
     entropy = entropy / known.sum(dim=(1, 2)).clamp_min(1)
     overlap, true = (probabilities * targets).sum(dim=(1, 2)), targets.sum(dim=(1, 2))
     dice = (2 * overlap + SMOOTH) / (probabilities.sum(dim=(1, 2)) + true + SMOOTH)
-    return (entropy + torch.where(true > 0, 1 - dice, 0)).mean()
+    return torch.where(true > 0, entropy + 1 - dice, normal_weight * entropy).mean()
 
 
 def _parameter_groups(model: Student) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
