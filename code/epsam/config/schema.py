@@ -438,8 +438,8 @@ class Inference(Section):
     model: Literal["student", "sam"] = "student"
     """What predicts where ./infer.sh is given neither STUDENT_CHECKPOINT nor SAM_DECODER_CHECKPOINT: the student, where
     the run has one, or the classifier and SAM."""
-    student_views: Annotated[int, Field(ge=1, le=8)] = 1
-    """Dihedral views of a tile whose probabilities the student averages; as many times the work. SAM's are
+    student_views: Annotated[int, Field(ge=1, le=8)] = 4
+    """Dihedral views of a patch whose probabilities the student averages; tiles of slides overlap instead. SAM's are
     `postprocess.views`."""
     overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.5
     """Share of a tile's side that it has in common with the next one."""

@@ -33,20 +33,34 @@ class StudentSegmenter:
         """1 for each of the patches, float32 (N,): none is excluded before it is segmented."""
         return np.ones(len(images), np.float32)
 
-    @torch.inference_mode()
     def segment(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Tumour probability of each pixel, float32 (N, H, W), for patches RGB uint8 (N, H, W, 3) of any tissue.
+        """Tumour probability of each pixel, float32 (N, H, W), for tiles RGB uint8 (N, H, W, 3) of any tissue.
 
-        It is the mean over `inference.student_views` views. Raises DataError with the name of the first patch whose
-        logits are not finite.
+        Raises DataError with the name of the first whose logits are not finite.
         """
-        views = VIEWS[: self.config.inference.student_views]
+        return self._probabilities(images, names, 1)
+
+    def masks(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Masks bool (N, H, W) of patches RGB uint8 (N, H, W, 3), small regions removed as in training and evaluation.
+
+        A patch is seen in `inference.student_views` views, where tiles of a slide overlap.
+        """
+        return np.stack(
+            [
+                without_small_regions(probability > 0.5, self.config.postprocess.min_region_px)
+                for probability in self._probabilities(images, names, self.config.inference.student_views)
+            ]
+        )
+
+    @torch.inference_mode()
+    def _probabilities(self, images: np.ndarray, names: Sequence[str], views: int) -> np.ndarray:
+        """The mean over views of the tumour probability of each pixel, float32 (N, H, W)."""
         total = torch.zeros(images.shape[:3], device=self.hardware.device)
-        for view in views:
+        for view in VIEWS[:views]:
             logits = self._batch.run(partial(self._logits, images, view))
             check_finite(logits, names, "the student's logits")
             total += torch.sigmoid(logits)
-        return (total / len(views)).cpu().numpy()
+        return (total / views).cpu().numpy()
 
     def _logits(self, images: np.ndarray, view: tuple[int, bool], size: int) -> torch.Tensor:
         """Logits (N, H, W) float32 of patches seen in a view, in the frame of the patches; `size` at a time."""
@@ -55,20 +69,15 @@ class StudentSegmenter:
         turns, mirrored = view
         parts = []
         for start in range(0, len(images), size):
-            seen = torch.rot90(self._as_input(images[start : start + size]), turns, (2, 3))
+            inputs = self._as_input(images[start : start + size])
+            if turns:
+                inputs = torch.rot90(inputs, turns, (2, 3))
+            if mirrored:
+                inputs = inputs.flip(3)
             with self.hardware.autocast_prediction():
-                logits = self.student(seen.flip(3) if mirrored else seen)
+                logits = self.student(inputs.contiguous(memory_format=torch.channels_last))
             parts.append(torch.rot90(logits.flip(2) if mirrored else logits, -turns, (1, 2)))
         return torch.cat(parts)
-
-    def masks(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Masks bool (N, H, W) of patches RGB uint8 (N, H, W, 3), small regions removed as in training and evaluation."""
-        return np.stack(
-            [
-                without_small_regions(probability > 0.5, self.config.postprocess.min_region_px)
-                for probability in self.segment(images, names)
-            ]
-        )
 
     def _as_input(self, images: np.ndarray) -> torch.Tensor:
         """RGB uint8 (N, H, W, 3) to float [0, 1] (N, 3, H, W) on the device."""
