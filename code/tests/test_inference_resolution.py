@@ -63,15 +63,31 @@ def test_tiles_cover_what_a_patch_of_the_training_covers(at_mpp, hardware, tiles
     assert tiles == {"20x": 128, "40x": 256, "nearly": 128}
 
 
-def test_a_setting_that_contradicts_the_weights_counts_and_is_said(at_mpp, hardware, tiles, tmp_path, caplog):  # noqa: F811
+@pytest.mark.parametrize(
+    ("trained_at", "said"),
+    [
+        (0.25, "is used, but the checkpoints were trained at other um/px: decoder.pth at 0.25"),
+        (None, "is used; the checkpoints do not say at which um/px they were trained"),
+        (1.0, ""),
+    ],
+)
+def test_a_setting_that_the_weights_do_not_confirm_counts_and_is_said(
+    at_mpp,
+    hardware,  # noqa: F811
+    tiles,
+    tmp_path,
+    caplog,
+    trained_at,
+    said,
+):
     slide(tmp_path / "slides", "a.tif", 0.25)
-    at_quarter = at_mpp(0.25)
-    config = at_quarter.config
-    patches = config.patches.model_copy(update={"target_mpp": 1.0})
+    weights = at_mpp(trained_at)
+    patches = weights.config.patches.model_copy(update={"target_mpp": 1.0})
     with pytest.raises(DataError, match="far enough"):
-        infer(dataclasses.replace(at_quarter, config=config.model_copy(update={"patches": patches})), hardware)
+        infer(dataclasses.replace(weights, config=weights.config.model_copy(update={"patches": patches})), hardware)
     assert tiles == {"a": 512}
-    assert "target_mpp=1 is used, but the checkpoints were trained at other um/px: decoder.pth at 0.25" in caplog.text
+    assert said in caplog.text
+    assert ("patches.target_mpp=1 is used" in caplog.text) == bool(said)
 
 
 def test_a_slide_without_resolution_is_refused_by_name_until_it_is_given(at_mpp, hardware, tmp_path):  # noqa: F811

@@ -14,8 +14,8 @@ SAME = 0.1
 def model_mpp(patches: Patches, *checkpoints: WeightsSource) -> float | None:
     """um per px of the patches of the training: its setting, or what lies beside the checkpoints; None if unknown.
 
-    Logs a warning where the two differ. Raises CheckpointError when what lies there is no resolution, or when no setting
-    says it and the checkpoints contradict each other.
+    Logs a warning where the setting counts and the checkpoints say something else or nothing. Raises CheckpointError when
+    what lies there is no resolution, or when no setting says it and the checkpoints contradict each other.
     """
     known: dict[WeightsSource, float] = {}
     for path in checkpoints:
@@ -27,7 +27,11 @@ def model_mpp(patches: Patches, *checkpoints: WeightsSource) -> float | None:
             known[path] = mpp
     listed = ", ".join(f"{path.name} at {mpp:g}" for path, mpp in known.items())
     if patches.target_mpp is not None:
-        if not all(same_resolution(mpp, patches.target_mpp) for mpp in known.values()):
+        if not known:
+            logger.warning(
+                f"patches.target_mpp={patches.target_mpp:g} is used; the checkpoints do not say at which um/px they were trained"
+            )
+        elif not all(same_resolution(mpp, patches.target_mpp) for mpp in known.values()):
             logger.warning(
                 f"patches.target_mpp={patches.target_mpp:g} is used, but the checkpoints were trained at other um/px: {listed}"
             )
