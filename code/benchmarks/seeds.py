@@ -83,7 +83,8 @@ def _bring_patches(source: Workspace, workspace: Workspace) -> None:
     for split in SPLITS:
         for kind in ("image", "mask"):
             shutil.copytree(source.split(split) / kind, workspace.split(split) / kind, dirs_exist_ok=True)
-    for table, copy in ((source.patches_csv, workspace.patches_csv), (source.slides_csv, workspace.slides_csv)):
+    tables = ("patches_csv", "slides_csv", "slide_table", "labels_csv")
+    for table, copy in ((getattr(source, name), getattr(workspace, name)) for name in tables):
         if table.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(table, copy)

@@ -18,8 +18,8 @@ from epsam.errors import CheckpointError
 from epsam.runtime.checkpoints import load_weights, mismatch
 from epsam.runtime.model_file import WeightsSource
 
-WIDTH = 48
-"""Channels of the decoder."""
+WIDTHS = (48, 48, 24)
+"""Channels of the decoder at strides 8, 4 and 2. Where places are many, few do: they cost the most there."""
 
 
 class Student(nn.Module):
@@ -33,11 +33,12 @@ class Student(nn.Module):
         del trunk.fc
         self.trunk = trunk
         *fine, coarse = trunk.pyramid_channels
-        self.top = _conv_norm(coarse, 1)
+        self.top = _conv_norm(coarse, WIDTHS[0], 1)
         self.joins = nn.ModuleList(
-            nn.Sequential(_conv_norm(channels + WIDTH, 3), _conv_norm(WIDTH, 3)) for channels in reversed(fine)
+            nn.Sequential(_conv_norm(channels + above, width, 3), _conv_norm(width, width, 3))
+            for channels, above, width in zip(reversed(fine), (WIDTHS[0], *WIDTHS[:-1]), WIDTHS, strict=True)
         )
-        self.last = nn.Conv2d(WIDTH, 1, 1)
+        self.last = nn.Conv2d(WIDTHS[-1], 1, 1)
         if trunk.padding == "reflect":
             set_reflecting(self.joins)
 
@@ -80,9 +81,9 @@ def load_student(settings: Classifier, path: WeightsSource, device: torch.device
     return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
-def _conv_norm(channels: int, side: int) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, WIDTH, side, padding=side // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True))
+def _conv_norm(channels: int, width: int, side: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, width, side, padding=side // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
 def _resized(features: torch.Tensor, size: torch.Size) -> torch.Tensor:
