@@ -450,7 +450,8 @@ class Inference(Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Probability from which a place counts as tumour."""
     min_focus_px: Count = 10_000
-    """Smaller foci are dropped and smaller holes filled; area in patch pixels."""
+    """Smaller foci are dropped and smaller holes filled; area in patch pixels: at 0.25 um/px 10,000 are 25 um on a side, at
+    1 um/px they are 100 um, and 625 are 25."""
     lymph_nodes: bool | None = None
     """Whether the slides are of lymph nodes, whose foci index.html gives the AJCC's classes of size (isolated tumour
     cells, micro- or macrometastasis); null: if they are Camelyon's."""
