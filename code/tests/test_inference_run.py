@@ -357,7 +357,8 @@ def test_outlines_of_a_slide_with_bounds_count_from_them_in_qupath_and_from_the_
     # As in ASAP, a pixel on the right or lower edge of a polygon belongs to it, one on the left or upper edge does not.
     columns, rows = np.meshgrid(np.arange(768) - 1e-6, np.arange(640) - 1e-6)
     from_geojson = shapely.contains_xy(region, columns - corner[0], rows - corner[1])
-    assert (from_geojson ^ mask).sum() <= 0.005 * mask.sum()
+    # How much of a border's pixels lie on an edge depends on the mask; moved by one pixel, it differs by 0.6 px per px of border.
+    assert (from_geojson ^ mask).sum() <= 0.2 * region.length
     groups = {"tumour": ["Tumor"], "hole": ["Exclusion"]}
     from_xml = load_annotation(settings.output_dir / "bounded.xml", groups).mask(0, 0, 768, 640)
     assert (from_xml ^ mask).sum() <= 0.005 * mask.sum()
