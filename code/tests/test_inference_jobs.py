@@ -36,7 +36,7 @@ def start(tmp_path):
 
     def run(output: Path, *words: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "epsam", "infer", tmp_path / "slides", "--output", output, "--root", tmp_path]
-        settings = ("--config", tmp_path / "tiny.yaml", "profile=cpu", "inference.min_focus_px=20")
+        settings = ("--config", tmp_path / "tiny.yaml", "profile=cpu", "inference.min_focus_um2=1.25")
         variables = {"STUDENT_CHECKPOINT": str(tmp_path / "student.pth"), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [*command, *settings, *words], env=os.environ | variables, stdout=subprocess.PIPE, text=True

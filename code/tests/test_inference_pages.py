@@ -18,7 +18,7 @@ from epsam.inference.pages import picture
 from epsam.inference.pages.index import write_slide_index
 from epsam.inference.run import InferenceSettings, infer
 from epsam.runtime.device import choose_hardware
-from epsam.runtime.files import read_image, write_png
+from epsam.runtime.files import read_csv, read_image, write_png
 from epsam.slides.overview import overview
 from epsam.slides.reader import open_slide
 from tests.slide_factory import draw, write_slide
@@ -30,12 +30,9 @@ TUMOUR = ((128, 128, 320, 384), (448, 128, 640, 256))
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """`run(folder, fresh)` predicts it with a model that takes dark pixels for tumour; gives OUTPUT_DIR."""
+    """`run(folder, *overrides, fresh)` predicts it with a model that takes dark pixels for tumour; gives OUTPUT_DIR."""
     (tmp_path / "tiny.yaml").write_text(SETTINGS)
-    overrides = ("inference.min_focus_px=1000", "patches.size_px=64", "cam.mask_px=64")
-    config = load_config(tmp_path / "tiny.yaml", overrides)
     models = SimpleNamespace(
-        config=config,
         hardware=choose_hardware("cpu"),
         uses_classifier=True,
         classify=lambda images, names: np.ones(len(images), np.float32),
@@ -46,7 +43,10 @@ def run(tmp_path, monkeypatch):
     for name in ("resnet", "decoder"):
         (tmp_path / f"{name}.pth").write_bytes(b"weights")
 
-    def predict(folder, *, fresh=False):
+    def predict(folder, *overrides, fresh=False):
+        sizes = ("inference.min_focus_um2=62.5", "patches.size_px=64", "cam.mask_px=64")
+        config = load_config(tmp_path / "tiny.yaml", (*sizes, *overrides))
+        models.config = config
         paths = (folder, tmp_path / "resnet.pth", None, tmp_path / "decoder.pth", tmp_path / "out")
         infer(InferenceSettings(*paths, config, fresh=fresh), models.hardware)
         return tmp_path / "out"
@@ -98,6 +98,15 @@ def test_pages_link_to_all_files_and_say_what_failed_whatever_slides_are_called(
     assert (out / "pages" / (unquote(data["pictures"]) + "_0_0_0.jpg")).is_file()
     assert text.count("#focus-") == 2
     assert "metastasis" not in text, "nothing says that these are lymph nodes"
+
+
+def test_small_foci_are_dropped_by_their_area_whatever_the_resolution(run, tmp_path):
+    picture = draw(tumour=(*TUMOUR[:1], (500, 150, 540, 190)))  # the second of 1,600 px
+    for name, mpp in (("40x", 0.25), ("5x", 2.0), ("unknown", None)):
+        write_slide(tmp_path / "slides" / f"{name}.tif", picture, mpp=mpp)
+    out = run(tmp_path / "slides", "inference.min_focus_um2=625")
+    foci = {row["slide"]: int(row["foci"]) for row in read_csv(out / "slides.csv", ["slide", "foci"])}
+    assert foci == {"40x": 1, "5x": 2, "unknown": 1}
 
 
 def test_outlines_on_the_page_lie_on_the_tumour(run, slides):

@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
     overrides = (
         "cam.threshold=0.1",
         "inference.classifier_probability=0",
-        "inference.min_focus_px=500",
+        "inference.min_focus_um2=125",
         "inference.threshold=0.3",
         "inference.overlap=0.25",
         "cam.rotations=[0]",

@@ -43,7 +43,7 @@ def project(tmp_path_factory):
     make_demo(top / "dataset" / "tiny", tumour=1, normal=0, size_px=640, workers=1)
     (top / "tiny.yaml").write_text(SETTINGS)
     overrides = ("inference.classifier_probability=0", "inference.overlap=0", "cam.threshold=0.1", "cam.rotations=[0]")
-    config = load_config(top / "tiny.yaml", (*overrides, "inference.min_focus_px=500", "inference.threshold=0.3"))
+    config = load_config(top / "tiny.yaml", (*overrides, "inference.min_focus_um2=125", "inference.threshold=0.3"))
     checkpoints = top / "checkpoints"
     checkpoints.mkdir()
     shutil.copy(SHIPPED, checkpoints)

@@ -34,7 +34,7 @@ patches:
 classifier: {depth: 18}
 cam: {layer: layer4, mask_px: 64}
 sam: {model_type: demo}
-inference: {classifier_probability: 0, threshold: 0.01, overlap: 0, min_focus_px: 500}
+inference: {classifier_probability: 0, threshold: 0.01, overlap: 0, min_focus_um2: 31.25}
 """
 CORNER = (320, 192)
 """Where the scanned area begins on the glass of case_01; QuPath counts from there."""

@@ -21,6 +21,7 @@ from epsam.errors import ConfigError
 
 UNITS = {
     "_px": "px",
+    "_um2": "um2",
     "mpp": "um/px",
     "degrees": "degrees",
     "rotations": "degrees",

@@ -343,7 +343,7 @@ class Postprocess(Section):
     """Connected components of a mask that stay: all, or those that the CAM mask touches, from which prompts came."""
     min_region_px: Count = 0
     """Components and holes of fewer patch pixels are removed and filled; 0 leaves masks as decoded. Slides have
-    inference.min_focus_px for this."""
+    inference.min_focus_um2 for this."""
 
 
 class Finetune(Section):
@@ -449,9 +449,9 @@ class Inference(Section):
     """Patch pixels per pixel of the probability map, about: a patch becomes a whole number of map pixels."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Probability from which a place counts as tumour."""
-    min_focus_px: Count = 10_000
-    """Smaller foci are dropped and smaller holes filled; area in patch pixels: at 0.25 um/px 10,000 are 25 um on a side, at
-    1 um/px they are 100 um, and 625 are 25."""
+    min_focus_um2: Annotated[float, Field(ge=0)] = 625.0
+    """Smaller foci are dropped and smaller holes filled: 625 are 25 um on a side. Where a slide's resolution is unknown,
+    0.25 um/px is assumed for this."""
     lymph_nodes: bool | None = None
     """Whether the slides are of lymph nodes, whose foci index.html gives the AJCC's classes of size (isolated tumour
     cells, micro- or macrometastasis); null: if they are Camelyon's."""

@@ -16,7 +16,7 @@ from epsam.inference.pages.records import area_text, side_text
 from epsam.inference.pages.slide_page import write_slide_page
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
-from epsam.inference.resolution import resolution_warning, set_resolution, tile_px
+from epsam.inference.resolution import px2_of, resolution_warning, set_resolution, tile_px
 from epsam.inference.segmenter import Segmenter
 from epsam.inference.slide_tiles import read_chunks
 from epsam.inference.tile_prediction import predict_tiles
@@ -92,7 +92,7 @@ def predict_slide(
         chunks = grid.chunks(generator(models.config.finetune.seed, name, "tiles"))
         _predict_tiles(slide, name, frame, grid, chunks, store, models)
         blend(grid, store, chunks, source.path)
-        foci = find_foci(source, settings.threshold, settings.min_focus_px * (read_px / patches.size_px) ** 2)
+        foci = find_foci(source, settings.threshold, px2_of(settings.min_focus_um2, slide))
         row = describe(slide, name, foci, tissue_px2=tissue_area(tissue, patches.tissue.downsample, foci))
         logger.info(f"{name}: writing {len(foci)} foci")
         write_geojson(output / f"{name}.geojson", foci, slide.mpp, slide.origin)

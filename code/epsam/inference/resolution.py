@@ -7,6 +7,8 @@ from epsam.runtime.model_file import WeightsSource
 from epsam.runtime.sidecar import read_metadata, trained_mpp
 from epsam.slides.slide import Slide, differing_mpp
 
+USUAL_MPP = 0.25
+"""um/px of level 0 of most scanners at 40 times, and of the published patches."""
 SAME = 0.1
 """Share by which resolutions may differ and still count as one, as for the slides of a training."""
 
@@ -82,6 +84,12 @@ def tile_px(slide: Slide, patches: Patches, trained_at: float | None) -> int:
     if patches.target_mpp is None and same_resolution(mpp, trained_at):
         return patches.size_px
     return max(1, round(patches.size_px * trained_at / mpp))
+
+
+def px2_of(um2: float, slide: Slide) -> float:
+    """An area in level-0 px2; a slide of unknown resolution is taken to have that of most scanners at 40 times."""
+    mpp_x, mpp_y = slide.mpp or (USUAL_MPP, USUAL_MPP)
+    return um2 / (mpp_x * mpp_y)
 
 
 def resolution_warning(slide: Slide, patches: Patches, read_px: int, trained_at: float | None) -> str:
