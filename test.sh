@@ -18,4 +18,4 @@ source code/setup.sh
 arguments=("$@")
 [ $# -gt 0 ] || arguments=(--cov=epsam --cov-report=term:skip-covered)
 WORKERS=${WORKERS:-$(.venv/bin/python -c 'import os; print(os.cpu_count())')}
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -c code/pyproject.toml -n "$WORKERS" --dist loadfile code/tests "${arguments[@]}"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -c code/pyproject.toml -n "$WORKERS" --dist worksteal code/tests "${arguments[@]}"

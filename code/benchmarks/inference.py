@@ -38,7 +38,7 @@ SIDE = 1_536
 WEIGHTS = Path(__file__).parents[2] / "checkpoints"
 WORKER = """
 import pickle, resource, sys
-from epsam.inference import infer
+from epsam.inference.run import infer
 from epsam.runtime.device import choose_hardware
 from epsam.runtime.log import set_up_logging
 set_up_logging()

@@ -56,11 +56,8 @@ def infer_command(
     from epsam.inference.arguments import split_arguments
     from epsam.inference.checkpoints import check_model_type, choose_parts, warn_of_unused_sam
     from epsam.inference.output_choice import default_label
-    from epsam.inference.run import InferenceSettings, infer
     from epsam.inference.variables import read_variables
     from epsam.models.find import find_model, model_names, model_of_files
-    from epsam.runtime.device import choose_hardware
-    from epsam.self_test import difference_from_cpu
 
     checkpoints = root / "checkpoints"
     given, overrides = split_arguments(words, model_names(checkpoints))
@@ -76,6 +73,11 @@ def infer_command(
         config = config.model_copy(update={"sam": config.sam.model_copy(update={"checkpoint": said.sam_checkpoint})})
     folder = named_output or root / "runs" / "inference" / model.name / default_label(inputs)
     report(examine_for_inference(config, checkpoints, folder, with_sam=not chosen.student and not chosen.sam))
+    # They load torch, which takes seconds: only now, when the arguments are known to be right.
+    from epsam.inference.run import InferenceSettings, infer
+    from epsam.runtime.device import choose_hardware
+    from epsam.self_test import difference_from_cpu
+
     settings = InferenceSettings(
         test_dataset_dir=inputs[0],
         resnet_checkpoint=chosen.classifier,

@@ -124,8 +124,11 @@ def test_a_typo_in_the_settings_is_one_line(run_in, top):
 
 
 def test_infer_without_checkpoint_says_what_makes_it(run_in, top):
-    done = run_in("./infer.sh")
+    done = run_in("./infer.sh", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 1
+    loaded = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    assert "epsam.cli" in loaded
+    assert "torch" not in loaded, "it takes seconds"
     assert "no model `demo` in checkpoints: neither demo_student.pth nor demo_resnet_adl.pth" in done.stdout
     assert "./train.sh makes it; there is none there" in done.stdout
     assert not (top / "runs").exists()

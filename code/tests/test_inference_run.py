@@ -172,7 +172,7 @@ def test_a_slide_killed_in_the_middle_ends_with_the_same_bytes(settings, hardwar
     infer(settings, hardware)
     killed = dataclasses.replace(settings, output_dir=tmp_path / "killed")
     script = (
-        "import pickle, sys; from epsam.inference import infer; "
+        "import pickle, sys; from epsam.inference.run import infer; "
         "from epsam.runtime.device import choose_hardware; "
         "infer(pickle.load(open(sys.argv[1], 'rb')), choose_hardware('cpu'))"
     )
