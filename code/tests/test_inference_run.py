@@ -98,9 +98,13 @@ def outputs_of(folder, name="tumor_001"):
     return {suffix: (folder / (name + suffix)).read_bytes() for suffix in OUTPUTS}
 
 
+def with_settings(settings, section, **changes):
+    changed = getattr(settings.config, section).model_copy(update=changes)
+    return dataclasses.replace(settings, config=settings.config.model_copy(update={section: changed}))
+
+
 def with_inference(settings, **changes):
-    section = settings.config.inference.model_copy(update=changes)
-    return dataclasses.replace(settings, config=settings.config.model_copy(update={"inference": section}))
+    return with_settings(settings, "inference", **changes)
 
 
 def rows_of(path):
@@ -164,8 +168,9 @@ def test_the_student_segments_every_patch_and_names_no_classifier_probability(st
     rows = rows_of(student.output_dir / "predictions.csv")
     assert [(row["status"], row["segmented"], row["classifier_probability"]) for row in rows] == [("ok", "1", "")] * 3
     before = (student.output_dir / "predictions.csv").read_bytes()
-    infer(dataclasses.replace(student, test_dataset_dir=patch_folder), hardware)
-    assert (student.output_dir / "predictions.csv").read_bytes() == before
+    other_prompts = with_settings(student, "prompts", points=3)
+    infer(dataclasses.replace(other_prompts, test_dataset_dir=patch_folder), hardware)
+    assert (student.output_dir / "predictions.csv").read_bytes() == before, "a student takes no prompts"
 
 
 def test_a_slide_killed_in_the_middle_ends_with_the_same_bytes(settings, hardware, tmp_path):

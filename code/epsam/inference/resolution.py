@@ -95,7 +95,10 @@ def px2_of(um2: float, slide: Slide) -> float:
 def resolution_warning(slide: Slide, patches: Patches, read_px: int, trained_at: float | None) -> str:
     """What to know of the resolution that a slide was predicted at, in tiles of `read_px` level-0 px; "" if nothing."""
     if slide.mpp is None:
-        return "its file does not say its resolution, so sizes are in pixels, and it was read as it is (level 0)"
+        return (
+            "its file does not say its resolution, so sizes are in pixels, it was read as it is (level 0), and small foci "
+            "are dropped as on a scan at 40 times"
+        )
     if trained_at is None:
         return f"it was read as it is, at {slide.mpp[0]:.4g} um/px; the models do not say what they were trained at"
     if read_px < patches.size_px:

@@ -196,17 +196,15 @@ def inference_signature(settings: InferenceSettings, trained_at: float | None) -
     """What predictions depend on: the weights and the settings that are used here."""
     dump = settings.config.model_dump(mode="json")
     patches = {key: dump["patches"][key] for key in ("size_px", "target_mpp", "tissue")}
-    return (
-        _weights(settings)
-        | {
-            "patches": patches,
-            "trained_at_mpp": trained_at,
-            "seed": settings.config.finetune.seed,
-            "postprocess": dump["postprocess"],
-        }
-        | {section: dump[section] for section in ("cam", "prompts")}
-        | {"inference": {key: value for key, value in dump["inference"].items() if key != "lymph_nodes"}}
-    )
+    signature = _weights(settings) | {
+        "patches": patches,
+        "trained_at_mpp": trained_at,
+        "postprocess": dump["postprocess"],
+        "inference": {key: value for key, value in dump["inference"].items() if key != "lymph_nodes"},
+    }
+    if settings.student_checkpoint:  # it takes no prompts
+        return signature
+    return signature | {"seed": settings.config.finetune.seed, "cam": dump["cam"], "prompts": dump["prompts"]}
 
 
 def _weights(settings: InferenceSettings) -> dict[str, str]:
