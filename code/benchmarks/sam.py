@@ -129,7 +129,7 @@ def share_of_peak(hardware: Hardware, model: str, seconds: float) -> None:
 
     Counted is what segment_anything's own attention multiplies.
     """
-    size, precision = 4096, hardware.precision or torch.float32
+    size, precision = 4096, hardware.prediction_precision
     first, second = torch.randn(2, size, size, dtype=precision)
     best = float("inf")
     for _ in range(3):
@@ -153,9 +153,9 @@ def sam_images(config: Config, workspace: Workspace, hardware: Hardware) -> None
     """Encoder alone, on inputs in memory, in each precision of the device."""
     sam = SamSession(config, workspace, hardware).sam
     image = to_input(np.zeros((512, 512, 3), np.uint8), sam.image_encoder.img_size)
-    precisions = [torch.float32] if hardware.device.type == "cpu" else [torch.bfloat16, torch.float32]
+    precisions = [hardware.prediction_precision] if hardware.device.type == "cpu" else [torch.bfloat16, torch.float32]
     for precision in precisions:
-        variant = replace(hardware, precision=precision)
+        variant = replace(hardware, prediction_precision=precision)
         images = [image] * min(hardware.encoder_batch, 2 if hardware.device.type == "cpu" else 64)
         repeats = 1 if hardware.device.type == "cpu" else 20
         encode(sam, images, variant)
