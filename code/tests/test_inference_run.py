@@ -173,6 +173,12 @@ def test_the_student_segments_every_patch_and_names_no_classifier_probability(st
     assert (student.output_dir / "predictions.csv").read_bytes() == before, "a student takes no prompts"
 
 
+def test_a_stopped_slide_does_not_go_on_in_another_order_of_tiles(student, hardware):
+    infer(student, hardware)
+    with pytest.raises(StateError, match=r"seed.*--fresh"):
+        infer(with_settings(student, "finetune", seed=student.config.finetune.seed + 1), hardware)
+
+
 def test_a_slide_killed_in_the_middle_ends_with_the_same_bytes(settings, hardware, tmp_path):
     infer(settings, hardware)
     killed = dataclasses.replace(settings, output_dir=tmp_path / "killed")

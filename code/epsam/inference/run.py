@@ -199,12 +199,13 @@ def inference_signature(settings: InferenceSettings, trained_at: float | None) -
     signature = _weights(settings) | {
         "patches": patches,
         "trained_at_mpp": trained_at,
+        "seed": settings.config.finetune.seed,  # of the order of tiles too, by which a stopped slide goes on
         "postprocess": dump["postprocess"],
         "inference": {key: value for key, value in dump["inference"].items() if key != "lymph_nodes"},
     }
     if settings.student_checkpoint:  # it takes no prompts
         return signature
-    return signature | {"seed": settings.config.finetune.seed, "cam": dump["cam"], "prompts": dump["prompts"]}
+    return signature | {section: dump[section] for section in ("cam", "prompts")}
 
 
 def _weights(settings: InferenceSettings) -> dict[str, str]:
