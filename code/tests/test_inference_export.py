@@ -11,8 +11,9 @@ import tifffile
 from shapely.geometry import Polygon, box, shape
 
 from epsam.inference.area import tissue_area
-from epsam.inference.export import exclusions, write_asap_xml, write_geojson
-from epsam.inference.outlines import Focus, find_foci
+from epsam.inference.export import write_asap_xml, write_geojson
+from epsam.inference.foci import Foci, Focus
+from epsam.inference.outlines import find_foci
 from epsam.inference.overlay import write_overlay
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
@@ -52,6 +53,11 @@ def mask(foci, tmp_path_factory):
     path = tmp_path_factory.mktemp("mask") / "slide_mask.tif"
     write_mask(path, foci, LEVELS, (0.25, 0.26))
     return path
+
+
+def foci_of(folder, polygons):
+    """Foci of these outlines, kept in `folder`."""
+    return Foci(folder, [Focus(polygon, 0.9) for polygon in polygons])
 
 
 def test_outlines_enclose_what_the_map_says(source, foci):
@@ -140,11 +146,12 @@ def test_tumour_inside_a_hole_survives_the_xml(source, foci, tmp_path):
     assert not annotation.mask(island[0] + int(80 * STEP), island[1], 1, 1).any()
 
 
-def test_exclusions_around_an_island_cover_the_hole_and_nothing_else():
+def test_exclusions_around_an_island_cover_the_hole_and_nothing_else(tmp_path):
     ring = Polygon(box(0, 0, 100, 100).exterior, [box(10, 10, 90, 90).exterior])
     islands = [box(20, 20, 40, 40), Polygon(box(50, 50, 80, 80).exterior, [box(60, 60, 70, 70).exterior])]
-    rings = [Polygon(r) for r in exclusions([Focus(p, 1.0) for p in (ring, *islands)])]
-    assert shapely.union_all(rings).equals(shapely.difference(box(10, 10, 90, 90), shapely.union_all(islands)))
+    excluded = list(foci_of(tmp_path, (ring, *islands)).exclusions)
+    assert all(not polygon.interiors for polygon in excluded)
+    assert shapely.union_all(excluded).equals(shapely.difference(box(10, 10, 90, 90), shapely.union_all(islands)))
 
 
 def test_geojson_is_valid_and_counts_from_the_bounds(foci, tmp_path):
@@ -195,14 +202,14 @@ def test_more_foci_than_are_kept_as_runs_are_painted_and_read_back_all_the_same(
 
 
 def test_a_wide_slide_without_levels_gets_levels(tmp_path):
-    write_mask(tmp_path / "m.tif", [], [(9000, 700)], None)
+    write_mask(tmp_path / "m.tif", Foci(tmp_path), [(9000, 700)], None)
     assert openslide.OpenSlide(tmp_path / "m.tif").level_dimensions == ((9000, 700), (4500, 350), (2250, 175))
 
 
 def test_nothing_found_is_written_as_such(tmp_path):
-    write_geojson(tmp_path / "a.geojson", [], None)
-    write_asap_xml(tmp_path / "a.xml", [])
-    write_mask(tmp_path / "m.tif", [], [(600, 500)], (1, 1))
+    write_geojson(tmp_path / "a.geojson", Foci(tmp_path), None)
+    write_asap_xml(tmp_path / "a.xml", Foci(tmp_path))
+    write_mask(tmp_path / "m.tif", Foci(tmp_path), [(600, 500)], (1, 1))
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
     assert not tifffile.imread(tmp_path / "m.tif").any()
 
@@ -239,14 +246,14 @@ def test_scale_bars_have_round_lengths(length, rounded):
     assert round_length(length) == pytest.approx(rounded)
 
 
-def test_tissue_counts_where_it_is_found_or_where_tumour_is_marked():
+def test_tissue_counts_where_it_is_found_or_where_tumour_is_marked(tmp_path):
     tissue = np.zeros((30, 40), bool)
     tissue[:, :20] = True
-    assert tissue_area(tissue, 16, []) == 30 * 20 * 256
+    assert tissue_area(tissue, 16, Foci(tmp_path)) == 30 * 20 * 256
     inside, across = box(50, 60, 250, 300), box(200, 100, 600.5, 400)
-    assert tissue_area(tissue, 16, [Focus(inside, 0.9)]) == pytest.approx(30 * 20 * 256, rel=0.02)
+    assert tissue_area(tissue, 16, foci_of(tmp_path, [inside])) == pytest.approx(30 * 20 * 256, rel=0.02)
     both = shapely.union(box(0, 0, 320, 480), across).area
-    assert tissue_area(tissue, 16, [Focus(across, 0.9)]) == pytest.approx(both, rel=0.02)
+    assert tissue_area(tissue, 16, foci_of(tmp_path, [across])) == pytest.approx(both, rel=0.02)
     ring = shapely.Polygon(box(0, 0, 320, 480).exterior, [box(100, 100, 200, 200).exterior])
-    assert tissue_area(tissue, 16, [Focus(ring, 0.9)]) == pytest.approx(30 * 20 * 256, rel=0.02)
-    assert tissue_area(np.zeros((30, 40), bool), 16, [Focus(across, 0.9)]) == across.area
+    assert tissue_area(tissue, 16, foci_of(tmp_path, [ring])) == pytest.approx(30 * 20 * 256, rel=0.02)
+    assert tissue_area(np.zeros((30, 40), bool), 16, foci_of(tmp_path, [across])) == across.area

@@ -12,7 +12,7 @@ from shapely.geometry import box
 from epsam.config.schema import Config
 from epsam.errors import AnnotationError
 from epsam.inference.export import write_asap_xml, write_geojson
-from epsam.inference.outlines import Focus
+from epsam.inference.foci import Foci, Focus
 from epsam.patches.candidates import CandidatesTask, find_candidates
 from epsam.patches.manifest import SlideRecord
 from epsam.slides.annotation_file import load_annotation
@@ -124,12 +124,13 @@ def test_geojson_made_to_do_harm_or_not_whole_is_refused_in_one_line(tmp_path, c
 def test_what_inference_writes_is_read_back_as_the_same_mask(tmp_path):
     island = Focus(box(60, 60, 81, 80), 0.8)
     ring = Focus(shapely.Polygon(box(20, 20, 120, 121.5).exterior, [shapely.Point(70, 70).buffer(40).exterior]), 0.9)
-    write_geojson(tmp_path / "a.geojson", [ring], (0.25, 0.25), origin=(-300, 50))
-    write_asap_xml(tmp_path / "a.xml", [ring])
+    foci = Foci(tmp_path, [ring])
+    write_geojson(tmp_path / "a.geojson", foci, (0.25, 0.25), origin=(-300, 50))
+    write_asap_xml(tmp_path / "a.xml", foci)
     mask = load_annotation(tmp_path / "a.geojson", GROUPS, origin=(-300, 50)).mask(0, 0, 150, 150)
     np.testing.assert_array_equal(mask, load_annotation(tmp_path / "a.xml", GROUPS).mask(0, 0, 150, 150))
     assert mask.sum() == pytest.approx(ring.polygon.area, rel=0.03)
-    write_geojson(tmp_path / "a.geojson", [ring, island], None)
+    write_geojson(tmp_path / "a.geojson", Foci(tmp_path, [ring, island]), None)
     with_island = load_annotation(tmp_path / "a.geojson", GROUPS).mask(0, 0, 150, 150)
     assert (with_island ^ mask).sum() == 20 * 19
 

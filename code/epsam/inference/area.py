@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from epsam.inference.outlines import Focus
-from epsam.inference.pyramid import PaintedFoci
+from epsam.inference.foci import Foci
+from epsam.inference.painted import PaintedFoci
 
 
-def tissue_area(tissue: np.ndarray, downsample: float, foci: list[Focus]) -> float:
+def tissue_area(tissue: np.ndarray, downsample: float, foci: Foci) -> float:
     """Level-0 px2 that are tissue or marked as tumour; so the foci never cover more than this.
 
     tissue: (h, w) bool, the whole slide at `downsample`. It is found coarser than tumour is marked, so that a focus

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
 
@@ -15,32 +14,36 @@ from scipy.sparse.csgraph import connected_components
 from shapely.geometry import Polygon
 from shapely.geometry.polygon import orient
 
+from epsam.inference.foci import GRID, Foci, Focus, place_in
+from epsam.inference.polygons import Polygons
 from epsam.inference.probability import ProbabilityMap
 
-GRID = 0.25
-"""Vertices lie on multiples of this many level-0 px: exact in binary and in the text of the exports."""
 SIMPLIFY = 0.25
 """An outline may move by this many map pixels when vertices are left out."""
 BLOCK = 1024
 
 
-@dataclass(frozen=True)
-class Focus:
-    """One connected region of tumour."""
-
-    polygon: Polygon
-    """Level-0 px, valid; exterior anticlockwise and holes clockwise as RFC 7946 counts (y up)."""
-    probability: float
-    """Mean of the map inside, in [0, 1]."""
-
-
-def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> list[Focus]:
+def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> Foci:
     """Regions where the map, interpolated between its pixel centres, exceeds `threshold`; top to bottom.
 
     `min_area` (level-0 px2): smaller foci are dropped, smaller holes filled. Works block by block and outline by
-    outline; memory grows with the length of the simplified outlines and of those that lie across blocks.
+    outline, which lie in files beside the map; memory grows with the longest of them and with those across blocks of a row.
+    Raises OSError as `Polygons` does.
     """
-    outlines: list[Polygon] = []
+    folder = source.path.parent
+    outlines = Polygons(
+        folder, (p for whole in _outlines(source, threshold) for p in _simplified(whole, source.step, min_area))
+    )
+    # Simplified outlines may overlap, and a hole that was filled may have held another polygon.
+    outlines = Polygons(folder, (_without_small_holes(p, min_area) for p in _merged(outlines)))
+    outlines = Polygons(folder, (p for p in _merged(outlines) if p.area >= min_area))
+    x0, y0, *_ = outlines.bounds.T
+    ordered = (orient(outlines[number]) for number in np.lexsort((x0, y0)).tolist())
+    return Foci(folder, (Focus(polygon, _mean_inside(source, polygon)) for polygon in ordered))
+
+
+def _outlines(source: ProbabilityMap, threshold: float) -> Iterator[Polygon]:
+    """All polygons of the map, in one piece each, as soon as the rows of blocks are past them."""
     cut = CutPolygons()
     for row, blocks in groupby(source.blocks(BLOCK), key=itemgetter(0, 1)):
         for block in blocks:
@@ -48,19 +51,9 @@ def find_foci(source: ProbabilityMap, threshold: float, min_area: float) -> list
                 if _is_cut(polygon, source, block):
                     cut.add(polygon)
                 else:
-                    outlines += _simplified(polygon, source.step, min_area)
-        for polygon in cut.completed_above((row[1] + 0.5) * source.step):
-            outlines += _simplified(polygon, source.step, min_area)
-    for polygon in cut.completed_above(math.inf):
-        outlines += _simplified(polygon, source.step, min_area)
-    # Simplified outlines may overlap, and a hole that was filled may have held another polygon. Each step takes the place of
-    # the one before, as the outlines of a slide with many foci are what memory holds.
-    outlines = [_without_small_holes(p, min_area) for p in _merged(outlines, GRID)]
-    outlines = [p for p in _merged(outlines, GRID) if p.area >= min_area]
-    outlines.sort(key=lambda p: (p.bounds[1], p.bounds[0]))
-    for number, polygon in enumerate(outlines):
-        outlines[number] = orient(polygon)
-    return [Focus(polygon, _mean_inside(source, polygon)) for polygon in outlines]
+                    yield polygon
+        yield from cut.completed_above((row[1] + 0.5) * source.step)
+    yield from cut.completed_above(math.inf)
 
 
 def _is_cut(polygon: Polygon, source: ProbabilityMap, block: tuple[int, int, int, int]) -> bool:
@@ -100,15 +93,18 @@ class CutPolygons:
         return [part for pieces, ends in joined.values() if not ends for part in _united(pieces)]
 
 
-def _merged(polygons: list[Polygon], grid: float | None = None) -> list[Polygon]:
-    """The union of `polygons`; only those that meet are united, as the time of a union grows with all it is given.
-
-    `grid` (level-0 px): vertices of a union are put on its multiples.
-    """
-    groups: dict[int, list[Polygon]] = {}
-    for polygon, number in zip(polygons, _joined([[polygon] for polygon in polygons]), strict=True):
-        groups.setdefault(number, []).append(polygon)
-    return [part for group in groups.values() for part in _united(group, grid)]
+def _merged(polygons: Polygons) -> Iterator[Polygon]:
+    """The union of `polygons`, vertices of those united on GRID; only those that meet are united, as the time of a union
+    grows with all it is given."""
+    if not len(polygons):
+        return
+    numbers = _connected(polygons.meeting(), len(polygons))
+    _, first, place = np.unique(numbers, return_index=True, return_inverse=True)
+    group = first[place]  # of each polygon, the first one that is united with it
+    order = np.argsort(group, kind="stable")
+    edges = np.flatnonzero(np.diff(group[order], prepend=-1, append=len(polygons)))
+    for start, stop in pairwise(edges.tolist()):
+        yield from _united([polygons[number] for number in order[start:stop].tolist()], GRID)
 
 
 def _joined(groups: list[list[Polygon]]) -> list[int]:
@@ -118,8 +114,13 @@ def _joined(groups: list[list[Polygon]]) -> list[int]:
         return []
     owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     pairs = owners[shapely.STRtree(polygons).query(polygons, predicate="intersects")]
-    links = coo_array((np.ones(pairs.shape[1], bool), pairs), shape=(len(groups), len(groups)))
-    return connected_components(links, directed=False)[1].tolist()
+    return _connected(pairs, len(groups)).tolist()
+
+
+def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int32, a number for each item; items that `pairs` (2, n) connect, directly or through others, have the same."""
+    links = coo_array((np.ones(pairs.shape[1], bool), pairs), shape=(count, count))
+    return connected_components(links, directed=False)[1]
 
 
 def _united(group: list[Polygon], grid: float | None = None) -> list[Polygon]:
@@ -198,7 +199,7 @@ def _mean_inside(source: ProbabilityMap, polygon: Polygon) -> float:
         total += int(source.read(row0, row1, column0, column1)[inside > 0].sum(dtype=np.int64))
         count += int(inside.sum())
     if not count:
-        point = polygon.representative_point()
+        point = place_in(polygon)
         return float(source.sample(point.x - 0.5, point.y - 0.5, 1, 1, 1)[0, 0]) / 255
     return total / count / 255
 

@@ -1,17 +1,20 @@
 """One picture of a slide to look at: tissue, probability in colour, outlines, scale bar, figures."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from matplotlib import patheffects
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from epsam.inference.outlines import Focus
+from epsam.inference.foci import Foci
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
 from epsam.runtime.text import length_text, round_length
@@ -22,13 +25,13 @@ from epsam.visualization.palette import MAP, PREDICTION, css, edge_of, map_colou
 LONG_SIDE = 1800
 """Pixels of the longer side of the slide in the picture."""
 DPI = 100
+DRAWN_TOGETHER = 200
+"""Lines, of outlines and holes: one by one takes several times as long."""
 PNG_COMPRESSION = 1
 """Of 9: Pillow's default of 6 takes several times as long for a picture a tenth smaller."""
 
 
-def write_overlay(
-    path: Path, slide: Slide, source: ProbabilityMap, foci: list[Focus], title: str, caption: str
-) -> None:
+def write_overlay(path: Path, slide: Slide, source: ProbabilityMap, foci: Foci, title: str, caption: str) -> None:
     """Write the picture as PNG."""
     width, height = slide.size
     downsample = max(width, height) / min(LONG_SIDE, max(width, height))
@@ -37,7 +40,7 @@ def write_overlay(
     probability = source.sample(0, 0, columns, rows, downsample)
     figure, axes = _canvas(columns, rows)
     axes.imshow(_tint(image, probability), interpolation="none", extent=(0, width, height, 0))
-    _draw_outlines(axes, foci)
+    axes.add_artist(_Outlines(foci, axes))
     if slide.mpp is not None:
         _draw_scale_bar(axes, width, height, slide.mpp[0])
     _add_text(figure, axes, title, caption)
@@ -72,11 +75,24 @@ def _canvas(columns: int, rows: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_outlines(axes: Axes, foci: list[Focus]) -> None:
-    rings = [np.asarray(ring.coords) for f in foci for ring in (f.polygon.exterior, *f.polygon.interiors)]
-    lines = LineCollection(rings, colors=css(PREDICTION), linewidths=1.5, capstyle="round")
-    lines.set_path_effects([patheffects.withStroke(linewidth=3.5, foreground=css(edge_of(PREDICTION)))])
-    axes.add_collection(lines, autolim=False)
+class _Outlines(Artist):
+    """The outlines of all foci; matplotlib would else hold all of them until the picture is saved."""
+
+    zorder = LineCollection([]).zorder
+
+    def __init__(self, foci: Foci, axes: Axes):
+        super().__init__()
+        self._foci, self._axes = foci, axes
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw line by line, each over the ones before it."""
+        rings = (ring for focus in self._foci for ring in focus.rings)
+        while some := list(islice(rings, DRAWN_TOGETHER)):
+            lines = LineCollection(some, colors=css(PREDICTION), linewidths=1.5, capstyle="round")
+            lines.set_path_effects([patheffects.withStroke(linewidth=3.5, foreground=css(edge_of(PREDICTION)))])
+            self._axes.add_collection(lines, autolim=False)
+            lines.draw(renderer)
+            lines.remove()
 
 
 def _draw_scale_bar(axes: Axes, width: int, height: int, mpp: float) -> None:

@@ -1,5 +1,6 @@
 """A whole slide in, its outlines, masks, picture and figures out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from shapely.geometry import Polygon
 from epsam.errors import SlideError
 from epsam.inference.area import tissue_area
 from epsam.inference.export import write_asap_xml, write_geojson
-from epsam.inference.outlines import Focus, find_foci
+from epsam.inference.foci import Foci
+from epsam.inference.outlines import find_foci
 from epsam.inference.overlay import write_overlay
 from epsam.inference.pages.records import area_text, side_text
 from epsam.inference.pages.slide_page import write_slide_page
@@ -93,26 +95,27 @@ def predict_slide(
         _predict_tiles(slide, name, frame, grid, chunks, store, models)
         blend(grid, store, chunks, source.path)
         foci = find_foci(source, settings.threshold, px2_of(settings.min_focus_um2, slide))
-        row = describe(slide, name, foci, tissue_px2=tissue_area(tissue, patches.tissue.downsample, foci))
+        sides = [diameter(focus.polygon) for focus in foci]
+        row = describe(slide, name, foci, sides, tissue_px2=tissue_area(tissue, patches.tissue.downsample, foci))
         logger.info(f"{name}: writing {len(foci)} foci")
         write_geojson(output / f"{name}.geojson", foci, slide.mpp, slide.origin)
         write_asap_xml(output / f"{name}.xml", foci)
         write_mask(output / f"{name}_mask.tif", foci, list(slide.level_sizes), slide.mpp)
         write_probability(output / f"{name}_probability.tif", source, list(slide.level_sizes), slide.mpp)
         write_overlay(output / f"{name}_overlay.png", slide, source, foci, name, caption(row))
-        sides = [diameter(focus.polygon) for focus in foci]
         write_slide_page(output / "pages", slide, row, foci, sides, source, tissue, caption(row), warnings)
     return row
 
 
-def describe(slide: Slide, name: str, foci: list[Focus], tissue_px2: float) -> dict[str, Any]:
+def describe(slide: Slide, name: str, foci: Foci, sides: Sequence[float], tissue_px2: float) -> dict[str, Any]:
     """Figures of a slide: a row of slides.csv; None where the resolution is not known.
 
+    sides: longest side of each focus in level-0 px.
     tissue_px2: level-0 px2 of tissue and tumour together, see `tissue_area`; `tumour_fraction` is the foci's share of it,
     in [0, 1].
     """
     area = sum(focus.polygon.area for focus in foci)
-    longest = max((diameter(focus.polygon) for focus in foci), default=0.0)
+    longest = max(sides, default=0.0)
     mm2, mm = (None, None) if slide.mpp is None else (slide.mpp[0] * slide.mpp[1] * 1e-6, sum(slide.mpp) / 2e3)
     return {
         "slide": name,

@@ -7,11 +7,10 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from epsam.inference.export import exclusions
-from epsam.inference.outlines import Focus
+from epsam.inference.foci import Foci
+from epsam.inference.painted import PaintedFoci
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic
-from epsam.slides.rasterize import Rasterizer, SpansByRow
 
 TILE = 512
 MAX_COARSEST_PX = 4096
@@ -21,38 +20,9 @@ DrawTile = Callable[[float, float, int, float], np.ndarray | int]
 """(x, y, side, downsample) -> uint8 (side, side), or one value for the whole tile; x, y level-0 px."""
 
 
-def write_mask(
-    path: Path, foci: list[Focus], levels: Sequence[tuple[int, int]], mpp: tuple[float, float] | None
-) -> None:
+def write_mask(path: Path, foci: Foci, levels: Sequence[tuple[int, int]], mpp: tuple[float, float] | None) -> None:
     """Write the outlines as 0/255, painted as our reader and ASAP paint the XML of the same outlines."""
-    painted = PaintedFoci(foci)
-    write_pyramid(path, painted.tile, levels, mpp)
-
-
-class PaintedFoci:
-    """The foci as pixels, painted as the XML of the same outlines is, some rows at a time."""
-
-    def __init__(self, foci: list[Focus]):
-        outer, holes = [f.polygon.exterior for f in foci], list(exclusions(foci))
-        rings = [np.asarray(ring.coords)[:-1] for ring in outer + holes]
-        layers = [0] * len(outer) + [1] * len(holes)
-        self._spans = SpansByRow(Rasterizer([[ring] for ring in rings], layers, [True, False]))
-
-    def mask(self, x: int, y: int, width: int, height: int, downsample: float) -> np.ndarray:
-        """As `Spans.mask`."""
-        return self._spans.mask(x, y, width, height, downsample)
-
-    def tile(self, x: float, y: float, side: int, downsample: float) -> np.ndarray | int:
-        """What `write_pyramid` draws."""
-        middle = (downsample - 1) / 2  # of the level-0 pixels under one of this level
-        left, top = round(x + middle), round(y + middle)
-        right = left + int((side - 1) * downsample) + 1
-        spans = self._spans.of_rows(top, side, downsample)
-        if not ((spans.start < right) & (spans.end > left)).any():
-            return 0
-        if np.count_nonzero((spans.start <= left) & (spans.end >= right)) == side:  # runs of a row do not overlap
-            return 255
-        return spans.mask(left, top, side, side, downsample).astype(np.uint8) * 255
+    write_pyramid(path, PaintedFoci(foci).tile, levels, mpp)
 
 
 def write_probability(

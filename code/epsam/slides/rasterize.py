@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from epsam.errors import AnnotationError
-from epsam.slides.spans import FAR, Spans, ranges
+from epsam.slides.spans import FAR, Spans, ranges, stacked
 
 KEPT_CROSSINGS = 20_000_000
 """Of outlines and pixel rows, up to which the runs of all rows are kept, at 6 bytes a crossing; annotations drawn by hand have a
@@ -54,7 +54,12 @@ def rasterize(
 class Rasterizer:
     """Fills polygons as `rasterize` does, the rows that are asked for at a time: any number of outlines, little memory."""
 
-    def __init__(self, polygons: Sequence[Sequence[np.ndarray]], layer: Sequence[int], painted: Sequence[bool]):
+    def __init__(
+        self,
+        polygons: Sequence[Sequence[np.ndarray]],
+        layer: Sequence[int] | np.ndarray,
+        painted: Sequence[bool],
+    ):
         self._edges, self._layer, self._painted = _Edges.of(polygons), layer, painted
 
     @property
@@ -76,13 +81,12 @@ class Rasterizer:
     def spans(self, rows: np.ndarray) -> Spans:
         """The runs in `rows`, (n,) int64 in ascending order, at scale 1."""
         edges = self._edges
-        bands = [
-            _merge(_cut_out_holes(edges.fill(band), edges.polygon, edges.is_hole), self._layer, self._painted)
-            for band in edges.bands(rows)
-        ]
-        none = np.zeros(0, np.int32)
-        row, start, end = zip(*(bands or [(none, none, none)]), strict=True)
-        return Spans(np.concatenate(row), np.concatenate(start), np.concatenate(end))
+        return stacked(
+            [
+                _merge(_cut_out_holes(edges.fill(band), edges.polygon, edges.is_hole), self._layer, self._painted)
+                for band in edges.bands(rows)
+            ]
+        )
 
 
 class SpansByRow:
@@ -110,8 +114,12 @@ class SpansByRow:
         return area
 
     def _of_rows(self, y: int, height: int, downsample: float) -> Spans:
-        """The runs of rows y, y + downsample, ... of a window of `height` rows."""
-        return self._rasterizer.spans(y + np.floor(np.arange(height) * downsample).astype(np.int64))
+        return self._rasterizer.spans(rows_of_window(y, height, downsample))
+
+
+def rows_of_window(y: int, height: int, downsample: float) -> np.ndarray:
+    """(height,) int64, the rows y, y + downsample, ... that a window shows."""
+    return y + np.floor(np.arange(height) * downsample).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -235,8 +243,8 @@ def _cut_out_holes(runs: Runs, polygon: np.ndarray, is_hole: np.ndarray) -> Runs
     )
 
 
-def _merge(runs: Runs, layer: Sequence[int], painted: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, start and end, int32, of what is set when all layers are painted one over the other."""
+def _merge(runs: Runs, layer: Sequence[int] | np.ndarray, painted: Sequence[bool]) -> Spans:
+    """What is set when all layers are painted one over the other."""
     owner, row, start, end = runs
     depth = np.asarray(layer, np.int64)[owner]
 
@@ -247,7 +255,7 @@ def _merge(runs: Runs, layer: Sequence[int], painted: Sequence[bool]) -> tuple[n
         return state
 
     (rows,), starts, ends = _sweep((row,), start, end, depth + 1, inside)
-    return rows.astype(np.int32), starts.astype(np.int32), ends.astype(np.int32)
+    return Spans(rows.astype(np.int32), starts.astype(np.int32), ends.astype(np.int32))
 
 
 def _sweep(

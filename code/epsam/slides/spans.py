@@ -1,5 +1,6 @@
 """Masks as horizontal runs of pixels: exact masks and areas of any window without a whole mask."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,13 @@ class Spans:
     def _pixels(position: np.ndarray, scale: float) -> np.ndarray:
         """Level-0 positions as int32 pixels: of the same type as the runs, which are searched without a copy then."""
         return np.clip(np.floor(position / scale), -FAR, FAR).astype(np.int32)
+
+
+def stacked(parts: Sequence[Spans]) -> Spans:
+    """Spans at scale 1 of rows below one another as one."""
+    none = np.zeros(0, np.int32)
+    row, start, end = zip(*([(part.row, part.start, part.end) for part in parts] or [(none, none, none)]), strict=True)
+    return Spans(np.concatenate(row), np.concatenate(start), np.concatenate(end))
 
 
 class _Ramp:

@@ -1,6 +1,6 @@
 """Lines, text, scale bars and legends on pictures, RGB uint8 (H, W, 3); drawn in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,10 +37,11 @@ def outline(picture: np.ndarray, mask: np.ndarray, colour: Colour, width: int = 
         picture[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, brush) > 0] = line
 
 
-def draw_lines(picture: np.ndarray, rings: Sequence[np.ndarray], colour: Colour, width: int = 2) -> None:
-    """Draw closed lines, each (N, 2) int32 (x, y); edged as those of `outline`."""
+def draw_lines(picture: np.ndarray, rings: Iterable[np.ndarray], colour: Colour, width: int = 2) -> None:
+    """Draw closed lines, each (N, 2) int32 (x, y); edged as those of `outline`. `rings` is gone through twice."""
     for extra, line in ((2, edge_of(colour)), (0, colour)):
-        cv2.polylines(picture, rings, True, line, width + extra, cv2.LINE_AA)
+        for ring in rings:
+            cv2.polylines(picture, [ring], True, line, width + extra, cv2.LINE_AA)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The page of one slide: a picture that zooms, with tissue, probability and outlines over it, and its foci."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,10 +13,11 @@ import shapely
 from PIL import Image
 from shapely.geometry import Polygon
 
-from epsam.inference.outlines import Focus
+from epsam.inference.foci import Foci, Focus, place_in
 from epsam.inference.output import OUTPUTS
 from epsam.inference.pages.picture import TILE_PX, Picture, write_picture
 from epsam.inference.pages.records import FocusRecord, PageRecord, area_text, side_text
+from epsam.inference.polygons import Polygons
 from epsam.inference.probability import ProbabilityMap
 from epsam.runtime.files import atomic, write_text
 from epsam.runtime.records import write_record
@@ -45,7 +48,7 @@ def write_slide_page(
     folder: Path,
     slide: Slide,
     row: dict[str, Any],
-    foci: list[Focus],
+    foci: Foci,
     sides: Sequence[float],
     source: ProbabilityMap,
     tissue: np.ndarray,
@@ -62,7 +65,7 @@ def write_slide_page(
     _write_thumbnail(folder / f"{name}_thumbnail.jpg", picture, foci)
     record = PageRecord(warnings=warnings, foci=[_record(f, side) for f, side in zip(foci, sides, strict=True)])
     lines = [focus_text(number, focus, slide.mpp) for number, focus in enumerate(record.foci, 1)]
-    shapes = [_shape(polygon) for polygon in _simplified([focus.polygon for focus in foci], picture)]
+    shapes = [_shape(polygon) for polygon in _simplified(foci.outlines, picture)]
     data = {
         "size": slide.size,
         "um": slide.mpp and slide.mpp[0],
@@ -71,8 +74,8 @@ def write_slide_page(
         "pictures": quote(name),
         "tissue": _tissue_rings(tissue, slide.size),
         "foci": [
-            {"rings": rings, "box": [round(v) for v in focus.polygon.bounds], "text": text}
-            for focus, rings, text in zip(foci, shapes, lines, strict=True)
+            {"rings": rings, "box": [round(v) for v in box], "text": text}
+            for box, rings, text in zip(foci.outlines.bounds.tolist(), shapes, lines, strict=True)
         ],
     }
     largest = sorted(range(len(foci)), key=lambda i: -record.foci[i].area_px2)[:MAX_LISTED]
@@ -115,7 +118,7 @@ def focus_text(number: int, focus: FocusRecord, mpp: tuple[float, float] | None)
 
 
 def _record(focus: Focus, side: float) -> FocusRecord:
-    place = focus.polygon.representative_point()
+    place = place_in(focus.polygon)
     return FocusRecord(
         area_px2=focus.polygon.area,
         longest_px=side,
@@ -136,27 +139,39 @@ def _write_probability(path: Path, source: ProbabilityMap, picture: Picture) -> 
         image.save(temporary, format="PNG", transparency=opacity.tobytes())
 
 
-def _write_thumbnail(path: Path, picture: Picture, foci: list[Focus]) -> None:
+def _write_thumbnail(path: Path, picture: Picture, foci: Foci) -> None:
     scale = min(1.0, THUMBNAIL_PX / max(picture.coarsest.shape))
     small = cv2.resize(picture.coarsest, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    rings = [
-        np.rint(np.asarray(ring.coords) * (scale / picture.step)).astype(np.int32)
-        for focus in foci
-        for ring in (focus.polygon.exterior, *focus.polygon.interiors)
-    ]
-    draw_lines(small, rings, PREDICTION)
+    draw_lines(small, _ScaledRings(foci, scale / picture.step), PREDICTION)
     write_jpeg(path, small, 75)
 
 
-def _simplified(polygons: list[Polygon], picture: Picture) -> list[Polygon]:
+@dataclass(frozen=True)
+class _ScaledRings:
+    """Outlines and holes in pixels of a picture, (n, 2) int32; read anew each time they are gone through."""
+
+    foci: Foci
+    scale: float
+    """Pixels per level-0 px."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (np.rint(ring * self.scale).astype(np.int32) for focus in self.foci for ring in focus.rings)
+
+
+def _simplified(outlines: Polygons, picture: Picture) -> list[Polygon]:
     """Polygons for the screen, to half a pixel of the finest level, or coarser where they have too many vertices."""
     tolerance = picture.levels[-1][2] / 2
-    while polygons:
-        simple = list(shapely.simplify(polygons, tolerance, preserve_topology=True))
-        if shapely.get_num_coordinates(simple).sum() <= MAX_VERTICES or tolerance > max(picture.coarsest.shape):
+    while True:
+        most = MAX_VERTICES if tolerance <= max(picture.coarsest.shape) else math.inf
+        simple, vertices = list[Polygon](), 0
+        for outline in outlines:
+            simple.append(shapely.simplify(outline, tolerance, preserve_topology=True))
+            vertices += shapely.get_num_coordinates(simple[-1])
+            if vertices > most:
+                break
+        else:
             return simple
         tolerance *= 2
-    return []
 
 
 def _shape(polygon: Polygon) -> list[list[int]]:

@@ -1,0 +1,96 @@
+"""The tumour foci of a slide: polygons with holes, kept in files, as a slide may have tens of thousands."""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import shapely
+from shapely.geometry import LineString, Point, Polygon
+from shapely.ops import split
+
+from epsam.inference.polygons import Polygons
+
+
+GRID = 0.25
+"""Vertices lie on multiples of this many level-0 px: exact in binary and in the text of the exports."""
+
+
+@dataclass(frozen=True)
+class Focus:
+    """One connected region of tumour."""
+
+    polygon: Polygon
+    """Level-0 px, valid; exterior anticlockwise and holes clockwise as RFC 7946 counts (y up)."""
+    probability: float
+    """Mean of the map inside, in [0, 1]."""
+
+    @property
+    def rings(self) -> Iterator[np.ndarray]:
+        """The exterior and the holes, (n, 2) float64 x, y; the last corner is the first."""
+        return (np.asarray(ring.coords) for ring in (self.polygon.exterior, *self.polygon.interiors))
+
+
+class Foci:
+    """All foci of a slide in the order of its files; they are read one by one, and may be gone through again and again."""
+
+    def __init__(self, folder: Path, foci: Iterable[Focus] = ()):
+        """Take `foci`, which do not overlap, one by one; their outlines go to a file in `folder`, see `Polygons`."""
+        self._probabilities = array("d")
+        self.outlines = Polygons(folder, (self._noted(focus) for focus in foci))
+
+    def _noted(self, focus: Focus) -> Polygon:
+        self._probabilities.append(focus.probability)
+        return focus.polygon
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+    def __getitem__(self, number: int) -> Focus:
+        return Focus(self.outlines[number], self._probabilities[number])
+
+    def __iter__(self) -> Iterator[Focus]:
+        return (self[number] for number in range(len(self)))
+
+    @cached_property
+    def exclusions(self) -> Polygons:
+        """Holes of all foci as polygons without holes that cover no tumour, level-0 px.
+
+        Exclusions are painted last, so tumour inside a hole would be lost: such a hole is cut into pieces around it.
+        """
+        return Polygons(self.outlines.folder, self._exclusions())
+
+    def _exclusions(self) -> Iterator[Polygon]:
+        bounds = self.outlines.bounds
+        order = np.argsort(bounds[:, 1], kind="stable")
+        x0, y0, x1, y1 = bounds[order].T
+        for outline in self.outlines:
+            for ring in outline.interiors:
+                hole = Polygon(ring)
+                shapely.prepare(hole)
+                left, top, right, bottom = hole.bounds
+                rows = slice(np.searchsorted(y0, top), np.searchsorted(y0, bottom, "right"))
+                within = (x0[rows] >= left) & (x1[rows] <= right) & (y1[rows] <= bottom)
+                islands = (self.outlines[number] for number in order[rows][within].tolist())
+                inside = [Polygon(island.exterior) for island in islands if hole.contains(island)]
+                empty = hole.difference(shapely.unary_union(inside)) if inside else hole
+                for piece in shapely.get_parts(empty):
+                    yield from _without_holes(piece)
+
+
+def place_in(polygon: Polygon) -> Point:
+    """A point of GRID well inside a polygon, or as near to that as GRID allows."""
+    return shapely.set_precision(polygon.representative_point(), GRID)
+
+
+def _without_holes(polygon: Polygon) -> Iterator[Polygon]:
+    """Cut a polygon with holes by vertical lines through them into polygons without holes."""
+    if not polygon.interiors:
+        yield polygon
+        return
+    x = Polygon(polygon.interiors[0]).representative_point().x
+    _, y0, _, y1 = polygon.bounds
+    for piece in split(polygon, LineString([(x, y0 - 1), (x, y1 + 1)])).geoms:
+        yield from _without_holes(piece)
