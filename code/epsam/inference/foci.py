@@ -8,14 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import shapely
-from shapely.geometry import LineString, Point, Polygon
+from shapely.geometry import LineString, Polygon
 from shapely.ops import split
 
 from epsam.inference.polygons import Polygons
-
-
-GRID = 0.25
-"""Vertices lie on multiples of this many level-0 px: exact in binary and in the text of the exports."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +74,6 @@ class Foci:
                 empty = hole.difference(shapely.unary_union(inside)) if inside else hole
                 for piece in shapely.get_parts(empty):
                     yield from _without_holes(piece)
-
-
-def place_in(polygon: Polygon) -> Point:
-    """A point of GRID well inside a polygon, or as near to that as GRID allows."""
-    return shapely.set_precision(polygon.representative_point(), GRID)
 
 
 def _without_holes(polygon: Polygon) -> Iterator[Polygon]:

@@ -14,10 +14,12 @@ from scipy.sparse.csgraph import connected_components
 from shapely.geometry import Polygon
 from shapely.geometry.polygon import orient
 
-from epsam.inference.foci import GRID, Foci, Focus, place_in
+from epsam.inference.foci import Foci, Focus
 from epsam.inference.polygons import Polygons
 from epsam.inference.probability import ProbabilityMap
 
+GRID = 0.25
+"""Vertices lie on multiples of this many level-0 px: exact in binary and in the text of the exports."""
 SIMPLIFY = 0.25
 """An outline may move by this many map pixels when vertices are left out."""
 BLOCK = 1024
@@ -199,7 +201,7 @@ def _mean_inside(source: ProbabilityMap, polygon: Polygon) -> float:
         total += int(source.read(row0, row1, column0, column1)[inside > 0].sum(dtype=np.int64))
         count += int(inside.sum())
     if not count:
-        point = place_in(polygon)
+        point = polygon.representative_point()
         return float(source.sample(point.x - 0.5, point.y - 0.5, 1, 1, 1)[0, 0]) / 255
     return total / count / 255
 

@@ -13,7 +13,7 @@ import shapely
 from PIL import Image
 from shapely.geometry import Polygon
 
-from epsam.inference.foci import Foci, Focus, place_in
+from epsam.inference.foci import Foci, Focus
 from epsam.inference.output import OUTPUTS
 from epsam.inference.pages.picture import TILE_PX, Picture, write_picture
 from epsam.inference.pages.records import FocusRecord, PageRecord, area_text, side_text
@@ -118,7 +118,7 @@ def focus_text(number: int, focus: FocusRecord, mpp: tuple[float, float] | None)
 
 
 def _record(focus: Focus, side: float) -> FocusRecord:
-    place = place_in(focus.polygon)
+    place = focus.polygon.representative_point()
     return FocusRecord(
         area_px2=focus.polygon.area,
         longest_px=side,
