@@ -136,7 +136,6 @@ def measure(source: ProbabilityMap) -> tuple[int, list[tuple[str, float, float]]
     rows = [("find", *found)]
     for name, task in tasks.items():
         rows.append((name, *cost(task, before)[1:]))
-        print(*rows[-1], flush=True)
     return len(foci), rows
 
 

@@ -1,6 +1,9 @@
 """What is written for QuPath and ASAP must say the same, and lie where the slide says."""
 
 import json
+import subprocess
+import sys
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -65,7 +68,7 @@ def test_outlines_enclose_what_the_map_says(source, foci):
     from_map = cv2.resize(values, None, fx=STEP, fy=STEP, interpolation=cv2.INTER_LINEAR)[: SIZE[1], : SIZE[0]] > 127
     assert sum(f.polygon.area for f in foci) == pytest.approx(from_map.sum(), rel=0.01)
     assert all(f.polygon.is_valid and 0.5 <= f.probability <= 1 for f in foci)
-    assert all(a.polygon.disjoint(b.polygon) or a.polygon.touches(b.polygon) for a in foci for b in foci if a is not b)
+    assert all(a.disjoint(b) or a.touches(b) for a, b in combinations(foci.outlines, 2))
 
 
 def test_outlines_do_not_show_the_blocks_they_were_cut_in(source, foci, monkeypatch):
@@ -192,6 +195,8 @@ def test_probability_is_the_map_at_every_level(source, tmp_path):
 def test_more_foci_than_are_kept_as_runs_are_painted_and_read_back_all_the_same(foci, mask, tmp_path, monkeypatch):
     monkeypatch.setattr("epsam.slides.rasterize.KEPT_CROSSINGS", 1000)
     monkeypatch.setattr("epsam.slides.rasterize.BAND_CROSSINGS", 500)
+    monkeypatch.setattr("epsam.inference.painted.LOADED_BYTES", 2000)
+    monkeypatch.setattr("epsam.inference.area.STRIP_ROWS", 10)
     write_mask(tmp_path / "m.tif", foci, LEVELS, (0.25, 0.26))
     assert (tmp_path / "m.tif").read_bytes() == mask.read_bytes()
     write_asap_xml(tmp_path / "a.xml", foci)
@@ -199,6 +204,27 @@ def test_more_foci_than_are_kept_as_runs_are_painted_and_read_back_all_the_same(
     np.testing.assert_array_equal(back.mask(0, 0, *SIZE), tifffile.imread(mask) > 0)
     tissue = np.ones((SIZE[1] // 20, SIZE[0] // 20), bool)
     assert tissue_area(tissue, 20, foci) == pytest.approx(SIZE[0] * SIZE[1], rel=0.01)
+
+
+def test_a_disk_too_full_for_the_outlines_is_named(source):
+    """As any other file that cannot be written, it ends the run: the next slide would meet it as well."""
+    code = """
+import resource, sys
+from pathlib import Path
+from epsam.inference.outlines import find_foci
+from epsam.inference.probability import ProbabilityMap
+from epsam.runtime.failures import guard
+source = ProbabilityMap(Path(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3])), float(sys.argv[4]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    with guard(Path("slide.tif")):
+        find_foci(source, 0.5, 10_000)
+except OSError as error:
+    print(error.filename)
+"""
+    arguments = [sys.executable, "-c", code, source.path, *map(str, SIZE), str(STEP)]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(source.path.parent)
 
 
 def test_a_wide_slide_without_levels_gets_levels(tmp_path):

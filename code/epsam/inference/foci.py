@@ -59,21 +59,23 @@ class Foci:
         return Polygons(self.outlines.folder, self._exclusions())
 
     def _exclusions(self) -> Iterator[Polygon]:
-        bounds = self.outlines.bounds
-        order = np.argsort(bounds[:, 1], kind="stable")
-        x0, y0, x1, y1 = bounds[order].T
+        boxes = self.outlines.bounds
+        tree = shapely.STRtree(shapely.box(*boxes.T))
         for outline in self.outlines:
             for ring in outline.interiors:
                 hole = Polygon(ring)
                 shapely.prepare(hole)
-                left, top, right, bottom = hole.bounds
-                rows = slice(np.searchsorted(y0, top), np.searchsorted(y0, bottom, "right"))
-                within = (x0[rows] >= left) & (x1[rows] <= right) & (y1[rows] <= bottom)
-                islands = (self.outlines[number] for number in order[rows][within].tolist())
+                islands = (self.outlines[number] for number in _within(hole.bounds, boxes, tree.query(hole)))
                 inside = [Polygon(island.exterior) for island in islands if hole.contains(island)]
                 empty = hole.difference(shapely.unary_union(inside)) if inside else hole
                 for piece in shapely.get_parts(empty):
                     yield from _without_holes(piece)
+
+
+def _within(box: tuple[float, float, float, float], boxes: np.ndarray, numbers: np.ndarray) -> list[int]:
+    """Those of `numbers` whose `boxes` (n, 4) lie in `box`."""
+    least, most = boxes[numbers, :2], boxes[numbers, 2:]
+    return numbers[((least >= box[:2]) & (most <= box[2:])).all(axis=1)].tolist()
 
 
 def _without_holes(polygon: Polygon) -> Iterator[Polygon]:
