@@ -32,7 +32,7 @@ class Focus:
 class Foci:
     """All foci of a slide in the order of its files; they are read one by one, and may be gone through again and again."""
 
-    def __init__(self, folder: Path, foci: Iterable[Focus] = ()):
+    def __init__(self, folder: Path, foci: Iterable[Focus]):
         """Take `foci`, which do not overlap, one by one; their outlines go to a file in `folder`, see `Polygons`."""
         self._probabilities = array("d")
         self.outlines = Polygons(folder, (self._noted(focus) for focus in foci))

@@ -40,7 +40,7 @@ def write_overlay(path: Path, slide: Slide, source: ProbabilityMap, foci: Foci, 
     probability = source.sample(0, 0, columns, rows, downsample)
     figure, axes = _canvas(columns, rows)
     axes.imshow(_tint(image, probability), interpolation="none", extent=(0, width, height, 0))
-    axes.add_artist(_Outlines(foci, axes))
+    outlines = axes.add_artist(_Outlines(foci, axes))
     if slide.mpp is not None:
         _draw_scale_bar(axes, width, height, slide.mpp[0])
     _add_text(figure, axes, title, caption)
@@ -49,6 +49,7 @@ def write_overlay(path: Path, slide: Slide, source: ProbabilityMap, foci: Foci, 
         figure.savefig(
             temporary, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": PNG_COMPRESSION}
         )
+    outlines.remove()  # a figure, and so the file of the foci, would else stay until Python looks for cycles
 
 
 def _tint(image: np.ndarray, probability: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Foci as pixels, of the rows that are asked for alone."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 
@@ -24,7 +23,8 @@ class PaintedFoci:
         self._number = np.concatenate([np.arange(len(polygons)) for polygons in self._layers])
         self._top, self._bottom = np.concatenate([polygons.bounds for polygons in self._layers])[:, [1, 3]].T.copy()
         self._size = np.concatenate([polygons.sizes for polygons in self._layers])
-        self._of_rows = lru_cache(1)(self._of_window)  # windows beside each other share them
+        self._window: tuple[int, int, float] | None = None
+        self._spans = stacked([])
 
     def mask(self, x: int, y: int, width: int, height: int, downsample: float) -> np.ndarray:
         """As `Spans.mask`."""
@@ -42,8 +42,12 @@ class PaintedFoci:
             return 255
         return spans.mask(left, top, side, side, downsample).astype(np.uint8) * 255
 
-    def _of_window(self, y: int, height: int, downsample: float) -> Spans:
-        return stacked([self._filled(rows) for rows in self._parted(rows_of_window(y, height, downsample))])
+    def _of_rows(self, y: int, height: int, downsample: float) -> Spans:
+        if self._window != (y, height, downsample):  # windows beside each other share them
+            rows = rows_of_window(y, height, downsample)
+            self._spans = stacked([self._filled(part) for part in self._parted(rows)])
+            self._window = (y, height, downsample)
+        return self._spans
 
     def _parted(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """`rows` in parts that outlines of LOADED_BYTES cross, or of more where most cross several parts."""

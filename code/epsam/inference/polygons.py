@@ -5,8 +5,9 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import shapely
@@ -25,13 +26,13 @@ class Polygons:
     be written or read, names the folder.
     """
 
-    def __init__(self, folder: Path, polygons: Iterable[Polygon] = ()):
+    def __init__(self, folder: Path, polygons: Iterable[Polygon]):
         """Write `polygons` to a file in `folder`."""
         self.folder = folder
         self._ends, self._bounds, self._grids = array("q", [0]), array("d"), array("d")
         with self._naming_folder():
             self._stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed below
-        weakref.finalize(self, self._stream.close)
+        weakref.finalize(self, _close, self._stream)
         for polygon in polygons:
             data = shapely.to_wkb(polygon)
             with self._naming_folder():
@@ -39,6 +40,8 @@ class Polygons:
             self._ends.append(self._ends[-1] + len(data))
             self._bounds.extend(polygon.bounds)
             self._grids.append(shapely.get_precision(polygon))
+        with self._naming_folder():
+            self._stream.flush()
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -90,6 +93,11 @@ class Polygons:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.folder)) from error
+
+
+def _close(stream: IO[bytes]) -> None:
+    with suppress(OSError):  # of what could not be written, which was raised before
+        stream.close()
 
 
 def _meeting_boxes(boxes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
