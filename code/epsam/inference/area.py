@@ -26,4 +26,4 @@ def tissue_area(tissue: np.ndarray, downsample: float, foci: Foci) -> float:
         strip = tissue[top : top + rows]
         marked = painted.mask(middle, middle + int(top * downsample), strip.shape[1], len(strip), downsample)
         beside += int((strip & ~marked).sum())
-    return sum(focus.polygon.area for focus in foci) + beside * downsample**2
+    return sum(focus.polygon.area for focus in foci) + float(beside) * downsample**2
