@@ -18,6 +18,7 @@
 #
 # The environment variables below name the same and single checkpoints. Paths count from where you call this. The log is
 # printed and written to logging_inference.txt.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # for `sh infer.sh`
 set -euo pipefail
 export EPSAM_CALLED_FROM=$PWD PYTHONSAFEPATH=1
 script=$(readlink -f -- "$0" 2>/dev/null || echo "$0")  # it may be called by a link

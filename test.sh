@@ -3,6 +3,7 @@
 #
 # Ends with the share of the code that the tests ran (coverage), when all of them did. WORKERS: processes of the tests, each of
 # one thread; as many as there are processors when it is not set.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # for `sh test.sh`
 set -euo pipefail
 cd "$(dirname "$0")"
 

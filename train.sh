@@ -6,6 +6,7 @@
 #
 # Run again, it continues where it stopped. The log is printed and written to logging_<name>.txt. Relative paths count from
 # where you call this. With --gpus N processes share each stage, each on a GPU of its own (code/docs/cluster.md).
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # for `sh train.sh`
 set -euo pipefail
 export EPSAM_CALLED_FROM=$PWD PYTHONSAFEPATH=1
 script=$(readlink -f -- "$0" 2>/dev/null || echo "$0")  # it may be called by a link

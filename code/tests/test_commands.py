@@ -30,6 +30,13 @@ def test_help_everywhere(run_in):
     assert [name for name in cli.commands if name in {s.name for s in STAGES}] == [s.name for s in STAGES]
 
 
+def test_the_scripts_run_under_a_plain_shell_too(run_in):
+    for script in ("train.sh", "infer.sh"):
+        done = run_in("sh", script, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"./{script}" in done.stdout
+
+
 def test_train_runs_the_stages_in_the_order_of_the_method(top):
     lines = (top / "train.sh").read_text().splitlines()
     called = [line.split()[1] for line in lines if line.startswith(("stage ", "shared_stage "))]
@@ -121,6 +128,8 @@ def test_a_typo_in_the_settings_is_one_line(run_in, top):
     assert done.returncode == 1
     assert done.stdout.strip() == "error: mine.yaml: unknown setting `clasifier`; did you mean `classifier`?"
     assert done.stderr == ""
+    done = run_in(PYTHON, "-m", "epsam", "preprocess", "--config", "demo", "clasifier.depth=18")
+    assert "demo.yaml with clasifier.depth=18: unknown setting `clasifier`" in done.stdout
 
 
 def test_infer_without_checkpoint_says_what_makes_it(run_in, top):

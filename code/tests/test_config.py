@@ -133,3 +133,30 @@ def test_a_value_that_yaml_reads_as_another_type_says_how_to_write_it(tmp_path, 
     path.write_text(f"slides: {{groups: {groups}}}")
     with pytest.raises(ConfigError, match=re.escape(hint)):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("classifier:\n  lr: 0.1\nclassifier:\n  epochs: 3\n", "`classifier` comes twice"),
+        ("slides:\n  groups: {tumour: [a], tumour: [b]}\n", "`tumour` comes twice"),
+        ("classifier.lr: 0.1\nclassifier:\n  lr: 0.2\n", "`classifier.lr` comes twice"),
+        ("name: 2024-01-02\n", "(given: '2024-01-02'); put quotes around it"),
+        ("name: Müller\n".encode("latin-1"), "its letters are not UTF-8"),
+    ],
+)
+def test_what_yaml_would_take_otherwise_in_silence_is_refused(tmp_path, text, reason):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert reason in str(caught.value)
+
+
+def test_a_section_in_two_parts_and_other_encodings_are_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for text in ("classifier.lr: 0.1\nclassifier:\n  epochs: 3\n", "classifier:\n  epochs: 3\nclassifier.lr: 0.1\n"):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            path.write_bytes(text.encode(encoding))
+            classifier = load_config(path).classifier
+            assert (classifier.lr, classifier.epochs) == (0.1, 3)

@@ -38,6 +38,34 @@ def test_damaged_or_huge_jpeg_and_tiff_are_refused_with_their_path(tmp_path):
             read_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("photometric", ["cielab", "ycbcr", "separated", "palette"])
+def test_colours_that_are_not_rgb_are_refused_not_taken_for_rgb(tmp_path, photometric):
+    pixels = np.dstack([RGB, RGB[..., :1]]) if photometric == "separated" else RGB
+    options = {"colormap": np.zeros((3, 256), np.uint16)} if photometric == "palette" else {}
+    tifffile.imwrite(tmp_path / "a.tif", pixels[..., 0] if options else pixels, photometric=photometric, **options)
+    with pytest.raises(DataError, match=f"a.tif: .*stored as {photometric.upper()}; save it in RGB"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bits_of_which_a_camera_used_12_are_no_black_patch(tmp_path, name):
+    deep = RGB.astype(np.uint16) << 4
+    if name == "a.png":
+        cv2.imwrite(str(tmp_path / name), deep)
+    else:
+        tifffile.imwrite(tmp_path / name, deep, photometric="rgb")
+    with pytest.raises(DataError, match=f"{name}: 16 bits a channel, of which 12 are used"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_a_mask_of_one_bit_is_read(tmp_path, photometric):
+    tumour = np.zeros((20, 30), bool)
+    tumour[:5] = True
+    tifffile.imwrite(tmp_path / "a.tif", tumour ^ (photometric == "miniswhite"), photometric=photometric)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), tumour)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (771, 28), (40, 600), (3, 30_000)])  # less than a block, just one, several
 def test_patches_are_cut_into_png_that_holds_their_pixels(shape, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)

@@ -157,3 +157,5 @@ def test_slides_in_subfolders_are_found_and_named_apart(tmp_path, caplog):
 def test_the_files_of_a_dicom_series_are_one_slide(tmp_path):
     write_dicom(tmp_path, ["level-0.dcm", "level-1.dcm"], draw())
     assert set(find_slides(tmp_path)) == {"level-0"}
+    # A shell makes of `folder/*.dcm` all files by name.
+    assert set(find_slides(*sorted(tmp_path.glob("*.dcm")))) == {"level-0"}

@@ -22,6 +22,7 @@ from epsam.patches.manifest import SlideRecord, read_manifest
 from epsam.patches.patch import list_patches, patches_for_sam
 from epsam.patches.patients import patients_in_several_splits
 from epsam.patches.slide_table import read_slide_table
+from epsam.patches.splits import assign_random
 from epsam.runs.signature import SLIDES, data_of
 from epsam.stages.preprocess import preprocess
 from epsam.workspace import SPLITS, Workspace
@@ -174,6 +175,20 @@ def test_what_slides_csv_says_decides(ws):
     assert "no such slides: zz" in warnings
     records, _ = manifest(ws, unlabelled_tumour="positive", unannotated="normal")
     assert (records["c"].status, records["c"].all_tumour, records["f"].status) == ("ok", True, "ok")
+
+
+def test_one_patient_in_several_spellings_comes_into_one_split(ws):
+    for number in range(12):
+        touch(ws.slides / f"case_{number:02d}.svs")
+    spellings = ["M\u00fcller", "Mu\u0308ller", "M\u00dcLLER"]
+    lines = [f"case_{number:02d},{spellings[number % 3] if number < 6 else number}" for number in range(12)]
+    ws.slide_table.write_text("\n".join(["slide,patient", *lines]) + "\n", encoding="utf-8")
+    records, _ = manifest(ws, unannotated="normal")
+    for seed in range(5):
+        for record in records.values():
+            record.split = ""
+        assign_random(list(records.values()), lambda record: True, Config(name="mine", patches={"seed": seed}))
+        assert len({records[f"case_{number:02d}"].split for number in range(6)}) == 1
 
 
 def test_patients_by_pattern_and_a_warning_where_names_suggest_them(ws):
@@ -358,6 +373,7 @@ def test_patches_as_they_come_are_counted_and_named_when_passed_over(ws, caplog)
         "d_tumor.png",
         "e_1.bmp",
         "1 files are numbers of a series (..._0, _1, _2), not labels: patch_1.png",
+        "3 patches lie in several splits, and then figures flatter: a_0.PNG, b_1.jpg, c_1.tif",
         "1 files are folders, and patches lie in image/ itself: patient 7",
         "val/masks: is not used; patches lie in image/, their masks in mask/",
     ):

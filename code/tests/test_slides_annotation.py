@@ -332,3 +332,9 @@ def test_files_that_are_not_whole_or_hostile_are_refused(tmp_path, content, reas
 def test_coordinates_that_no_slide_has_are_refused(tmp_path, value):
     with pytest.raises(AnnotationError, match="Annotation 0"):
         load(tmp_path, [("Tumor", [*SQUARE, (value, 5)])])
+
+
+def test_the_type_of_an_annotation_counts_in_any_letters(tmp_path):
+    path = write_xml(tmp_path / "a.xml", [("Tumor", box_points((10, 10, 60, 60)))])
+    path.write_text(path.read_text().replace('Type="Polygon"', 'Type="polygon"'))
+    assert load_annotation(path, GROUPS).fraction(10, 10, 50, 50) > 0.9

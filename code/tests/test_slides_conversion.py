@@ -36,6 +36,11 @@ WRITERS = {
         p, i.transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate"
     ),
     "12-bit.tif": deep,
+    "12-bit.png": lambda p, i: cv2.imwrite(str(p), i[..., ::-1].astype(np.uint16) * 16),
+    "16-bit.png": lambda p, i: cv2.imwrite(str(p), i[..., ::-1].astype(np.uint16) * 257),
+    "ycbcr.tif": lambda p, i: tifffile.imwrite(
+        p, np.asarray(Image.fromarray(i).convert("YCbCr")), photometric="ycbcr", compression="zlib"
+    ),
     "cmyk.tif": lambda p, i: Image.fromarray(i).convert("CMYK").save(p),
 }
 

@@ -66,8 +66,10 @@ def test_masks_of_other_slides_pictures_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(AnnotationError, match="3 channels"):
         load_annotation(path, GROUPS)
     tifffile.imwrite(path, np.zeros((64, 64), np.uint8))
-    with pytest.raises(AnnotationError, match="nothing in it is tumour"):
-        load_annotation(path, GROUPS)
+    write_png(tmp_path / "m.png", np.zeros((64, 64), bool))
+    for empty in (path, tmp_path / "m.png"):
+        with pytest.raises(AnnotationError, match="nothing in it is tumour"):
+            load_annotation(empty, GROUPS)
     tifffile.imwrite(path, np.arange(4096).reshape(64, 64).astype(np.uint8))
     with pytest.raises(AnnotationError, match="255 values .*a soft border or from compression with loss"):
         load_annotation(path, GROUPS)

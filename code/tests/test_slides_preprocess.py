@@ -369,6 +369,17 @@ def test_known_trouble_is_left_out_with_its_reason(ws):
     assert int(slides(ws)["tumor_001"]["patches_negative"]) > 0
 
 
+def test_copies_of_a_slide_under_other_names_are_a_warning(ws, caplog):
+    preprocess(config(), ws)
+    assert "copies of one slide" not in caplog.text
+    first = next(ws.slides.glob("*.tif"))
+    shutil.copy(first, ws.slides / "a_copy.tif")
+    preprocess(config(), ws)
+    (line,) = (record.message for record in caplog.records if "copies of one slide" in record.message)
+    assert "a_copy" in line
+    assert first.stem in line
+
+
 def test_two_slides_of_one_name(ws):
     shutil.copy(ws.slides / "tumor_003.tif", ws.slides / "tumor_003.svs")
     preprocess(config(), ws)

@@ -113,6 +113,12 @@ def striped(path):
     tifffile.imwrite(path, draw(), photometric="rgb")
 
 
+def ycbcr(path):
+    """Colours that tifffile, which alone knows this compression, does not turn into RGB."""
+    pixels = cv2.cvtColor(draw(), cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+    tifffile.imwrite(path, pixels, tile=(128, 128), photometric="ycbcr", compression="zstd")
+
+
 def lfs(path):
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
 
@@ -122,6 +128,12 @@ def lfs(path):
     [
         (grey, "a.tif", r"is grey \(one channel\)"),
         (deep, "a.tif", r"16 bits a channel.* epsam convert \S+a\.tif OUT\.tif"),
+        (ycbcr, "a.tif", "colours are stored as YCBCR; convert it"),
+        (
+            lambda p: p.write_text("[Virtual Microscope Specimen]\nNoLayers=1\n"),
+            "a.vms",
+            "that it names are not all beside it",
+        ),
         (striped, "a.tif", "stored in strips; convert it"),
         (lfs, "a.svs", "git lfs pull"),
         (lambda p: p.write_text("\n<!DOCTYPE html><html>Sign in"), "a.svs", "a web page"),

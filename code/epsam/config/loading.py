@@ -3,16 +3,17 @@
 Every unknown key or wrong value raises ConfigError naming the key and the closest right one.
 """
 
+import datetime
 import difflib
 import reprlib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from epsam.config.paths import drop_paths, path_from_user
 from epsam.config.schema import Config
+from epsam.config.yaml_text import NOT_YAML, read_yaml
 from epsam.errors import ConfigError
 from epsam.runtime.log import logger
 from epsam.runtime.user_paths import expand_home, from_user
@@ -69,7 +70,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = read_yaml(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such settings file; give the path of a YAML file or one of {_shipped_names()}"
@@ -90,7 +91,7 @@ def _nested(settings: dict[str, Any], source: str) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     try:
         for key, value in settings.items():
-            _put(nested, str(key), value)
+            _add(nested, str(key), value)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return nested
@@ -114,17 +115,14 @@ def config_from(
     try:
         return Config.model_validate(nested)
     except (ValidationError, RecursionError) as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from None
+        given = f" with {' '.join(overrides)}" if overrides else ""
+        raise ConfigError(f"{source}{given}: {_explain(error)}") from None
 
 
 _SHORT = reprlib.Repr()
 
 
 _SHORT.maxlevel = 2  # a kilobyte of YAML can stand for gigabytes of nested lists
-
-
-NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
-"""What PyYAML raises: its own errors, and those of the types it makes (`2024-13-45`, `!!bool x`, `[[[[...`)."""
 
 
 def find_config(name_or_path: str) -> Path:
@@ -138,10 +136,30 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"`{override}`: an override reads section.key=value, e.g. retrain.rounds=2")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except NOT_YAML as error:
         raise ConfigError(f"`{override}`: the value is not YAML: {_one_line(error)}") from None
     _put(settings, key, path_from_user(key, value))
+
+
+def _add(settings: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a setting of a file, which may give a section in parts: `classifier.lr` and, elsewhere, `classifier`."""
+    one: dict[str, Any] = {}
+    _put(one, dotted, value)
+    if twice := _given_in_both(settings, one):
+        raise ConfigError(f"`{twice}` comes twice; keep one of them")
+    settings |= _merged(settings, one)
+
+
+def _given_in_both(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The first setting that both nested settings give, dotted; empty where there is none."""
+    for key in one.keys() & other.keys():
+        inner, outer = one[key], other[key]
+        if not (isinstance(inner, dict) and isinstance(outer, dict)):
+            return str(key)
+        if twice := _given_in_both(inner, outer):
+            return f"{key}.{twice}"
+    return ""
 
 
 def _put(settings: dict[str, Any], dotted: str, value: Any) -> None:
@@ -154,7 +172,7 @@ def _put(settings: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 YAML_HINTS = {
-    "string_type": "; put quotes around it: YAML reads numbers, yes and no as other than text",
+    "string_type": "; put quotes around it: YAML reads numbers, dates, yes and no as other than text",
     "list_type": "; a list is written [a, b]",
 }
 """What to do where YAML read a value as another type than was meant."""
@@ -177,6 +195,8 @@ def _explain(error: ValidationError | RecursionError) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ")
             given = item["input"]
+            if isinstance(given, datetime.date):
+                given = str(given)
             shown = f" (given: {_SHORT.repr(given)})" if isinstance(given, str | int | float | list | None) else ""
             hint = YAML_HINTS.get(item["type"], "") if isinstance(given, str | int | float) else ""
             lines.append(f"`{where or 'settings'}`: {message}{shown}{hint}")

@@ -29,6 +29,11 @@ OLD_CARD = (
     "'torch<2.15' and torchvision by the line for CUDA 12.6 of \"Previous versions\" on pytorch.org, with .venv/bin/pip"
 )
 NEW_CARD = "the card may be newer than this torch: .venv/bin/pip install --upgrade torch torchvision"
+NO_MEMORY = ("failed to map segment", "annot allocate memory")
+"""Of what the loader says of a library for which memory is lacking."""
+MORE_MEMORY = (
+    "give the job more memory; a limit of the shell (`ulimit -v`) counts addresses, and torch takes several GB of them"
+)
 MAX_CPU_SECONDS = 36 * 3600
 """Of a run on the CPU, above which it is warned of."""
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -78,8 +83,12 @@ def check_torch() -> Check:
     try:
         import torch
         import torchvision
+    except MemoryError:
+        return Check("torch", "error", "torch cannot be loaded for lack of memory", MORE_MEMORY)
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
+        if any(sign in reason for sign in NO_MEMORY):
+            return Check("torch", "error", f"torch cannot be loaded for lack of memory ({reason})", MORE_MEMORY)
         return Check(
             "torch",
             "error",

@@ -22,8 +22,9 @@ def find_slides(*inputs: Path) -> dict[str, Path]:
     """Slides by the name of their outputs, those of subfolders too, each once; raises DataError when there are none."""
     if len(inputs) == 1:
         return output_names(_paths_in(inputs[0]), _folder_of(inputs[0]), slide_name)
-    found = (path for data in inputs for path in _paths_in(Path(os.path.abspath(data))))  # noqa: PTH100  without ..
-    paths = {path.resolve(): path for path in found}
+    found = [path for data in inputs for path in _paths_in(Path(os.path.abspath(data)))]  # noqa: PTH100  without ..
+    whole = {slide.path for slide in group_slides(found)}  # of a slide in DICOM all files may have been named
+    paths = {path.resolve(): path for path in found if path in whole}
     above = Path(os.path.commonpath([path.parent for path in paths.values()]))
     return output_names(paths.values(), above, slide_name)
 

@@ -1,5 +1,6 @@
 """Which slides, annotations and labels belong together, and which slides can be used: before any slide is opened."""
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -65,9 +66,14 @@ class SlideRecord:
 
     @property
     def patient(self) -> str:
-        """Whose slide it is; a slide of which this is not known is a patient of its own."""
+        """Whose slide it is, in composed Unicode (NFC); a slide of which this is not known is a patient of its own."""
         given = self.info.patient or (self.labels.patient if self.labels else None)
-        return given or self.patient_by_name or patient_of(self.name)
+        return unicodedata.normalize("NFC", given or self.patient_by_name or patient_of(self.name))
+
+    @property
+    def patient_key(self) -> str:
+        """By what patients are compared: `p-07` and `P-07` are one, as a patient in two splits would make figures flatter."""
+        return match_key(self.patient)
 
     @property
     def given_split(self) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from epsam.config.schema import Config
 from epsam.errors import ConfigError, DataError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
-from epsam.patches.manifest import SlideRecord
+from epsam.patches.manifest import SlideRecord, usable
 from epsam.patches.patients import in_words, patients_in_several_splits
 from epsam.runtime.log import logger
 from epsam.runtime.seeds import seed_of
 from epsam.runtime.text import listed
+from epsam.slides.formats import content_hash, slide_bytes
 from epsam.workspace import SPLITS
 
 
@@ -63,7 +64,7 @@ def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:
     splits = defaultdict(set)
     for record in records:
         if record.status == "ok":
-            splits[record.patient].add(record.split)
+            splits[record.patient_key].add(record.split)
     shared = {patient: found for patient, found in sorted(splits.items()) if len(found) > 1}
     for patient, found in shared.items():
         where = " and ".join(split for split in SPLITS if split in found)
@@ -75,26 +76,28 @@ def _treat_shared_patients(records: list[SlideRecord], disjoint: bool) -> None:
             continue
         keep = next(split for split in reversed(SPLITS) if split in found)
         for record in records:
-            if record.patient == patient and record.split != keep:
+            if record.patient_key == patient and record.split != keep:
                 record.drop("excluded", f"{patient} is in {keep} too (split: patient-disjoint)")
 
 
-def assign_random(records: Sequence[SlideRecord], usable: Callable[[SlideRecord], bool], config: Config) -> None:
+def assign_random(
+    records: Sequence[SlideRecord], may_be_positive: Callable[[SlideRecord], bool], config: Config
+) -> None:
     """Assign patients, with all their slides, to splits by `split_shares`: those with positives, then the others.
 
-    usable: whether a slide has positive windows that may be chosen. The assignment depends on names and seed alone.
+    may_be_positive: whether a slide has positive windows that may be chosen. The assignment depends on names and seed alone.
     Raises DataError when there are fewer patients with positives than splits.
     """
     free = [record for record in records if record.status == "ok" and not record.split]
-    fixed = {record.patient: record.split for record in records if record.status == "ok" and record.split}
+    fixed = {record.patient_key: record.split for record in records if record.status == "ok" and record.split}
     patients = defaultdict(list)
     for record in free:
-        if record.patient in fixed:
-            record.split = fixed[record.patient]
+        if record.patient_key in fixed:
+            record.split = fixed[record.patient_key]
         else:
-            patients[record.patient].append(record)
-    positive = [p for p, slides in patients.items() if any(usable(record) for record in slides)]
-    served = {record.split for record in records if record.status == "ok" and record.split and usable(record)}
+            patients[record.patient_key].append(record)
+    positive = [p for p, slides in patients.items() if any(may_be_positive(record) for record in slides)]
+    served = {record.split for record in records if record.status == "ok" and record.split and may_be_positive(record)}
     wanting = [split for split in SPLITS if split not in served]
     if len(positive) < len(wanting):
         raise DataError(
@@ -120,6 +123,25 @@ def warn_shared_patients(records: Sequence[SlideRecord]) -> None:
         logger.warning(
             f"names suggest that {len(shared)} patients have slides in several splits, and then figures flatter: "
             f"{shown}. Name the patients in the column patient of slides.csv, or by slides.patient_pattern"
+        )
+
+
+def warn_of_copies(records: Sequence[SlideRecord]) -> None:
+    """Warn of slides that are copies of one another under other names: read are parts of those that are of one size."""
+    of_size: dict[int, list[SlideRecord]] = defaultdict(list)
+    for record in usable(records):
+        of_size[slide_bytes(record.path)].append(record)
+    copies: dict[str, list[SlideRecord]] = defaultdict(list)
+    for record in (record for same in of_size.values() if len(same) > 1 for record in same):
+        copies[content_hash(record.path)].append(record)
+    for same in (same for same in copies.values() if len(same) > 1):
+        splits = {record.split for record in same}
+        harm = (
+            f"they lie in {in_words(splits)}, and figures flatter" if len(splits) > 1 else "it counts more than others"
+        )
+        logger.warning(
+            f"{listed(record.slide for record in same)} are copies of one slide: {harm}; keep one of them, or say so in the "
+            "column exclude of slides.csv"
         )
 
 

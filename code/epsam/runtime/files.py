@@ -24,6 +24,8 @@ from epsam.runtime.image_formats import HEAD_BYTES, TIFF_HEADS, decode_tiff, ima
 
 MASK_VALUES = (0, 1, 255, 65535)
 """Greatest values of true masks."""
+LEAST_BITS = 15
+"""Of 16, that the brightest pixel of a patch uses: the ground of a slide is bright. Cameras of 10, 12 and 14 bits do not."""
 MAX_CLASSES = 10
 """Values of a mask up to which they are taken for classes."""
 STEM, SUFFIX = 40, 20
@@ -188,11 +190,19 @@ def write_png(path: Path, array: np.ndarray) -> None:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a PNG, JPEG or TIFF as RGB uint8 (H, W, 3), transparent parts over white; raises DataError."""
+    """Read a PNG, JPEG or TIFF as RGB uint8 (H, W, 3), transparent parts over white; raises DataError.
+
+    Of 16 bits the upper 8 are kept. Raises it too where no pixel uses them all, as files of 12-bit cameras do not.
+    """
     import cv2
 
     array = _decode(path)
     if array.dtype == np.uint16:
+        bits = int(array.max(initial=0)).bit_length()
+        if 0 < bits < LEAST_BITS:
+            raise DataError(
+                f"{path}: 16 bits a channel, of which {bits} are used, so it would be all but black; save it with 8 bits"
+            )
         array = (array >> 8).astype(np.uint8)
     if array.ndim == 2:
         return cv2.cvtColor(array, cv2.COLOR_GRAY2RGB)

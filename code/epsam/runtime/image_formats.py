@@ -2,16 +2,22 @@
 
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from epsam.errors import DataError
 from epsam.runtime.placeholders import placeholder
 
+if TYPE_CHECKING:
+    import tifffile
+
 MAX_PX = 2**27
 """Of one patch or mask: a file of a few kilobytes may unpack to gigabytes."""
 HEAD_BYTES = 24
 """Of a file, with which its size can be read or its kind recognised; `version https://git-lfs` has 23."""
+PNG_HEAD, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
+"""First bytes of a PNG, and the place of the byte that gives its bits a channel."""
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF."""
 
@@ -32,7 +38,7 @@ def image_size(path: Path, head: bytes = b"") -> tuple[int, int]:
         width, height = _size_by_library(path, "JPEG")
     elif head.startswith(TIFF_HEADS):
         width, height = _size_by_library(path, "TIFF")
-    elif len(head) == HEAD_BYTES and head.startswith(b"\x89PNG\r\n\x1a\n"):
+    elif len(head) == HEAD_BYTES and head.startswith(PNG_HEAD):
         width, height = struct.unpack(">II", head[16:])
     else:
         raise DataError(f"{path}: is {placeholder(head) or 'not a PNG, JPEG or TIFF, or not a whole one'}")
@@ -65,6 +71,16 @@ def _size_by_library(path: Path, kind: str) -> tuple[int, int]:
         raise DataError(f"{path}: not a whole {kind} ({' '.join(str(error).split())[:200]})") from None
 
 
+def is_decoded_to_rgb(page: "tifffile.TiffPage") -> bool:
+    """Whether tifffile gives a page's pixels as grey or RGB; other colours it gives as they are stored."""
+    from tifffile import COMPRESSION, PHOTOMETRIC
+
+    if page.samplesperpixel == 1:
+        return page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
+    is_jpeg = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG
+    return page.photometric == PHOTOMETRIC.RGB or is_jpeg
+
+
 def decode_tiff(path: Path) -> np.ndarray:
     """The first page of a TIFF: (H, W) or (H, W, BGR or BGRA), uint8 or uint16; raises DataError."""
     import tifffile
@@ -73,11 +89,23 @@ def decode_tiff(path: Path) -> np.ndarray:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             check_pixels(path, page.imagewidth, page.imagelength)
-            if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel not in (1, 3, 4) or page.imagedepth > 1:
+            if (
+                page.dtype not in (np.bool_, np.uint8, np.uint16)
+                or page.samplesperpixel not in (1, 3, 4)
+                or page.imagedepth > 1
+            ):
                 raise DataError(
-                    f"{path}: a TIFF of {page.samplesperpixel} channels of {page.dtype}; patches are RGB of 8 or 16 bits"
+                    f"{path}: a TIFF of {page.samplesperpixel} channels of {page.dtype}; patches are RGB of 8 or 16 "
+                    "bits, masks grey of 1, 8 or 16"
+                )
+            if not is_decoded_to_rgb(page):
+                raise DataError(
+                    f"{path}: a TIFF whose colours are stored as {getattr(page.photometric, 'name', page.photometric)}; save it "
+                    "in RGB, a mask in grey"
                 )
             pixels = page.asarray()
+            if pixels.dtype == bool:
+                pixels = pixels.astype(np.uint8) * 255
             if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
                 pixels = np.moveaxis(pixels, 0, -1)
             if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:

@@ -23,9 +23,11 @@ class OneLine(logging.Formatter):
 
 
 class BesideBars(logging.Handler):
-    """Lines on stdout that do not run into a progress bar."""
+    """Lines on stdout that do not run into a progress bar; none where stdout is closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stdout is None:
+            return
         with contextlib.suppress(OSError):  # the terminal is gone: the run continues, the file has the line
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()

@@ -142,6 +142,7 @@ class _Content:
                 f"{len(order) - 1}; points are taken by rising Order"
             )
         shape = self._attributes["Type"]
+        shape = next((known for known in (*AREAS, *NO_AREAS) if known.casefold() == shape.casefold()), shape)
         rings = (points[np.argsort(order, kind="stable")],) if shape in AREAS else ()
         self.outlines.append(Outline(self._attributes["Name"], self._attributes["PartOfGroup"], rings, (), shape))
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
@@ -13,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from epsam.errors import SlideError
 from epsam.runtime.failures import reason_of
 from epsam.runtime.files import atomic
+from epsam.runtime.image_formats import PNG_DEPTH, PNG_HEAD, TIFF_HEADS, is_decoded_to_rgb
 from epsam.runtime.log import logger, progress
 from epsam.slides.slide import PLAUSIBLE_MPP, plausible_mpp
 from epsam.slides.tiff import largest_page, mpp_of
@@ -58,8 +60,11 @@ def read_picture(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
     """(H, W, 3) uint8 RGB and um per pixel, None where the file does not say; raises SlideError."""
     try:
         with path.open("rb") as stream:
-            is_tiff = stream.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-        return _read_tiff(path) if is_tiff else (_read_with_pillow(path), None)
+            head = stream.read(PNG_DEPTH + 1)
+        if head.startswith(TIFF_HEADS):
+            return _read_tiff(path)
+        is_deep_png = head.startswith(PNG_HEAD) and head[PNG_DEPTH:] == b"\x10"
+        return (_read_deep_png(path) if is_deep_png else _read_with_pillow(path)), None
     except SlideError:
         raise
     except UnidentifiedImageError:
@@ -74,7 +79,7 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
         _check_size(path, page.imagewidth, page.imagelength)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.samplesperpixel < 3:
             raise _no_colour(path)
-        if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
+        if not is_decoded_to_rgb(page):
             return _read_with_pillow(path), mpp_of(page)
         pixels = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
@@ -89,6 +94,16 @@ def _read_with_pillow(path: Path) -> np.ndarray:
             raise _no_colour(path)
         transparent = "A" in image.mode or "transparency" in image.info
         return _over_white(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+
+
+def _read_deep_png(path: Path) -> np.ndarray:
+    """A PNG of 16 bits a channel, of which Pillow would keep the upper 8 whether they are used or not."""
+    with _without_limit(), Image.open(path) as image:
+        _check_size(path, *image.size)
+    pixels = imagecodecs.png_decode(path.read_bytes())
+    if pixels.ndim == 2 or pixels.shape[2] < 3:
+        raise _no_colour(path)
+    return _over_white(_as_8_bit(path, pixels))
 
 
 @contextmanager

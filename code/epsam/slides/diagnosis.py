@@ -7,9 +7,9 @@ import tifffile
 
 from epsam.errors import SlideError
 from epsam.runtime.failures import printable
+from epsam.runtime.image_formats import TIFF_HEADS, is_decoded_to_rgb
 from epsam.runtime.placeholders import head_of, placeholder
 
-TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURES = {
     b"\x89PNG": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -25,7 +25,10 @@ ARCHIVES = {
     b"Rar!": "RAR",
     b"\x28\xb5\x2f\xfd": "Zstandard",
 }
+HAMAMATSU = (b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]")
+"""How VMS and VMU begin, which name the files of a slide."""
 COLOURS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+"""That OpenSlide decodes with any compression."""
 AGAIN = "download it again"
 
 
@@ -39,6 +42,8 @@ def why_unreadable(path: Path, error: Exception) -> str:
     """What a file is that OpenSlide refused with `error`, and what to do."""
     if path.suffix.lower() == ".mrxs" and not (path.with_suffix("") / "Slidedat.ini").is_file():
         return f"the folder {printable(path.stem)}/ with Slidedat.ini is missing beside it; copy both"
+    if head_of(path).startswith(HAMAMATSU):
+        return "the files that it names are not all beside it, or damaged; copy all of them again"
     if what := _no_slide(path):
         return what
     reason = " ".join(str(error).split())
@@ -78,13 +83,17 @@ def check_picture(path: Path, page: tifffile.TiffPage) -> None:
     if page.bitspersample != 8:
         raise SlideError(f"{path}: has {page.bitspersample} bits a channel, slides have 8; {convert_advice(path)}")
     if page.photometric not in COLOURS:
-        raise SlideError(f"{path}: its colours are stored as {_name(page.photometric)}; {convert_advice(path)}")
+        raise _other_colours(path, page)
     if not page.is_tiled:
         raise SlideError(f"{path}: a TIFF must be tiled, this one is stored in strips; {convert_advice(path)}")
 
 
+def _other_colours(path: Path, page: tifffile.TiffPage) -> SlideError:
+    return SlideError(f"{path}: its colours are stored as {_name(page.photometric)}; {convert_advice(path)}")
+
+
 def check_codec(path: Path, page: tifffile.TiffPage) -> None:
-    """Raise SlideError when no decoder is here for the compression of a page."""
+    """Raise SlideError when no decoder is here for the compression of a page, or tifffile does not turn it into RGB."""
     try:
         tifffile.TIFF.DECOMPRESSORS[page.compression]
     except KeyError:
@@ -92,6 +101,8 @@ def check_codec(path: Path, page: tifffile.TiffPage) -> None:
             f"{path}: its compression {_name(page.compression)} is one that nothing here decodes; export it with JPEG "
             "compression from the program that wrote it"
         ) from None
+    if not is_decoded_to_rgb(page):
+        raise _other_colours(path, page)
 
 
 def _name(value: object) -> str:

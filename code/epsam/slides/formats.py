@@ -59,18 +59,35 @@ def slide_stamp(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         found = path.stat()
-        with path.open("rb") as stream:
-            for start, count in _places(found.st_size):
-                stream.seek(start)
-                digest.update(stream.read(count))
+        digest.update(_sampled(path, found.st_size))
         if path.suffix.lower() in DATA_FOLDERS:
             parts = [(part.name, part.stat()) for part in sorted(path.with_suffix("").glob("*"))]
             digest.update(repr([(name, of.st_size, of.st_mtime_ns) for name, of in parts]).encode())
     except OSError as error:
-        raise SlideError(
-            f"{path}: cannot be reached ({error.strerror}); is it a link to a place that is not mounted?"
-        ) from None
+        raise _unreachable(path, error) from None
     return f"{found.st_size} {found.st_mtime_ns} {digest.hexdigest()}"
+
+
+def content_hash(path: Path) -> str:
+    """A hash of parts of a slide's file, by which copies are found; raises SlideError."""
+    try:
+        return hashlib.sha256(_sampled(path, path.stat().st_size)).hexdigest()
+    except OSError as error:
+        raise _unreachable(path, error) from None
+
+
+def _sampled(path: Path, size: int) -> bytes:
+    """Parts of a file, see `_places`."""
+    parts = []
+    with path.open("rb") as stream:
+        for start, count in _places(size):
+            stream.seek(start)
+            parts.append(stream.read(count))
+    return b"".join(parts)
+
+
+def _unreachable(path: Path, error: OSError) -> SlideError:
+    return SlideError(f"{path}: cannot be reached ({error.strerror}); is it a link to a place that is not mounted?")
 
 
 def slide_bytes(path: Path) -> int:
@@ -83,7 +100,7 @@ def slide_bytes(path: Path) -> int:
 
 
 def _places(size: int) -> list[tuple[int, int]]:
-    """Where in a file of `size` bytes `slide_stamp` reads, and how many bytes."""
+    """Where in a file of `size` bytes is read, and how many bytes."""
     if size <= 2 * END_BYTES + SAMPLES * SAMPLE_BYTES:
         return [(0, size)]
     step = (size - END_BYTES) // (SAMPLES + 1)

@@ -58,7 +58,7 @@ def _open(path: Path) -> tuple[tuple[int, int], Iterator[tuple[int, int, np.ndar
                 pixels = one_channel(path, pixels)
             except DataError as error:
                 raise AnnotationError(str(error)) from None
-        return pixels.shape[::-1], iter([(0, 0, pixels)])
+        return pixels.shape[::-1], iter([(0, 0, pixels)] if pixels.any() else [])
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         if page.samplesperpixel != 1 or page.dtype is None or page.dtype.kind not in "ub" or page.imagedepth > 1:

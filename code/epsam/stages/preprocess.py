@@ -1,5 +1,10 @@
 """Stage preprocess: slides and annotations -> patches."""
 
+import filecmp
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+
 import numpy as np
 
 from epsam.config.schema import Config
@@ -11,7 +16,7 @@ from epsam.patches.manifest import SlideRecord, find_slides, usable
 from epsam.patches.patch import lines_of_not_used, read_folder, unused_folders
 from epsam.patches.resolution import check_resolutions
 from epsam.patches.selection import Candidates, may_be_positive, select
-from epsam.patches.splits import apply_published, assign_random, warn_shared_patients
+from epsam.patches.splits import apply_published, assign_random, warn_of_copies, warn_shared_patients
 from epsam.patches.tables import remove_stale, write_patches, write_summary
 from epsam.report.qa_index import write_index
 from epsam.runtime.dask_tasks import run_shared_tasks
@@ -47,6 +52,7 @@ def _brought_patches(config: Config, workspace: Workspace) -> bool:
     """Take patches that somebody brought; gives whether there are any. DataError when a split has none."""
     if has_class_folders(workspace, config.patches.class_folders):
         import_patches(config, workspace)
+        _warn_of_patches_in_several_splits(workspace)
         return True
     lacking = [split for split in SPLITS if not (workspace.split(split) / "image").is_dir()]
     if len(lacking) == len(SPLITS):
@@ -66,7 +72,26 @@ def _brought_patches(config: Config, workspace: Workspace) -> bool:
     for split in SPLITS:
         for line in lines_of_not_used(read_folder(workspace.split(split))):
             logger.warning(f"{workspace.split(split)}/image: not used: {line}")
+    _warn_of_patches_in_several_splits(workspace)
     return True
+
+
+def _warn_of_patches_in_several_splits(workspace: Workspace) -> None:
+    """Warn of patches whose file lies, under the same name, in more than one split."""
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for split in SPLITS:
+        for patch in read_folder(workspace.split(split)).patches:
+            paths[patch.path.name].append(patch.path)
+    shared = [
+        name
+        for name, found in paths.items()
+        if len(found) > 1 and any(filecmp.cmp(one, other, shallow=False) for one, other in combinations(found, 2))
+    ]
+    if shared:
+        logger.warning(
+            f"{workspace.dataset}: {len(shared)} patches lie in several splits, and then figures flatter: {listed(shared)}; "
+            "keep each in one"
+        )
 
 
 def _preprocess(config: Config, workspace: Workspace) -> None:
@@ -79,6 +104,7 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
         if config.slides.split == "random":
             assign_random(records, lambda record: _may_be_positive(candidates[record.slide], config), config)
         warn_shared_patients(records)
+        warn_of_copies(records)
         purposes = choose(records, candidates, config)
         count_patches(records, candidates, purposes, config)
         remove_stale(records, candidates, purposes, workspace)
