@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from epsam.options import PathArgument, root_option
+from epsam.options import NumberRange, PathArgument, root_option
 from epsam.runtime.log import set_up_logging
 from epsam.slides.slide import PLAUSIBLE_MPP
 
@@ -35,7 +35,7 @@ DEFAULT_MODEL = "demo"
 )
 @click.option(
     "--mpp",
-    type=click.FloatRange(*PLAUSIBLE_MPP),
+    type=NumberRange(*PLAUSIBLE_MPP),
     help="Resolution in um/px of slides whose files do not say it.",
 )
 @click.option("--fresh", is_flag=True, help="Replace what an earlier call wrote to the same folder.")

@@ -1,7 +1,9 @@
 """Options that commands share."""
 
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,3 +23,13 @@ class PathArgument(click.Path):
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
         return from_user(os.fspath(value))
+
+
+class NumberRange(click.FloatRange):
+    """A number in a range, which `nan` is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number

@@ -332,6 +332,7 @@ def test_what_is_said_twice_is_an_error(variable, argument):
 
 
 def test_misspelt_arguments_name_the_nearest(run_in, top):
+    assert "'nan' is not a number" in run_in("./infer.sh", "--mpp", "nan", "x.tif").stderr
     assert "did you mean '--model'?; see --help" in run_in("./infer.sh", "--modle", "x").stderr.lower()
     for end in ("student.pth", "student.pth.json"):
         (top / "checkpoints" / f"mine_{end}").write_text('{"settings": {"name": "mine"}}')

@@ -17,7 +17,9 @@ def test_jpeg_and_tiff_are_read_as_rgb(tmp_path):
     tifffile.imwrite(tmp_path / "b.tif", RGB, photometric="rgb", compression="deflate")
     tifffile.imwrite(tmp_path / "c.tif", np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate")
     tifffile.imwrite(tmp_path / "d.tif", RGB.astype(np.uint16) * 257, photometric="rgb")
-    for name in ("a.jpg", "b.tif", "c.tif", "d.tif"):
+    four = np.dstack([RGB, np.zeros((20, 30), np.uint8)])
+    tifffile.imwrite(tmp_path / "e.tif", four, photometric="rgb", extrasamples=["unspecified"])
+    for name in ("a.jpg", "b.tif", "c.tif", "d.tif", "e.tif"):
         image = read_image(tmp_path / name)
         assert image.shape == RGB.shape
         assert np.abs(image.astype(int) - RGB).max() <= 3, name

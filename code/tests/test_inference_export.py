@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from itertools import combinations
 
 import cv2
@@ -261,7 +262,9 @@ def test_overlay_tints_the_tissue_where_the_map_is_high(foci, source, tmp_path, 
         resolution=(40_000, 40_000),
         resolutionunit="CENTIMETER",
     )
-    write_overlay(tmp_path / "o.png", open_slide(slide_path), source, foci, "slide", "caption")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of letters that the font lacks
+        write_overlay(tmp_path / "o.png", open_slide(slide_path), source, foci, "slide \u5207\u7247 \x07", "caption")
     picture = read_image(tmp_path / "o.png").astype(int)
     same = np.abs(picture - (230, 120, 190)).max(axis=2) < 4
     assert 0.05 < same.mean() < 0.8

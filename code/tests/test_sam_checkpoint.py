@@ -1,5 +1,8 @@
 """SAM and decoder files: what loads, and what is refused with a reason."""
 
+import pickle
+import warnings
+import zipfile
 from argparse import Namespace
 
 import numpy as np
@@ -106,6 +109,19 @@ def test_weights_that_are_cut_off_or_hold_objects_say_so(tmp_path, weights):
     (tmp_path / "cut.pth").write_bytes((tmp_path / "sam.pth").read_bytes()[:50_000])
     with pytest.raises(CheckpointError, match=r"cut.pth is cut off"):
         load_sam("demo", tmp_path / "cut.pth")
+    with zipfile.ZipFile(tmp_path / "zipped.pth", "w") as archive:
+        archive.write(tmp_path / "sam.pth", "sam.pth")
+    with pytest.raises(CheckpointError, match=r"zipped.pth is a zip archive, not weights; unpack it"):
+        load_sam("demo", tmp_path / "zipped.pth")
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        for name in ("script/data.pkl", "script/constants.pkl", "script/code/__torch__.py"):
+            archive.writestr(name, b"")
+    with pytest.raises(CheckpointError, match=r"script.pt is a TorchScript program, .*save the weights alone"):
+        load_sam("demo", tmp_path / "script.pt")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(weights, protocol=4))
+    with warnings.catch_warnings(), pytest.raises(CheckpointError, match=r"pickle.pth is a pickle of another program"):
+        warnings.simplefilter("error")
+        load_sam("demo", tmp_path / "pickle.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])

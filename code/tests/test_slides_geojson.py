@@ -52,7 +52,9 @@ def test_every_form_of_qupath_gives_the_same_mask(tmp_path, wrap):
     assert a.fraction(0, 0, 40, 40) == mask.mean()
     with gzip.open(tmp_path / "packed.geojson", "wt") as stream:
         stream.write(json.dumps(wrap(feature([SQUARE, HOLE]))))
-    np.testing.assert_array_equal(load_annotation(tmp_path / "packed.geojson", GROUPS).mask(0, 0, 40, 40), mask)
+    (tmp_path / "windows.geojson").write_text(json.dumps(wrap(feature([SQUARE, HOLE]))), encoding="utf-16")
+    for name in ("packed", "windows"):
+        np.testing.assert_array_equal(load_annotation(tmp_path / f"{name}.geojson", GROUPS).mask(0, 0, 40, 40), mask)
 
 
 def test_multipolygons_and_what_covers_a_hole_of_another_annotation(tmp_path):

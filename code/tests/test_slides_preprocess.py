@@ -207,6 +207,14 @@ def test_another_resolution_is_cut_from_the_same_places(ws):
     assert np.abs(image - full.reshape(32, 2, 32, 2, 3).mean((1, 3))).mean() < 4
 
 
+def test_slides_coarser_than_the_patches_are_enlarged_with_a_warning(ws, caplog):
+    ws.slide_table.write_text("slide,mpp\ntumor_001,0.5\n")
+    preprocess(config(patches={"size_px": 32, "target_mpp": 0.25}), ws)
+    (line,) = (record.message for record in caplog.records if "are enlarged" in record.message)
+    assert line.startswith("1 of ")
+    assert "tumor_001 0.5" in line
+
+
 def test_slide_without_resolution_needs_slides_csv_for_target_mpp(ws):
     write_slide(ws.slides / "tumor_005.tif", draw(tumour=[(128, 112, 300, 260)]), mpp=None)
     shutil.copy(ws.annotations / "tumor_001.xml", ws.annotations / "tumor_005.xml")

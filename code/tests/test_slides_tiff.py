@@ -101,6 +101,30 @@ def test_a_macro_among_the_levels_is_left_out(tmp_path, size):
     assert np.abs(slide.read(80, 80, 60, 50, level=2).astype(int) - image[80:280:4, 80:320:4]).mean() < 12
 
 
+@pytest.mark.parametrize("order", ["macro last", "thumbnail first"])
+def test_level_0_is_the_slide_whatever_else_the_file_holds_and_in_whatever_order(tmp_path, order):
+    image, path = draw(), tmp_path / "a.tif"
+    macro = (np.full((1500, 500, 3), 200, np.uint8), 1, 8.0)
+    levels = [(image, 0, 0.25), (image[::2, ::2], 1, 0.5)]
+    pages = [*levels, macro] if order == "macro last" else [(image[::4, ::4], 0, 1.0), *levels]
+    with tifffile.TiffWriter(path) as tiff:
+        for pixels, kind, mpp in pages:
+            tiff.write(
+                np.ascontiguousarray(pixels),
+                tile=(128, 128),
+                photometric="rgb",
+                compression="deflate",
+                subfiletype=kind,
+                resolution=(1e4 / mpp, 1e4 / mpp),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+    slide = open_slide(path)
+    assert slide.level_sizes == ((768, 640), (384, 320))
+    assert slide.mpp == pytest.approx((0.25, 0.25), rel=1e-4)
+    np.testing.assert_array_equal(slide.read(300, 200, 100, 90), image[200:290, 300:400])
+
+
 def grey(path):
     tifffile.imwrite(path, draw()[..., 0], tile=(128, 128), photometric="minisblack")
 

@@ -20,6 +20,7 @@ from epsam.runtime.files import atomic
 from epsam.runtime.text import length_text, round_length
 from epsam.slides.overview import overview
 from epsam.slides.slide import Slide
+from epsam.visualization.drawing import drawable
 from epsam.visualization.palette import MAP, PREDICTION, css, edge_of, map_colours, map_opacity
 
 LONG_SIDE = 1800
@@ -131,7 +132,7 @@ def _add_text(figure: Figure, axes: Axes, title: str, caption: str) -> None:
     height = figure.get_figheight() * DPI
     left = 40 / (figure.get_figwidth() * DPI)
     figure.text(
-        left, 1 - 40 / height, title, fontsize=20, weight="bold", ha="left", va="center", parse_math=False
+        left, 1 - 40 / height, drawable(title), fontsize=20, weight="bold", ha="left", va="center", parse_math=False
     )  # a slide may be named $\x$
     figure.text(left, 1 - 72 / height, caption, fontsize=14, color="0.3", ha="left", va="center", parse_math=False)
     bar = figure.add_axes((left, box.y0 - 40 / height, 300 / (figure.get_figwidth() * DPI), 16 / height))

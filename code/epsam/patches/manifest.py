@@ -66,9 +66,13 @@ class SlideRecord:
 
     @property
     def patient(self) -> str:
-        """Whose slide it is, in composed Unicode (NFC); a slide of which this is not known is a patient of its own."""
+        """Whose slide it is, in composed Unicode (NFC) and with single blanks.
+
+        A slide of which this is not known is a patient of its own.
+        """
         given = self.info.patient or (self.labels.patient if self.labels else None)
-        return unicodedata.normalize("NFC", given or self.patient_by_name or patient_of(self.name))
+        name = given or self.patient_by_name or patient_of(self.name)
+        return " ".join(unicodedata.normalize("NFC", name).split())
 
     @property
     def patient_key(self) -> str:

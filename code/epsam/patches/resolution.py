@@ -61,6 +61,17 @@ def _rounded(mpp: float) -> float:
     return next((value for digits in (2, 3) if abs((value := float(f"{mpp:.{digits}g}")) / mpp - 1) < 0.01), mpp)
 
 
+def warn_of_enlarged(mpp: Mapping[str, float | None], target_mpp: float | None) -> None:
+    """Warn of slides, by name, whose um/px is coarser than `target_mpp`: their patches show less than the others'."""
+    coarse = [name for name, value in mpp.items() if target_mpp and value and value > MAX_RATIO * target_mpp]
+    if coarse:
+        logger.warning(
+            f"{len(coarse)} of {len(mpp)} slides are coarser than patches.target_mpp={target_mpp:g} and are enlarged, which "
+            f"adds no detail: {listed(f'{name} {mpp[name]:.3g}' for name in coarse)}; set it to the coarsest of them, or "
+            "exclude them"
+        )
+
+
 def patch_mpp(workspace: Workspace) -> float | None:
     """um per pixel of the run's patches, the median of the slides that they were cut from.
 

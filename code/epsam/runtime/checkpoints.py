@@ -16,7 +16,7 @@ from epsam.runtime.model_file import PackedWeights, WeightsSource, load_packed
 from epsam.runtime.old_weights import keep_old_weights
 from epsam.runtime.sidecar import flatten, read_metadata, sidecar_path
 from epsam.runtime.text import listed
-from epsam.runtime.weights_format import NUMPY_NUMBERS, unwrap, what_it_is
+from epsam.runtime.weights_format import NUMPY_NUMBERS, not_loaded, unwrap, what_it_is
 
 
 def save_weights(
@@ -136,8 +136,12 @@ def load_tensors(path: WeightsSource) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such checkpoint'}")
     try:
+        if why := not_loaded(path):
+            raise CheckpointError(f"{path} {why}")
         value = _load(path)
         bad = first_non_finite(value) if isinstance(value, dict) else None
+    except CheckpointError:
+        raise
     except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged or hostile file
         raise CheckpointError(f"{path} {what_it_is(path, str(error))}") from None
     if not isinstance(value, dict):

@@ -108,6 +108,8 @@ def decode_tiff(path: Path) -> np.ndarray:
                 pixels = pixels.astype(np.uint8) * 255
             if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
                 pixels = np.moveaxis(pixels, 0, -1)
+            if page.samplesperpixel == 4 and not set(page.extrasamples) & {1, 2}:  # the fourth is no opacity
+                pixels = pixels[..., :3]
             if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
                 pixels = np.iinfo(pixels.dtype).max - pixels
     except DataError:

@@ -15,6 +15,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from epsam.errors import CheckpointError
+from epsam.runtime.placeholders import head_of, placeholder
 from epsam.runtime.records import Record, explain
 
 if TYPE_CHECKING:
@@ -120,8 +121,10 @@ def _opened(file: Path) -> Iterator[tuple[Any, ModelRecord]]:
 def _check_size(file: Path) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such model file; `epsam export-model NAME FILE` makes one")
-    with file.open("rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
+    head = head_of(file)
+    if what := placeholder(head):
+        raise CheckpointError(f"{file}: is {what}")
+    header = int.from_bytes(head[:8], "little")
     if header > MAX_HEADER or file.stat().st_size > MAX_BYTES:
         raise CheckpointError(
             f"{file}: is no model file of `epsam export-model`, or larger than any (its header says {header} bytes)"

@@ -15,6 +15,9 @@ WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model")
 """Keys under which training programs keep the weights, beside an optimizer's state and counters."""
 PREFIXES = ("module.", "_orig_mod.", "sam.", "model.")
 """Of every name: of DistributedDataParallel, of torch.compile, of a model that was part of another."""
+WEIGHTS_ALONE = (
+    ", which may run anything and is not loaded; save the weights alone: torch.save(model.state_dict(), FILE)"
+)
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """How files of torch.save begin, from version 1.6 on and before."""
 HEAD = 4096
@@ -27,6 +30,21 @@ NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
 ]
 """What torch.load must know to read a NumPy number, such as the best score, beside the weights."""
+
+
+def not_loaded(path: Path) -> str:
+    """Why torch is not asked to load a file, which it would do with a warning or a message of its own; "" where it is."""
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if head.startswith(PICKLE) and head[1:] != bytes([torch.serialization.DEFAULT_PROTOCOL]):
+        return f"is a pickle of another program{WEIGHTS_ALONE}"
+    if head != ZIP[:2] or not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in entries:
+        return f"is a TorchScript program{WEIGHTS_ALONE}"
+    return "" if "data.pkl" in entries else "is a zip archive, not weights; unpack it first"
 
 
 def what_it_is(path: Path, error: str) -> str:
@@ -45,10 +63,7 @@ def what_it_is(path: Path, error: str) -> str:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**30:
         return "is a safetensors file; save the state dict with torch.save"
     if names := GLOBAL.findall(error):
-        return (
-            f"holds Python objects ({names[0]}) beside weights, which are not loaded, as they may run anything; "
-            "save the weights alone: torch.save(model.state_dict(), FILE)"
-        )
+        return f"holds Python objects ({names[0]}) beside weights{WEIGHTS_ALONE}"
     if not head.startswith((ZIP, PICKLE)):
         return "is no file of torch.save; make or fetch it again"
     if head.startswith(ZIP) and not zipfile.is_zipfile(path):  # its table of contents comes last

@@ -1,5 +1,6 @@
 """Reading the annotation of a slide from a file of any format, with the rules that say what its groups are."""
 
+import codecs
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from epsam.runtime.placeholders import head_of, placeholder
 from epsam.runtime.text import listed
 from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon
 from epsam.slides.asap_xml import read_asap_xml
-from epsam.slides.geojson import read_geojson
+from epsam.slides.geojson import UTF16_HEADS, read_geojson
 from epsam.slides.mask_annotation import join, read_mask_file
 from epsam.slides.outline import Outline, shown
 
@@ -97,7 +98,10 @@ def _plain(group: str) -> str:
 def is_geojson(path: Path) -> bool:
     """Whether a file is GeoJSON, plain or gzip, by its first bytes."""
     head = head_of(path)
-    return head.startswith(b"\x1f\x8b") or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    text = head.replace(b"\0", b"") if head.startswith(UTF16_HEADS) else head
+    for mark in (codecs.BOM_UTF8, *UTF16_HEADS):
+        text = text.removeprefix(mark)
+    return head.startswith(b"\x1f\x8b") or text.lstrip()[:1] in (b"{", b"[")
 
 
 def _from_mask(path: Path, groups: Mapping[Any, Sequence[str]], slide_size: tuple[int, int] | None) -> MaskAnnotation:

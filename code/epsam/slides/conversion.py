@@ -84,6 +84,8 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
         pixels = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)
+        if not set(page.extrasamples) & {1, 2}:  # what follows the colours is no opacity
+            pixels = pixels[..., :3]
         return _over_white(_as_8_bit(path, pixels)), mpp_of(page)
 
 

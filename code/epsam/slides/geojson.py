@@ -1,5 +1,6 @@
 """QuPath's GeoJSON annotations, read feature by feature so that memory grows with the outlines alone."""
 
+import codecs
 import gzip
 import json
 import re
@@ -14,6 +15,7 @@ import numpy as np
 from epsam.errors import AnnotationError
 from epsam.slides.outline import Outline, check_coordinates, shown
 
+UTF16_HEADS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 MAX_BYTES = 256 * 2**20
 MAX_COUNTS = {"[": 10_000_000, "{": 1_000_000, ",": 25_000_000}
@@ -61,7 +63,7 @@ def _text(path: Path) -> str:
                 data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise AnnotationError(f"{path}: larger than {MAX_BYTES >> 20} MiB, too large for the annotation of a slide")
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith(UTF16_HEADS) else "utf-8-sig")
     except FileNotFoundError:
         raise AnnotationError(f"{path}: no such annotation file") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

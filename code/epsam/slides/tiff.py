@@ -93,7 +93,11 @@ def needs_tifffile(path: Path) -> bool:
             page = largest_page(tiff)
             planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel >= 3
             other = page.compression not in OPENSLIDE_READS
-            return page.is_tiled and bool(planar or other or page.subifds or tiff.pages[0].is_ome)
+            # OpenSlide starts at the first page, and takes the largest of the reduced ones, a macro too, for level 0.
+            elsewhere = page.index != 0 or _pixels(page) < max(
+                _pixels(one) for one in first_pages(tiff) if one.is_tiled
+            )
+            return page.is_tiled and bool(planar or other or elsewhere or page.subifds or tiff.pages[0].is_ome)
     except Exception:  # noqa: BLE001 tifffile raises many kinds for files that are no TIFF, or a damaged one
         return False
 
@@ -137,14 +141,22 @@ def pyramid(path: Path, tiff: tifffile.TiffFile) -> list[TiffLevel]:
 
 
 def largest_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    return max(first_pages(tiff), key=lambda page: (page.is_tiled, page.imagewidth * page.imagelength))
+    """The page of level 0: the largest tiled one, but no macro, which may have more pixels than the slide."""
+    pages = first_pages(tiff)
+    largest = max(pages, key=lambda page: (page.is_tiled, _pixels(page)))
+    full = max((page for page in pages if page.is_tiled and not page.subfiletype & 1), key=_pixels, default=largest)
+    sizes = ((page.imagewidth, page.imagelength) for page in (largest, full))
+    return largest if same_shape(*sizes) else full
+
+
+def _pixels(page: tifffile.TiffPage) -> int:
+    return page.imagewidth * page.imagelength
 
 
 def _planes(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """The largest page, or the three pages of red, green and blue of an OME-TIFF."""
     page, pages = largest_page(tiff), first_pages(tiff)
-    number = next(i for i, other in enumerate(pages) if other is page)
-    planes = pages[number : number + 3]
+    planes = pages[page.index : page.index + 3]
     grey = all(p.samplesperpixel == 1 and p.bitspersample == 8 and p.is_tiled for p in planes)
     equal = len(planes) == 3 and all(a.shape == b.shape and a.tilewidth == b.tilewidth for a, b in pairwise(planes))
     return planes if grey and equal and len(_ome(page, "Channel")) == 3 else [page]

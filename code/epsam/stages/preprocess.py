@@ -14,7 +14,7 @@ from epsam.patches.class_folders import has_class_folders, import_patches
 from epsam.patches.extraction import extract
 from epsam.patches.manifest import SlideRecord, find_slides, usable
 from epsam.patches.patch import lines_of_not_used, read_folder, unused_folders
-from epsam.patches.resolution import check_resolutions
+from epsam.patches.resolution import check_resolutions, warn_of_enlarged
 from epsam.patches.selection import Candidates, may_be_positive, select
 from epsam.patches.splits import apply_published, assign_random, warn_of_copies, warn_shared_patients
 from epsam.patches.tables import remove_stale, write_patches, write_summary
@@ -101,6 +101,7 @@ def _preprocess(config: Config, workspace: Workspace) -> None:
         candidates = find_all_candidates(records, config, workspace)
         labelled = {record.slide for record in records if record.labels}
         check_resolutions({r.slide: r.patch_mpp for r in usable(records)}, config.patches.target_mpp, labelled)
+        warn_of_enlarged({r.slide: r.mpp_x for r in usable(records)}, config.patches.target_mpp)
         if config.slides.split == "random":
             assign_random(records, lambda record: _may_be_positive(candidates[record.slide], config), config)
         warn_shared_patients(records)

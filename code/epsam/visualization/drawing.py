@@ -9,12 +9,15 @@ from typing import Literal
 import cv2
 import matplotlib
 import numpy as np
+from matplotlib.font_manager import get_font
 from PIL import Image, ImageDraw, ImageFont
 
 from epsam.runtime.files import atomic
 from epsam.runtime.text import length_text, round_length
 from epsam.visualization.palette import BLACK, WHITE, Colour, edge_of, map_colours
 
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+"""Of all pictures; it comes with matplotlib, whose default it is."""
 TEXT_PX = 13
 LINE_PX = 24
 """Height of a line of a legend."""
@@ -51,8 +54,13 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @cache
 def _font(px: int) -> ImageFont.FreeTypeFont:
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(file), px, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(FONT), px, layout_engine=ImageFont.Layout.BASIC)
+
+
+def drawable(text: str) -> str:
+    """`text` with a sign in place of letters that the font of pictures lacks, such as Chinese ones."""
+    known = get_font(str(FONT))
+    return "".join(letter if known.get_char_index(ord(letter)) else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def text_width(text: str, px: int = TEXT_PX) -> int:
