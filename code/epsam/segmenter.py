@@ -124,6 +124,7 @@ class ImageSegmenter:
     """Classifier and SAM with its decoder, for images at hand; `config` is that of the run that trained them."""
 
     uses_classifier = True
+    usual_overlap = 0.5
 
     def __init__(self, classifier: Backbone, sam: Sam, config: Config, hardware: Hardware):
         self.classifier, self.sam, self.config, self.hardware = classifier, sam, config, hardware

@@ -56,6 +56,7 @@ def place(tmp_path, monkeypatch):
         config=config,
         hardware=choose_hardware("cpu"),
         uses_classifier=True,
+        usual_overlap=0.5,
         classify=lambda images, names: np.ones(len(images), np.float32),
         masks=lambda images, names: np.ones(images.shape[:3], bool),
     )

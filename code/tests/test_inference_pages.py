@@ -35,6 +35,7 @@ def run(tmp_path, monkeypatch):
     models = SimpleNamespace(
         hardware=choose_hardware("cpu"),
         uses_classifier=True,
+        usual_overlap=0.5,
         classify=lambda images, names: np.ones(len(images), np.float32),
         segment=lambda images, names: (images[..., 0] < 160).astype(np.float32),
         masks=lambda images, names: images[..., 0] < 160,

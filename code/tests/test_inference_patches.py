@@ -50,6 +50,7 @@ def run(tmp_path, folder, monkeypatch):
         config=config,
         hardware=choose_hardware("cpu"),
         uses_classifier=True,
+        usual_overlap=0.5,
         classify=lambda images, names: (images[..., 0] < 150).any(axis=(1, 2)).astype(np.float32),
         segment=segment,
         masks=lambda images, names: segment(images, names) > 0.5,

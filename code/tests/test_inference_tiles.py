@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 
+from epsam.config.schema import Config
 from epsam.inference.probability import ProbabilityMap
+from epsam.inference.segmenter import overlap_of
 from epsam.inference.slide_tiles import read_chunks, read_tiles
 from epsam.inference.tiles import CHUNK, TileStore, blend, lay_grid
 from epsam.runtime.seeds import generator
+from epsam.segmenter import ImageSegmenter
 from epsam.slides.reader import open_slide
 from epsam.slides.remote import RemoteSlide
 from epsam.slides.slide import read_window
+from epsam.student.segmenter import StudentSegmenter
 from tests.slide_factory import draw, write_slide
 
 SIDE = 16
@@ -140,3 +144,11 @@ def test_tiles_that_overlap_are_one_window_of_the_slide(tmp_path, monkeypatch):
         monkeypatch.setattr(slide, "read", lambda *window: asked.append(window) or read(*window))
         read_tiles(slide, [(0, 0), (48, 0), (96, 0), (400, 0), (0, 48), (48, 48)], 64, 64)
     assert asked == [(0, 0, 160, 64), (400, 0, 64, 64), (0, 48, 112, 64)]
+
+
+@pytest.mark.parametrize(("kind", "usual"), [(ImageSegmenter, 0.5), (StudentSegmenter, 0.25)])
+def test_tiles_of_sam_overlap_more_than_those_of_the_student_unless_settings_say_how_much(kind, usual):
+    models = object.__new__(kind)  # its networks are of no matter here
+    for inference, overlap in (({}, usual), ({"overlap": 0}, 0), ({"overlap": 0.6}, 0.6)):
+        models.config = Config(name="mine", inference=inference)
+        assert overlap_of(models) == overlap

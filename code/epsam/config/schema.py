@@ -441,8 +441,9 @@ class Inference(Section):
     student_views: Annotated[int, Field(ge=1, le=8)] = 4
     """Dihedral views of a patch whose probabilities the student averages; tiles of slides overlap instead. SAM's are
     `postprocess.views`."""
-    overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
-    """Share of a tile's side that it has in common with the next one: 0.5 takes 2.2 times as many tiles as 0.25."""
+    overlap: Annotated[float, Field(ge=0, le=0.75)] | None = None
+    """Share of a tile's side that it has in common with the next one; null: 0.25 for the student, 0.5, which takes 2.2
+    times as many tiles, for SAM."""
     classifier_probability: Share = 0.5
     """Tiles that the classifier gives less than this are taken to hold no tumour; SAM does not see them."""
     map_downsample: Positive = 4

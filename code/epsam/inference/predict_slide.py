@@ -19,7 +19,7 @@ from epsam.inference.pages.slide_page import write_slide_page
 from epsam.inference.probability import ProbabilityMap
 from epsam.inference.pyramid import write_mask, write_probability
 from epsam.inference.resolution import px2_of, resolution_warning, set_resolution, tile_px
-from epsam.inference.segmenter import Segmenter
+from epsam.inference.segmenter import Segmenter, overlap_of
 from epsam.inference.slide_tiles import read_chunks
 from epsam.inference.tile_prediction import predict_tiles
 from epsam.inference.tiles import TileGrid, TileStore, blend, lay_grid
@@ -82,7 +82,7 @@ def predict_slide(
         frame = Frame(read_px, max(1, round(patches.size_px / settings.map_downsample)))
         source = ProbabilityMap(work / "map.u8", slide.size, frame.step)
         tissue = find_tissue(slide, patches.tissue)
-        grid = lay_grid(tissue, source.shape, frame.side, settings.overlap)
+        grid = lay_grid(tissue, source.shape, frame.side, overlap_of(models))
         if not len(grid.positions) and is_grey(slide):
             raise SlideError(f"{path}: {GREY_SLIDE}")
         if not len(grid.positions):

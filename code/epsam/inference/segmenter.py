@@ -17,6 +17,8 @@ class Segmenter(Protocol):
     hardware: Hardware
     uses_classifier: bool
     """Whether `classify` says what the classifier says; else it gives 1 for all, and all are segmented."""
+    usual_overlap: float
+    """Of tiles, where `inference.overlap` is null: with less, whole slides are predicted worse (docs/RESULTS.md)."""
 
     def classify(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Probability that a patch holds tumour, float32 (N,), for RGB uint8 (N, H, W, 3)."""
@@ -26,3 +28,9 @@ class Segmenter(Protocol):
 
     def masks(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Masks bool (N, H, W), postprocessed."""
+
+
+def overlap_of(models: Segmenter) -> float:
+    """Share of a tile's side that it has in common with the next one, in [0, 0.75]."""
+    asked = models.config.inference.overlap
+    return models.usual_overlap if asked is None else asked

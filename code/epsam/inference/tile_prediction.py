@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from epsam.errors import DataError
-from epsam.inference.segmenter import Segmenter
+from epsam.inference.segmenter import Segmenter, overlap_of
 from epsam.inference.tiles import TileStore, blend, lay_grid
 
 MAX_PICTURE_TILES = 32
@@ -56,7 +56,7 @@ def predict_picture(image: np.ndarray, name: str, models: Segmenter) -> Picture:
             f"{name}: {width} x {height} px, but the models were trained on patches of {size} x {size} px; give "
             "patches of that size and resolution, or larger ones"
         )
-    grid = lay_grid(np.ones((1, 1), bool), (height, width), size, settings.overlap)
+    grid = lay_grid(np.ones((1, 1), bool), (height, width), size, overlap_of(models))
     chunks = np.array_split(np.arange(len(grid.positions)), -(-len(grid.positions) // MAX_PICTURE_TILES))
     with tempfile.TemporaryDirectory() as folder:
         store = TileStore(Path(folder), size, settings.classifier_probability)

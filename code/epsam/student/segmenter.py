@@ -24,6 +24,7 @@ class StudentSegmenter:
     """
 
     uses_classifier = False
+    usual_overlap = 0.25
 
     def __init__(self, student: Student, config: Config, hardware: Hardware):
         self.student, self.config, self.hardware = student, config, hardware
