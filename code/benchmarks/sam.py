@@ -60,7 +60,7 @@ def main() -> None:
     hardware = choose_hardware("cpu" if arguments.device == "cpu" else "12gb")
     if arguments.before:
         set_options(GLIBC)
-        checkpoint.use_fast_attention = lambda encoder: None
+        checkpoint.speed_up = lambda encoder: None
         hardware = replace(hardware, precision=torch.float32)  # of the decoder's training
     elif arguments.device == "cpu":
         keep_freed_memory()

@@ -9,7 +9,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
 from epsam.sam import attention
-from epsam.sam.attention import attend, use_fast_attention
+from epsam.sam.attention import attend, speed_up
 from epsam.sam.checkpoint import build_sam
 from epsam.sam.demo_model import build_sam_demo
 
@@ -55,7 +55,7 @@ def test_embeddings_are_segment_anythings_but_for_rounding(model, in_blocks, mon
     monkeypatch.setattr(attention, "MAX_SCORES", 19 * 19 * 100)  # several blocks, the last one smaller
     theirs = _encoder(model)
     ours = copy.deepcopy(theirs)
-    use_fast_attention(ours)
+    speed_up(ours)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     images = torch.randn(2, 3, theirs.img_size, theirs.img_size)
     with torch.inference_mode():

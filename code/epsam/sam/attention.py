@@ -13,6 +13,7 @@ from types import MethodType
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
+from torch import nn
 from torch.nn import functional
 
 from epsam.runtime.device import cpu_flags
@@ -23,11 +24,17 @@ MAX_SCORES = 2**21
 MANY_POSITIONS = 1024
 
 
-def use_fast_attention(encoder: ImageEncoderViT) -> None:
+def speed_up(encoder: ImageEncoderViT) -> None:
     """Replace the attention of each block of `encoder`, in place; classes and state dict stay segment_anything's."""
+    # The patches' embeddings come with channels first in memory, and every layer norm and sum after it would go across it.
+    encoder.patch_embed.register_forward_hook(_contiguous)
     for module in encoder.modules():
         if isinstance(module, Attention) and module.use_rel_pos:
             module.forward = MethodType(attend, module)
+
+
+def _contiguous(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    return output.contiguous()
 
 
 def attend(module: Attention, x: torch.Tensor, in_blocks: bool | None = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from epsam.runtime.files import sha256
 from epsam.runtime.model_file import WeightsSource
 from epsam.runtime.sidecar import read_metadata
 from epsam.runtime.weights_format import unwrap
-from epsam.sam.attention import use_fast_attention
+from epsam.sam.attention import speed_up
 from epsam.sam.demo_model import build_sam_demo
 from epsam.sam.encoder import encoder_hash
 from epsam.shipped import find_demo_sam
@@ -49,7 +49,7 @@ def load_sam(
 def build_sam(model_type: ModelType) -> Sam:
     """The model with random weights, in evaluation mode."""
     sam = build_sam_demo().eval() if model_type == "demo" else sam_model_registry[model_type]()
-    use_fast_attention(sam.image_encoder)
+    speed_up(sam.image_encoder)
     sam.mask_decoder.output_upscaling.register_forward_pre_hook(_contiguous_input)
     return sam
 
