@@ -8,7 +8,7 @@ batches, so that their losses must be equal but for rounding. Ratios are medians
 allocator   glibc keeps what is freed (epsam.runtime.allocator) against its own defaults
 fused       the optimiser's update in one kernel
 padding     convolutions that reflect pad in bfloat16, against torch's own, which autocast has pad in float32
-contiguous  contiguous input to the decoder's upscaling
+contiguous  the layout in memory that the decoder's transformer and its upscaling go through in order
 bfloat16    the decoder in bfloat16, where the CPU has instructions for it; else left out
 """
 
@@ -115,7 +115,7 @@ def decoder_steps(model: str, batch: int = 16) -> Steps:
     sam = build_sam(model).requires_grad_(False)
     decoder = sam.mask_decoder.requires_grad_(True)
     first = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    upscaling, hooks = decoder.output_upscaling, dict(decoder.output_upscaling._forward_pre_hooks)
+    parts = [(part, dict(part._forward_pre_hooks)) for part in (decoder.transformer, decoder.output_upscaling)]
     side, input_px = (
         sam.image_encoder.img_size // sam.image_encoder.patch_embed.proj.stride[0],
         sam.image_encoder.img_size,
@@ -127,9 +127,10 @@ def decoder_steps(model: str, batch: int = 16) -> Steps:
 
     def start(changes: set[str]) -> Callable[[], float]:
         decoder.load_state_dict(first)
-        upscaling._forward_pre_hooks.clear()
-        if "contiguous" in changes:
-            upscaling._forward_pre_hooks.update(hooks)
+        for part, hooks in parts:
+            part._forward_pre_hooks.clear()
+            if "contiguous" in changes:
+                part._forward_pre_hooks.update(hooks)
         optimiser = torch.optim.AdamW(decoder.parameters(), 1e-4, fused="fused" in changes)
 
         def step() -> float:

@@ -50,8 +50,15 @@ def build_sam(model_type: ModelType) -> Sam:
     """The model with random weights, in evaluation mode."""
     sam = build_sam_demo().eval() if model_type == "demo" else sam_model_registry[model_type]()
     speed_up(sam.image_encoder)
+    sam.mask_decoder.transformer.register_forward_pre_hook(_channels_last_input)
     sam.mask_decoder.output_upscaling.register_forward_pre_hook(_contiguous_input)
     return sam
+
+
+def _channels_last_input(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The transformer takes picture and places (N, C, h, w) for rows of channels, which they are in this layout alone."""
+    *pictures, tokens = inputs
+    return *(picture.contiguous(memory_format=torch.channels_last) for picture in pictures), tokens
 
 
 def _contiguous_input(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
