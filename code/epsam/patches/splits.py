@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from epsam.config.schema import Config
-from epsam.errors import ConfigError, DataError
+from epsam.errors import ConfigError, DataError, SlideError
 from epsam.patches.camelyon import PUBLISHED_SPLITS
 from epsam.patches.manifest import SlideRecord, usable
 from epsam.patches.patients import in_words, patients_in_several_splits
@@ -133,7 +134,8 @@ def warn_of_copies(records: Sequence[SlideRecord]) -> None:
         of_size[slide_bytes(record.path)].append(record)
     copies: dict[str, list[SlideRecord]] = defaultdict(list)
     for record in (record for same in of_size.values() if len(same) > 1 for record in same):
-        copies[content_hash(record.path)].append(record)
+        with suppress(SlideError):  # gone since it was opened: what is to be cut from it says so
+            copies[content_hash(record.path)].append(record)
     for same in (same for same in copies.values() if len(same) > 1):
         splits = {record.split for record in same}
         harm = (
