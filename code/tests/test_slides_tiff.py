@@ -101,12 +101,15 @@ def test_a_macro_among_the_levels_is_left_out(tmp_path, size):
     assert np.abs(slide.read(80, 80, 60, 50, level=2).astype(int) - image[80:280:4, 80:320:4]).mean() < 12
 
 
-@pytest.mark.parametrize("order", ["macro last", "thumbnail first"])
+@pytest.mark.parametrize("order", ["macro last", "macro that is not called reduced", "label first", "thumbnail first"])
 def test_level_0_is_the_slide_whatever_else_the_file_holds_and_in_whatever_order(tmp_path, order):
     image, path = draw(), tmp_path / "a.tif"
-    macro = (np.full((1500, 500, 3), 200, np.uint8), 1, 8.0)
+    macro = (np.full((1500, 500, 3), 200, np.uint8), int(order == "macro last"), 8.0)
+    label = (np.full((200, 190, 3), 200, np.uint8), 0, 8.0)
     levels = [(image, 0, 0.25), (image[::2, ::2], 1, 0.5)]
-    pages = [*levels, macro] if order == "macro last" else [(image[::4, ::4], 0, 1.0), *levels]
+    pages = {"label first": [label, *levels], "thumbnail first": [(image[::4, ::4], 0, 1.0), *levels]}.get(
+        order, [*levels, macro]
+    )
     with tifffile.TiffWriter(path) as tiff:
         for pixels, kind, mpp in pages:
             tiff.write(

@@ -141,12 +141,21 @@ def pyramid(path: Path, tiff: tifffile.TiffFile) -> list[TiffLevel]:
 
 
 def largest_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    """The page of level 0: the largest tiled one, but no macro, which may have more pixels than the slide."""
-    pages = first_pages(tiff)
-    largest = max(pages, key=lambda page: (page.is_tiled, _pixels(page)))
-    full = max((page for page in pages if page.is_tiled and not page.subfiletype & 1), key=_pixels, default=largest)
-    sizes = ((page.imagewidth, page.imagelength) for page in (largest, full))
-    return largest if same_shape(*sizes) else full
+    """The page of level 0: of the tiled ones the largest that has levels, as a macro, which may have more pixels, has none."""
+    tiled = [page for page in first_pages(tiff) if page.is_tiled]
+    alike = {page.index: sum(same_shape(_size(page), _size(other)) for other in tiled) for page in tiled}
+
+    def rank(page: tifffile.TiffPage) -> tuple[int, bool, int]:
+        return alike[page.index], not page.subfiletype & 1, _pixels(page)
+
+    if not tiled:
+        return max(first_pages(tiff), key=_pixels)
+    best = max(tiled, key=rank)
+    return max((page for page in tiled if same_shape(_size(best), _size(page))), key=_pixels)
+
+
+def _size(page: tifffile.TiffPage) -> tuple[int, int]:
+    return page.imagewidth, page.imagelength
 
 
 def _pixels(page: tifffile.TiffPage) -> int:
