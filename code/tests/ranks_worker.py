@@ -24,7 +24,7 @@ from epsam.pipeline import STAGES
 from epsam.runs.runner import run_stage
 from epsam.runs.stage import find_stage
 from epsam.runtime.log import set_up_logging
-from epsam.runtime.ranks import ALONE, Ranks, join
+from epsam.runtime.ranks import ALONE, Ranks, end_shared_process, join
 from epsam.workspace import Workspace
 
 # PyTorch and what needs it is imported where it is used: the process that fails does without most of it.
@@ -83,6 +83,7 @@ def share_stages(folder: Path, again: Path, stages: tuple[str, ...]) -> None:
         train_steps(folder, ranks)
         run_stages(again, ["train-classifier"], ranks)
         run_stages(folder, stages, ranks)
+    end_shared_process()  # as the commands of the stages do
 
 
 @click.command("fail")
