@@ -14,12 +14,12 @@ from epsam.errors import ConfigError, DataError
 from epsam.runtime.files import FORMULA
 from epsam.runtime.log import logger
 from epsam.runtime.placeholders import placeholder
+from epsam.runtime.text import UTF16_HEADS
 from epsam.slides.formats import is_slide_name, match_key, slide_name
 from epsam.workspace import SPLITS
 
 MAX_BYTES = 256 * 2**20
 DELIMITERS = (",", ";", "\t")
-UTF16_HEADS = (b"\xff\xfe", b"\xfe\xff")
 THOUSANDS = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
 """A number that a spreadsheet may have written with a separator of thousands."""
 LABELS = {"0": "normal", "1": "tumour", "normal": "normal", "tumour": "tumour", "tumor": "tumour"}

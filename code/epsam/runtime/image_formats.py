@@ -81,6 +81,13 @@ def is_decoded_to_rgb(page: "tifffile.TiffPage") -> bool:
     return page.photometric == PHOTOMETRIC.RGB or is_jpeg
 
 
+def has_opacity(page: "tifffile.TiffPage") -> bool:
+    """Whether the channel after a page's colours is its opacity, and not one of unknown meaning."""
+    from tifffile import EXTRASAMPLE
+
+    return bool(set(page.extrasamples) & {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA})
+
+
 def decode_tiff(path: Path) -> np.ndarray:
     """The first page of a TIFF: (H, W) or (H, W, BGR or BGRA), uint8 or uint16; raises DataError."""
     import tifffile
@@ -108,7 +115,7 @@ def decode_tiff(path: Path) -> np.ndarray:
                 pixels = pixels.astype(np.uint8) * 255
             if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
                 pixels = np.moveaxis(pixels, 0, -1)
-            if page.samplesperpixel == 4 and not set(page.extrasamples) & {1, 2}:  # the fourth is no opacity
+            if page.samplesperpixel == 4 and not has_opacity(page):
                 pixels = pixels[..., :3]
             if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
                 pixels = np.iinfo(pixels.dtype).max - pixels

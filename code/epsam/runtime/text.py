@@ -3,6 +3,9 @@
 import math
 from collections.abc import Iterable
 
+UTF16_HEADS = (b"\xff\xfe", b"\xfe\xff")
+"""Byte-order marks of UTF-16, as Windows programs write them."""
+
 
 def listed(names: Iterable[str], count: int = 5, separator: str = ", ") -> str:
     """The first `count` names, and how many more there are: "a, b and 3 more"."""

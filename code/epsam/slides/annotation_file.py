@@ -14,10 +14,10 @@ import shapely
 from epsam.errors import AnnotationError
 from epsam.runtime.log import logger
 from epsam.runtime.placeholders import head_of, placeholder
-from epsam.runtime.text import listed
+from epsam.runtime.text import UTF16_HEADS, listed
 from epsam.slides.annotation import Annotation, MaskAnnotation, Polygon
 from epsam.slides.asap_xml import read_asap_xml
-from epsam.slides.geojson import UTF16_HEADS, read_geojson
+from epsam.slides.geojson import read_geojson
 from epsam.slides.mask_annotation import join, read_mask_file
 from epsam.slides.outline import Outline, shown
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from epsam.errors import SlideError
 from epsam.runtime.failures import reason_of
 from epsam.runtime.files import atomic
-from epsam.runtime.image_formats import PNG_DEPTH, PNG_HEAD, TIFF_HEADS, is_decoded_to_rgb
+from epsam.runtime.image_formats import PNG_DEPTH, PNG_HEAD, TIFF_HEADS, has_opacity, is_decoded_to_rgb
 from epsam.runtime.log import logger, progress
 from epsam.slides.slide import PLAUSIBLE_MPP, plausible_mpp
 from epsam.slides.tiff import largest_page, mpp_of
@@ -84,7 +84,7 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
         pixels = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)
-        if not set(page.extrasamples) & {1, 2}:  # what follows the colours is no opacity
+        if not has_opacity(page):
             pixels = pixels[..., :3]
         return _over_white(_as_8_bit(path, pixels)), mpp_of(page)
 

@@ -1,6 +1,5 @@
 """QuPath's GeoJSON annotations, read feature by feature so that memory grows with the outlines alone."""
 
-import codecs
 import gzip
 import json
 import re
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from epsam.errors import AnnotationError
+from epsam.runtime.text import UTF16_HEADS
 from epsam.slides.outline import Outline, check_coordinates, shown
 
-UTF16_HEADS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 MAX_BYTES = 256 * 2**20
 MAX_COUNTS = {"[": 10_000_000, "{": 1_000_000, ",": 25_000_000}

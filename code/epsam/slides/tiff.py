@@ -6,6 +6,7 @@ because the libraries that would do it cost more than this file: tiffslide bring
 OpenSlide, large_image brings a tile server's cache and its many sources, wsidicom reads DICOM, as OpenSlide does.
 """
 
+from collections import Counter
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,15 @@ def pyramid(path: Path, tiff: tifffile.TiffFile) -> list[TiffLevel]:
 def largest_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """The page of level 0: of the tiled ones the largest that has levels, as a macro, which may have more pixels, has none."""
     tiled = [page for page in first_pages(tiff) if page.is_tiled]
-    alike = {page.index: sum(same_shape(_size(page), _size(other)) for other in tiled) for page in tiled}
+    sizes = Counter(_size(page) for page in tiled)
+    levels = {
+        page.index: sum(count for size, count in sizes.items() if same_shape(_size(page), size))
+        + len(page.subifds or ())
+        for page in tiled
+    }
 
     def rank(page: tifffile.TiffPage) -> tuple[int, bool, int]:
-        return alike[page.index], not page.subfiletype & 1, _pixels(page)
+        return levels[page.index], not page.subfiletype & 1, _pixels(page)
 
     if not tiled:
         return max(first_pages(tiff), key=_pixels)
